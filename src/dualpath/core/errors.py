@@ -1,0 +1,64 @@
+"""Every error that DualPath raises on purpose; one class per thing a caller may want to tell apart."""
+
+from __future__ import annotations
+
+
+class DualPathError(Exception):
+    """Base of all errors below. The message is one line that a user can act on."""
+
+
+class ConfigError(DualPathError):
+    """A setting is missing, malformed or out of range. CLI: one line, exit code 2."""
+
+
+class UnsupportedModelError(ConfigError):
+    """The model directory is unreadable or of a family that cannot be served."""
+
+
+class InvalidRequestError(DualPathError):
+    """The client's request is wrong (HTTP 400). ``param`` names the offending field where there is one."""
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+        self.code = code
+
+
+class OverloadedError(DualPathError):
+    """The queue is full (HTTP 429); try again after ``retry_after_s``."""
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class TransferError(DualPathError):
+    """A transfer failed; its memory is quiescent (no byte will be written any more)."""
+
+
+class TransferTimeoutError(TransferError):
+    """A transfer passed its deadline. Its memory may still be written: the owner keeps it until the transfer ends."""
+
+
+class PeerLostError(TransferError):
+    """The peer of a transfer is gone."""
+
+
+class StoreError(DualPathError):
+    """Storage could not be reached or refused an operation."""
+
+
+class BlockMissingError(StoreError):
+    """The block is not on storage."""
+
+
+class BlockCorruptError(StoreError):
+    """The stored object is truncated, of another geometry or namespace, or its checksum does not hold."""
+
+
+class EngineLostError(DualPathError):
+    """An engine died or dropped the request; the request can be resumed elsewhere."""
+
+
+class DeadlineExceededError(DualPathError):
+    """A wait passed its deadline."""

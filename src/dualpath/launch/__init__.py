@@ -1,0 +1,2 @@
+"""Composition root and CLI: the only place that names concrete backends.
+"""

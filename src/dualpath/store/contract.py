@@ -1,0 +1,99 @@
+"""The contract of a block store: where Full Blocks live, and how an engine's traffic manager reads and writes them.
+
+A store has two faces. ``BlockStore`` is the directory of blocks (list, stat, delete), used by the block index, the CLI and
+the scheduler process; it is thread-safe and may block. ``StoreIo`` moves bytes between storage and registered staging memory
+for one engine; every call comes from that engine's traffic thread and none may block for long.
+
+A stored object is ``HEADER_BYTES`` of header followed by the Full Block's payload (see dualpath.store.header). Staging slots
+have the same shape, so one descriptor moves a whole object. The payload is not verified here: whoever reads calls
+``dualpath.store.header.verify`` before the first use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+from dualpath.core.geometry import KvGeometry
+from dualpath.core.ids import BlockKey
+
+
+@dataclass(frozen=True, slots=True)
+class StoredBlock:
+    """What listing tells of one object. ``parent`` is None where only the object's header knows it."""
+
+    key: BlockKey
+    num_bytes: int
+    modified_unix_s: float
+
+
+class IoState(Enum):
+    IN_PROGRESS = "in_progress"
+    DONE = "done"
+    FAILED = "failed"
+
+
+class IoTicket(Protocol):
+    """One block on its way. ``error`` is set when the state is FAILED (BlockMissingError, BlockCorruptError, StoreError)."""
+
+    key: BlockKey
+    error: Exception | None
+
+
+@dataclass(frozen=True, slots=True)
+class IoRequest:
+    """Move one object between ``key`` and ``[address, address + num_bytes)`` of the registered staging memory."""
+
+    key: BlockKey
+    address: int
+    num_bytes: int  # header + payload
+
+
+class StoreIo(Protocol):
+    """Moves objects. Single-threaded; submit -> poll until no longer IN_PROGRESS -> release."""
+
+    def submit_reads(self, requests: Sequence[IoRequest]) -> Sequence[IoTicket]:
+        """Start reading. One failing block never fails another. Never raises for a missing or truncated object: its ticket does."""
+        ...
+
+    def submit_writes(self, requests: Sequence[IoRequest]) -> Sequence[IoTicket]:
+        """Start writing. An object becomes visible under its key only when complete (temporary name, then rename; or one PUT).
+
+        The memory must stay unchanged until the ticket is no longer IN_PROGRESS. Writing a key that exists is a success.
+        """
+        ...
+
+    def poll(self, ticket: IoTicket) -> IoState: ...
+
+    def release(self, ticket: IoTicket) -> bool:
+        """Give up a ticket. True: its memory is quiescent. False: it may still be written; call again later."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class BlockStore(Protocol):
+    """The directory of one namespace's blocks. Thread-safe; may block."""
+
+    url: str
+    geometry: KvGeometry
+
+    def list_blocks(self) -> Iterator[StoredBlock]:
+        """All complete objects, in any order. Temporary files of dead writers are swept, not listed."""
+        ...
+
+    def exists(self, key: BlockKey) -> bool: ...
+
+    def read_header(self, key: BlockKey) -> bytes:
+        """The first HEADER_BYTES bytes. Raises BlockMissingError, BlockCorruptError (too short) or StoreError."""
+        ...
+
+    def delete(self, key: BlockKey) -> None:
+        """Remove the object; absent is fine. Raises StoreError."""
+        ...
+
+    def used_bytes(self) -> int: ...
+
+    def close(self) -> None: ...
