@@ -46,6 +46,7 @@ class ReadOutcome:
     gone: frozenset[int] = frozenset()  # missing or corrupt on storage: no other side can help
     failed: frozenset[int] = frozenset()  # transfer failed or timed out: the other side may succeed
     num_bytes: int = 0  # read from storage
+    moved_slots: tuple[tuple[int, int], ...] = ()  # decode side: (block, its new slot), because a late read may still write the old one
 
 
 @dataclass(frozen=True, slots=True)

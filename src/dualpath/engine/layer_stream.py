@@ -1,0 +1,165 @@
+"""Layerwise prefill: history streams in and new KV streams out layer by layer, beside the compute.
+
+Two workspaces alternate (layer l uses l % 2). While layer l computes, layer l+1 loads; when l is handed back its new rows are
+pushed to the decode buffers, and once they have left, layer l+2 loads into the same memory (paper section 4).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from dualpath.core.clock import Clock
+from dualpath.core.ids import EngineId
+from dualpath.engine.trace import ChromeTrace
+from dualpath.traffic.contract import Transfer, Units
+from dualpath.traffic.manager import TrafficManager
+
+NUM_WORKSPACES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """One set of Layer Blocks that moves in every layer: workspace block i to or from staging slot i."""
+
+    peer: EngineId | None  # None: this engine's own staging buffer
+    workspace_blocks: Units
+    slots: Units
+
+    @staticmethod
+    def of(peer: EngineId | None, pairs: Sequence[tuple[int, int]]) -> Flow:
+        columns = np.array(pairs, dtype=np.int32).reshape(-1, 2)
+        return Flow(peer, columns[:, 0].copy(), columns[:, 1].copy())
+
+
+class WorkspaceStream:
+    """One forward batch's ``LayerStream`` (see dualpath.models.seam). Built by the engine, used by its model thread.
+
+    ``loads`` bring history into the workspace, ``pushes`` take new rows (and hits read on this side) to decode buffers.
+    After the forward, ``finish`` waits for the last pushes; after any exception, ``abandon`` waits for quiescence.
+    """
+
+    def __init__(
+        self,
+        traffic: TrafficManager,
+        workspace: torch.Tensor,  # uint8 [NUM_WORKSPACES, blocks, block_tokens, bytes_per_token_layer]
+        num_layers: int,
+        loads: Sequence[Flow],
+        pushes: Sequence[Flow],
+        clock: Clock,
+        deadline_s: float,
+        trace: ChromeTrace | None = None,
+        track: str = "prefill",
+    ) -> None:
+        self._traffic = traffic
+        self._workspace = workspace
+        self._num_layers = num_layers
+        self._loads, self._pushes = loads, pushes
+        self._clock = clock
+        self._deadline_s = deadline_s
+        self._trace, self._track = trace, track
+        self._started = [threading.Event() for _ in range(num_layers)]
+        self._load_transfers: list[list[Transfer[int]]] = [[] for _ in range(num_layers)]
+        self._push_transfers: list[list[Transfer[int]]] = [[] for _ in range(num_layers)]
+        self._closed = False
+        self._acquired_at_s = 0.0
+        self.wait_s = 0.0  # time the compute stood still for loads
+        for layer in range(min(NUM_WORKSPACES, num_layers)):
+            self._start_layer(layer)
+
+    def acquire(self, layer: int) -> torch.Tensor:
+        start_s = self._clock.now_s()
+        if layer:
+            self._span(f"compute layer {layer - 1}", "compute", self._acquired_at_s, start_s)
+        if not self._started[layer].wait(self._deadline_s):
+            # The pushes that free this workspace did not end: surface their error, which has its own deadline.
+            self._wait(self._push_transfers[layer - NUM_WORKSPACES])
+        self._wait(self._push_transfers[layer - NUM_WORKSPACES] if layer >= NUM_WORKSPACES else [])
+        self._wait(self._load_transfers[layer])
+        self._acquired_at_s = self._clock.now_s()
+        self.wait_s += self._acquired_at_s - start_s
+        if self._acquired_at_s - start_s > 20e-6:
+            self._span(f"wait for layer {layer}", "compute", start_s, self._acquired_at_s)
+        return self._workspace[layer % NUM_WORKSPACES].view(-1, self._workspace.shape[-1])
+
+    def release(self, layer: int) -> None:
+        if self._workspace.is_cuda:
+            torch.cuda.current_stream(self._workspace.device).synchronize()  # the NIC reads what the kernels wrote
+        transfers = [self._push(flow, layer) for flow in self._pushes]
+        self._push_transfers[layer] = transfers
+        follower = layer + NUM_WORKSPACES
+        if follower >= self._num_layers:
+            return
+        if not transfers:
+            self._start_layer(follower)
+            return
+        pending = _Countdown(len(transfers), lambda: self._start_layer(follower))
+        for transfer in transfers:
+            transfer.future.add_done_callback(lambda _: pending.hit())
+
+    def finish(self) -> None:
+        """Wait until every push has arrived. Raises TransferError. Model thread."""
+        self._span(f"compute layer {self._num_layers - 1}", "compute", self._acquired_at_s, self._clock.now_s())
+        for transfers in self._push_transfers[-NUM_WORKSPACES:]:
+            self._wait(transfers)
+
+    def abandon(self, deadline_s: float) -> bool:
+        """After a failure: stop starting layers, wait until no transfer touches the workspace. False: deadline passed."""
+        self._closed = True
+        end_s = self._clock.now_s() + deadline_s
+        for transfer in [t for ts in (*self._load_transfers, *self._push_transfers) for t in ts]:
+            try:
+                transfer.quiescent.result(max(0.0, end_s - self._clock.now_s()))
+            except TimeoutError:
+                return False
+        return True
+
+    def _start_layer(self, layer: int) -> None:
+        """Submit the layer's loads. Model thread, or the traffic thread when the last push of layer - 2 has ended."""
+        if not self._closed:
+            self._load_transfers[layer] = [self._load(flow, layer) for flow in self._loads]
+        self._started[layer].set()
+
+    def _load(self, flow: Flow, layer: int) -> Transfer[int]:
+        local = self._workspace_units(flow, layer)
+        remote = self._traffic.staging_units(flow.slots, layer)
+        if flow.peer is None:
+            return self._traffic.copy("staging", remote, "device", local)
+        return self._traffic.pull(flow.peer, "device", local, "staging", remote, self._deadline_s)
+
+    def _push(self, flow: Flow, layer: int) -> Transfer[int]:
+        assert flow.peer is not None
+        local = self._workspace_units(flow, layer)
+        remote = self._traffic.staging_units(flow.slots, layer)
+        return self._traffic.push(flow.peer, "device", local, "staging", remote, self._deadline_s)
+
+    def _workspace_units(self, flow: Flow, layer: int) -> Units:
+        base = (layer % NUM_WORKSPACES) * self._workspace.shape[1]
+        return flow.workspace_blocks + np.int32(base)
+
+    def _wait(self, transfers: Sequence[Transfer[int]]) -> None:
+        for transfer in transfers:
+            transfer.result(self._deadline_s * 2)  # the transfer's own deadline comes first
+
+    def _span(self, name: str, track: str, start_s: float, end_s: float) -> None:
+        if self._trace is not None:
+            self._trace.span(self._track, track, name, start_s, end_s)
+
+
+class _Countdown:
+    """Calls ``then`` at the last of ``count`` hits, whichever thread it comes from."""
+
+    def __init__(self, count: int, then: object) -> None:
+        self._count, self._then = count, then
+        self._lock = threading.Lock()
+
+    def hit(self) -> None:
+        with self._lock:
+            self._count -= 1
+            last = self._count == 0
+        if last:
+            self._then()  # type: ignore[operator]

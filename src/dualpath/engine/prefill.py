@@ -1,0 +1,272 @@
+"""The prefill engine: reads its share of a request's hit blocks, runs layer-streamed forward batches, hands the prompt over."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+
+from dualpath.core.clock import Clock, SystemClock
+from dualpath.core.errors import DualPathError, EngineLostError, TransferError
+from dualpath.core.geometry import KvGeometry
+from dualpath.core.ids import BlockKey, EngineId, NodeId, RequestId
+from dualpath.core.plan import Role
+from dualpath.core.request import TokenEvent
+from dualpath.core.stats import EngineStats
+from dualpath.engine.api import EngineInfo, PrefillOrder, ReadOutcome
+from dualpath.engine.batch import BatchLimits, Quota, no_quota
+from dualpath.engine.finish import finish_reason
+from dualpath.engine.layer_stream import NUM_WORKSPACES, WorkspaceStream
+from dualpath.engine.prefill_batch import Batch, Job, blocks_used, choose, flows
+from dualpath.engine.sampling import SampleJob, sample
+from dualpath.engine.staged import StagedReads
+from dualpath.engine.stats import engine_stats
+from dualpath.engine.trace import ChromeTrace
+from dualpath.models.seam import Model
+from dualpath.traffic.manager import TrafficManager
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillConfig:
+    """Sizes are fixed at start; all memory is allocated once."""
+
+    workspace_tokens: int  # device KV rows of one layer: the longest prompt, or the sum of a batch's prompts
+    max_batch_tokens: int = 8192  # new tokens in one forward
+    slot_deadline_s: float = 120.0
+    transfer_deadline_s: float = 30.0
+
+
+class PrefillEngine:
+    """Implements ``engine.api.PrefillEngineClient`` in this process. Methods run on one event loop."""
+
+    def __init__(
+        self,
+        *,
+        engine_id: EngineId,
+        node_id: NodeId,
+        model: Model,
+        geometry: KvGeometry,
+        traffic: TrafficManager,
+        config: PrefillConfig,
+        clock: Clock | None = None,
+        quota: Quota = no_quota,
+        trace: ChromeTrace | None = None,
+    ) -> None:
+        self._engine_id, self._node_id = engine_id, node_id
+        self._model, self._geometry, self._traffic = model, geometry, traffic
+        self._config, self._clock = config, clock or SystemClock()
+        self._quota, self._trace = quota, trace
+        blocks = geometry.blocks_for(config.workspace_tokens)
+        shape = (NUM_WORKSPACES, blocks, geometry.block_tokens, geometry.bytes_per_token_layer)
+        self._workspace = torch.zeros(shape, dtype=torch.uint8, device=model.device)
+        traffic.register_device(self._workspace.view(NUM_WORKSPACES * blocks, geometry.layer_block_bytes))
+        self._limits = BatchLimits(
+            config.max_batch_tokens, blocks, geometry.block_tokens, model.spec.max_requests_per_forward
+        )
+        self._staged = StagedReads(traffic, config.slot_deadline_s)
+        self._ready: list[Job] = []
+        self._running: list[Job] = []
+        self._idle = asyncio.Event()  # no forward is running
+        self._idle.set()
+        self._work = asyncio.Event()
+        self._lost: WorkspaceStream | None = None
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix=f"{engine_id}-model")
+        self._loop_task: asyncio.Task[None] | None = None
+        self._blocks_used = self._blocks_peak = self._num_forwards = 0
+
+    async def start(self) -> None:
+        self._traffic.start()
+        self._loop_task = asyncio.create_task(self._run(), name=f"{self._engine_id}-loop")
+
+    async def close(self) -> None:
+        if self._loop_task is not None:
+            self._loop_task.cancel()
+            await asyncio.gather(self._loop_task, return_exceptions=True)
+        await asyncio.to_thread(self._worker.shutdown, True)
+        for job in [*self._ready, *self._running]:
+            job.events.put_nowait(EngineLostError(f"{self._engine_id} is closing"))
+        await asyncio.to_thread(self._traffic.close)
+
+    @property
+    def info(self) -> EngineInfo:
+        slots = self._traffic.slots.num_slots * self._geometry.block_tokens
+        rows = self._limits.workspace_blocks * self._geometry.block_tokens
+        return EngineInfo(
+            self._engine_id, self._node_id, Role.PREFILL, min(slots, rows), rows, self._traffic.metadata()
+        )
+
+    async def add_peer(self, peer_metadata: bytes) -> None:
+        await asyncio.to_thread(self._traffic.add_peer, peer_metadata)
+
+    async def reserve(self, request_id: RequestId, num_slots: int) -> None:
+        self._check_alive()
+        await self._staged.reserve(request_id, num_slots)
+
+    async def read(self, request_id: RequestId, blocks: Sequence[tuple[int, BlockKey]]) -> ReadOutcome:
+        self._check_alive()
+        return await self._staged.read(request_id, blocks)
+
+    async def prefill(self, order: PrefillOrder) -> AsyncIterator[TokenEvent | None]:
+        self._check_alive()
+        slots = self._staged.slots(order.request.request_id)
+        job = Job(order, {b: slots[b] for b in order.prefill_blocks}, order.num_hit_tokens)
+        self._ready.append(job)
+        self._work.set()
+        try:
+            while True:
+                event = await job.events.get()
+                if isinstance(event, Exception):
+                    raise event
+                yield event
+                if event is not None:
+                    return
+        finally:
+            job.cancelled = True
+            if job in self._ready:
+                self._ready.remove(job)
+
+    async def release(self, request_id: RequestId) -> bool:
+        if any(job.order.request.request_id == request_id for job in self._running):
+            await self._idle.wait()
+        if self._lost is not None:
+            return False  # a forward left transfers behind that may still write decode buffers
+        self._staged.release(request_id)
+        return True
+
+    async def stats(self) -> EngineStats:
+        return engine_stats(
+            self._engine_id,
+            self._node_id,
+            Role.PREFILL,
+            self._traffic,
+            num_requests=self._staged.num_requests,
+            num_forwards=self._num_forwards,
+            device_kv_bytes=self._workspace.numel(),
+            device_kv_used_bytes=self._device_bytes(self._blocks_used),
+            device_kv_peak_bytes=self._device_bytes(self._blocks_peak),
+        )
+
+    def _device_bytes(self, blocks: int) -> int:
+        return NUM_WORKSPACES * blocks * self._geometry.layer_block_bytes
+
+    def _check_alive(self) -> None:
+        if self._lost is not None:
+            raise EngineLostError(f"{self._engine_id} is out of service")
+
+    # -- the loop -------------------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        while True:
+            await self._work.wait()
+            self._work.clear()
+            while self._ready:
+                await self.step()
+                if self._lost is not None:
+                    await self._recover(self._lost)
+
+    async def step(self) -> None:
+        """Choose a batch, stream its layers, hand over."""
+        batch = choose(self._ready, self._limits, self._quota)
+        if not batch:
+            self._ready.pop(0).events.put_nowait(EngineLostError("the prompt does not fit the prefill workspace"))
+            return
+        self._running = [job for job, _ in batch]
+        self._ready = [job for job in self._ready if job not in self._running]
+        self._idle.clear()
+        try:
+            self._hand_over(batch, await self._forward(batch))
+        except DualPathError as error:
+            self._after_failure(batch, error)
+        except Exception as error:  # a bug or an out-of-memory in the model must not end the engine's loop
+            log.exception("%s: forward failed", self._engine_id)
+            self._after_failure(batch, EngineLostError(repr(error)))
+        finally:
+            self._running = []
+            self._blocks_used = 0
+            self._idle.set()
+
+    async def _forward(self, batch: Batch) -> torch.Tensor:
+        for job, _ in batch:
+            if not job.started:
+                job.started = True
+                job.events.put_nowait(None)
+        self._blocks_used = blocks_used(batch, self._geometry)
+        self._blocks_peak = max(self._blocks_peak, self._blocks_used)
+        self._num_forwards += 1
+        return await asyncio.get_running_loop().run_in_executor(self._worker, self._forward_blocking, batch)
+
+    def _forward_blocking(self, batch: Batch) -> torch.Tensor:
+        """Model thread. Whatever happens, no transfer touches the workspace afterwards, or the engine is out of service."""
+        start_s = self._clock.now_s()
+        stream = self._open_stream(batch)
+        try:
+            items = [job.item(chunk, self._geometry.block_tokens) for job, chunk in batch]
+            logits = self._model.prefill(items, stream)
+            stream.finish()
+        except BaseException:
+            if not stream.abandon(self._config.transfer_deadline_s):
+                self._lost = stream
+            raise
+        if self._trace is not None:
+            args = {"requests": len(batch), "new_tokens": sum(c.num_new for _, c in batch), "wait_s": stream.wait_s}
+            self._trace.span(self._engine_id, "forward", "forward", start_s, self._clock.now_s(), args)
+        return logits
+
+    def _open_stream(self, batch: Batch) -> WorkspaceStream:
+        loads, pushes = flows(batch, self._geometry)
+        return WorkspaceStream(
+            self._traffic,
+            self._workspace,
+            self._geometry.num_layers,
+            loads,
+            pushes,
+            self._clock,
+            self._config.transfer_deadline_s,
+            self._trace,
+            self._engine_id,
+        )
+
+    def _hand_over(self, batch: Batch, logits: torch.Tensor) -> None:
+        """Requests whose prompt is complete get their first token; chunked ones go back to the head of the line."""
+        done, unfinished = [], []
+        for row, (job, chunk) in enumerate(batch):
+            job.num_done += chunk.num_new
+            job.hits_pushed = True
+            if job.num_left == 0:
+                done.append((row, job))
+            elif not job.cancelled:
+                unfinished.append(job)
+        self._ready = [*unfinished, *self._ready]
+        if not done:
+            return
+        jobs = [SampleJob(j.order.request.sampling, len(j.order.request.prompt_token_ids)) for _, j in done]
+        for (_, job), event in zip(done, sample(logits[[row for row, _ in done]], jobs), strict=True):
+            job.events.put_nowait(finish_reason(event, job.order.request.sampling, 1, self._model.spec))
+
+    def _after_failure(self, batch: Batch, error: DualPathError) -> None:
+        """A lone request is told; several are run again one by one, so that only the one at fault fails."""
+        log.warning("%s: a forward of %d requests failed: %s", self._engine_id, len(batch), error)
+        if len(batch) == 1 or self._lost is not None or not isinstance(error, TransferError):
+            for job, _ in batch:
+                job.events.put_nowait(EngineLostError(f"{self._engine_id}: prefill failed: {error}"))
+            return
+        for job, _ in batch:
+            job.alone = True
+        self._ready = [*(job for job, _ in batch if not job.cancelled), *self._ready]
+
+    async def _recover(self, stream: WorkspaceStream) -> None:
+        """Back in service once the transfers that a failed forward left behind have ended."""
+        log.error("%s: out of service: transfers of a failed forward do not end", self._engine_id)
+        for job in self._ready:
+            job.events.put_nowait(EngineLostError(f"{self._engine_id} is out of service"))
+        self._ready = []
+        while not await asyncio.to_thread(stream.abandon, 1.0):
+            pass
+        self._lost = None
+        log.warning("%s: back in service", self._engine_id)

@@ -1,0 +1,77 @@
+"""Prefill jobs, and what a forward batch of them has to move: which Layer Blocks come in and which go out, per layer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from dualpath.core.geometry import KvGeometry
+from dualpath.core.ids import EngineId
+from dualpath.core.request import TokenEvent
+from dualpath.engine.api import PrefillOrder
+from dualpath.engine.batch import BatchLimits, Chunk, Quota, ReadyItem, pack
+from dualpath.engine.layer_stream import Flow
+from dualpath.models.seam import PrefillItem
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """A request on its way through prefill; its first ``num_done`` tokens have KV, in one of the two buffers."""
+
+    order: PrefillOrder
+    slots: dict[int, int]  # block -> prefill-buffer slot of the hits read on this side
+    num_done: int
+    events: asyncio.Queue[TokenEvent | None | Exception] = field(default_factory=asyncio.Queue)
+    started: bool = False
+    hits_pushed: bool = False
+    cancelled: bool = False
+    alone: bool = False  # was in a batch that failed: runs by itself now
+
+    @property
+    def num_left(self) -> int:
+        return len(self.order.request.prompt_token_ids) - self.num_done
+
+    def item(self, chunk: Chunk, block_tokens: int) -> PrefillItem:
+        tokens = self.order.request.prompt_token_ids[self.num_done : self.num_done + chunk.num_new]
+        return PrefillItem(tokens, self.num_done, chunk.first_block * block_tokens)
+
+
+Batch = Sequence[tuple[Job, Chunk]]
+
+
+def choose(ready: Sequence[Job], limits: BatchLimits, quota: Quota) -> list[tuple[Job, Chunk]]:
+    """The next forward batch, first come first served; a job that must run alone gets a batch of its own."""
+    end = next((i for i, job in enumerate(ready) if job.alone), len(ready))
+    candidates = ready[: max(end, 1)]
+    chunks = pack([ReadyItem(job.num_done, job.num_left) for job in candidates], limits, quota)
+    return [(candidates[chunk.index], chunk) for chunk in chunks]
+
+
+def flows(batch: Batch, geometry: KvGeometry) -> tuple[list[Flow], list[Flow]]:
+    """(loads, pushes): local hits, then one flow per decode engine each way.
+
+    Loads bring every token that has KV; pushes take what the decode buffer lacks: the blocks with new tokens and, once,
+    the hits read on the prefill side.
+    """
+    local: list[tuple[int, int]] = []
+    pulls: dict[EngineId, list[tuple[int, int]]] = {}
+    pushes: dict[EngineId, list[tuple[int, int]]] = {}
+    for job, chunk in batch:
+        peer, remote, first = job.order.decode_engine, job.order.decode_slots, chunk.first_block
+        for block in range(geometry.blocks_for(job.num_done)):
+            if block in job.slots:
+                local.append((first + block, job.slots[block]))
+            else:
+                pulls.setdefault(peer, []).append((first + block, remote[block]))
+        new = range(job.num_done // geometry.block_tokens, geometry.blocks_for(job.num_done + chunk.num_new))
+        hits = () if job.hits_pushed else sorted(job.slots)
+        pushes.setdefault(peer, []).extend((first + block, remote[block]) for block in (*hits, *new))
+    loads = [Flow.of(None, local)] if local else []
+    loads += [Flow.of(peer, pairs) for peer, pairs in pulls.items()]
+    return loads, [Flow.of(peer, pairs) for peer, pairs in pushes.items()]
+
+
+def blocks_used(batch: Batch, geometry: KvGeometry) -> int:
+    """Workspace blocks per layer that the batch occupies."""
+    return sum(geometry.blocks_for(job.num_done + chunk.num_new) for job, chunk in batch)

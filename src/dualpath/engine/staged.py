@@ -1,0 +1,108 @@
+"""What one request holds in an engine's staging buffer, and reading its hit blocks into it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from dualpath.core.errors import BlockCorruptError, BlockMissingError, DualPathError
+from dualpath.core.ids import BlockKey, RequestId
+from dualpath.engine.api import ReadOutcome
+from dualpath.traffic.contract import Transfer
+from dualpath.traffic.manager import TrafficManager
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Held:
+    """One request's staging slots: ``by_block`` are in use for a block of the prompt, ``spare`` not yet."""
+
+    by_block: dict[int, int] = field(default_factory=dict)
+    spare: list[int] = field(default_factory=list)
+    reading: int = 0  # read() calls under way: their slots are released when they end
+
+
+class StagedReads:
+    """The staging slots of an engine's requests. Event loop only."""
+
+    def __init__(self, traffic: TrafficManager, slot_deadline_s: float) -> None:
+        self._traffic = traffic
+        self._slot_deadline_s = slot_deadline_s
+        self._held: dict[RequestId, Held] = {}
+
+    def slots(self, request_id: RequestId) -> dict[int, int]:
+        """Block of the prompt -> staging slot."""
+        held = self._held.get(request_id)
+        return held.by_block if held else {}
+
+    async def reserve(self, request_id: RequestId, num_slots: int) -> list[int]:
+        """Wait for ``num_slots`` slots. Raises DeadlineExceededError; on any way out without them nothing is kept."""
+        slots = await self._traffic.slots.acquire(num_slots, self._slot_deadline_s) if num_slots else []
+        self._held.setdefault(request_id, Held()).spare.extend(slots)
+        return slots
+
+    def assign(self, request_id: RequestId, blocks: Sequence[int]) -> None:
+        """Give each block a spare slot, in order."""
+        held = self._held[request_id]
+        for block in blocks:
+            held.by_block[block] = held.spare.pop(0)
+
+    async def read(self, request_id: RequestId, blocks: Sequence[tuple[int, BlockKey]]) -> ReadOutcome:
+        """Read verified blocks from storage into the request's slots; see ReadOutcome for what can go wrong."""
+        held = self._held.setdefault(request_id, Held())
+        unplaced = [block for block, _ in blocks if block not in held.by_block]
+        if len(unplaced) > len(held.spare):
+            await self.reserve(request_id, len(unplaced) - len(held.spare))
+        self.assign(request_id, unplaced)
+        held.reading += 1
+        try:
+            return await self._read(request_id, held, blocks)
+        finally:
+            held.reading -= 1
+
+    async def _read(
+        self, request_id: RequestId, held: Held, blocks: Sequence[tuple[int, BlockKey]]
+    ) -> ReadOutcome:
+        transfers = self._traffic.read_blocks([(key, held.by_block[block]) for block, key in blocks])
+        results = await asyncio.gather(*transfers, return_exceptions=True)
+        ok, gone, failed, num_bytes = set(), set(), set(), 0
+        moved: list[tuple[int, int]] = []
+        for (block, _), transfer, result in zip(blocks, transfers, results, strict=True):
+            if isinstance(result, int):
+                ok.add(block)
+                num_bytes += result
+            elif isinstance(result, BlockMissingError | BlockCorruptError):
+                gone.add(block)
+            elif isinstance(result, DualPathError):
+                failed.add(block)
+                log.warning("request %s: reading block %d failed: %s", request_id, block, result)
+                if not transfer.quiescent.done():
+                    moved.append((block, await self._move(held, block)))
+            else:
+                raise result
+        return ReadOutcome(frozenset(ok), frozenset(gone), frozenset(failed), num_bytes, tuple(moved))
+
+    async def _move(self, held: Held, block: int) -> int:
+        """A late read may still write the block's slot: take another; the pool keeps the old one until it is quiet."""
+        (new,) = await self._traffic.slots.acquire(1, self._slot_deadline_s)
+        self._traffic.slots.release([held.by_block[block]])
+        held.by_block[block] = new
+        return new
+
+    def release(self, request_id: RequestId) -> None:
+        """Give all slots back. A slot that a transfer can still touch stays out of use until it cannot."""
+        held = self._held.pop(request_id, None)
+        if held is not None:
+            self._traffic.slots.release([*held.by_block.values(), *held.spare])
+
+    @property
+    def num_requests(self) -> int:
+        return len(self._held)
+
+
+async def settle(transfers: Sequence[Transfer[int]]) -> list[int | BaseException]:
+    """Await all transfers, errors as values."""
+    return list(await asyncio.gather(*transfers, return_exceptions=True))

@@ -1,0 +1,120 @@
+"""Load a local Hugging Face model directory, weights and config unmodified, as a ``seam.Model``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+
+from dualpath.core.errors import ConfigError, UnsupportedModelError
+from dualpath.models.families import SPARSE_FAMILIES, check_model_dir, layout_of, one_line
+from dualpath.models.hf_model import HfModel
+from dualpath.models.kernels import select_kernels
+from dualpath.models.layout import KvLayout, row_bytes
+from dualpath.models.seam import Model, ModelSpec
+from dualpath.models.step import ATTENTION_NAME
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_model(
+    model_dir: str | Path,
+    *,
+    dtype: str = "auto",
+    device: str = "cpu",
+    name: str | None = None,
+    fingerprint: str | None = None,
+) -> Model:
+    """Load the model in ``model_dir``; ``dtype`` "auto" is the checkpoint's own.
+
+    ``fingerprint`` saves hashing the weights when the caller knows it already. Raises UnsupportedModelError for
+    directories, families and checkpoints that cannot be served, ConfigError for settings that make no sense here.
+    """
+    path = Path(model_dir)
+    if dtype != "auto" and dtype not in DTYPES:
+        raise ConfigError(f"unknown dtype {dtype!r}: one of auto, {', '.join(DTYPES)}")
+    family = check_model_dir(path)
+    target = _device(device)
+    config = _read(lambda: AutoConfig.from_pretrained(path, local_files_only=True), path)
+    torch_dtype = DTYPES[dtype] if dtype != "auto" else _checkpoint_dtype(config)
+    model = _load_weights(path, torch_dtype).to(target)
+    layout = layout_of(config, torch_dtype)
+    if fingerprint is None:
+        from dualpath.models.fingerprint import fingerprint_model_dir
+
+        fingerprint = fingerprint_model_dir(path)
+    spec = _spec(name or path.resolve().name, family, fingerprint, model, layout)
+    return HfModel(spec, model, layout, select_kernels(target))
+
+
+def _spec(name: str, family: str, fingerprint: str, model: PreTrainedModel, layout: KvLayout) -> ModelSpec:
+    config = model.config
+    return ModelSpec(
+        name=name,
+        family=family,
+        fingerprint=fingerprint,
+        num_layers=config.num_hidden_layers,
+        bytes_per_token_layer=row_bytes(layout),
+        kv_dtype=layout.dtype,
+        vocab_size=config.vocab_size,
+        max_context_tokens=config.max_position_embeddings,
+        eos_token_ids=_eos_token_ids(model.generation_config, config),
+        max_requests_per_forward=1 if family in SPARSE_FAMILIES else None,
+    )
+
+
+def _eos_token_ids(generation: GenerationConfig | None, config: Any) -> tuple[int, ...]:
+    for source in (generation, config):
+        ids = getattr(source, "eos_token_id", None)
+        if ids is not None:
+            return tuple(ids) if isinstance(ids, list | tuple) else (int(ids),)
+    return ()
+
+
+def _load_weights(path: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """Refuse incomplete checkpoints: transformers would fill the gaps with random numbers and only warn."""
+    model, report = _read(
+        lambda: AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=dtype,
+            local_files_only=True,
+            attn_implementation=ATTENTION_NAME,
+            output_loading_info=True,
+        ),
+        path,
+    )
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise UnsupportedModelError(f"{path} lacks {len(missing)} weights, the first is {missing[0]}")
+    loaded: PreTrainedModel = model.eval()
+    return loaded
+
+
+def _read(load: Callable[[], Any], path: Path) -> Any:
+    """transformers and safetensors raise many kinds of errors for broken files; all of them mean the same to a user."""
+    try:
+        return load()
+    except Exception as error:
+        raise UnsupportedModelError(f"cannot load {path}: {one_line(error)}") from error
+
+
+def _checkpoint_dtype(config: Any) -> torch.dtype:
+    dtype = config.dtype
+    if isinstance(dtype, str):
+        dtype = getattr(torch, dtype, None)
+    if dtype is None:
+        return torch.float32
+    if dtype not in DTYPES.values():
+        raise UnsupportedModelError(f"checkpoint dtype {dtype} is not supported: one of {', '.join(DTYPES)}")
+    return dtype  # type: ignore[no-any-return]
+
+
+def _device(device: str) -> torch.device:
+    if device not in ("cpu", "cuda") and not device.startswith("cuda:"):
+        raise ConfigError(f"unknown device {device!r}: cpu or cuda")
+    if device != "cpu" and not torch.cuda.is_available():
+        raise ConfigError(f"device {device!r} was asked for, but this machine has no usable CUDA device")
+    return torch.device(device)

@@ -1,0 +1,65 @@
+"""The scheduler's settings: thresholds of the paper's policies, queue bounds, deadlines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from dualpath.core.errors import ConfigError
+from dualpath.core.ids import NodeId
+from dualpath.scheduler.path_choice import path_policy
+from dualpath.scheduler.prefill_choice import PrefillLimits
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerConfig:
+    """Frozen; variants by ``dataclasses.replace``. Every deadline is in seconds."""
+
+    # policy
+    path_policy: str = "shorter"  # a name in PATH_POLICIES
+    alpha_tokens: int = 1_000_000  # tokens a node reads from storage in 3 s; profiled, never guessed
+    beta_tokens: int = 100_000  # tokens one prefill engine computes in 5 s; profiled, never guessed
+    nic_bytes_per_s: Mapping[NodeId, float] = field(default_factory=dict)  # storage NICs that differ from the default
+    default_nic_bytes_per_s: float = 50e9  # 400 Gbit/s
+    expected_output_tokens: int = 256  # device memory set aside for a request's output beyond what it has produced
+    # queue
+    max_queued_requests: int = 1024  # beyond: refused with 429
+    queue_timeout_s: float = 300.0  # longest wait for engines
+    retry_after_s: float = 1.0  # told to refused clients
+    max_retries: int = 3  # times a request is resumed after a lost engine or a preemption
+    # deadlines behind the engines' own, so that nothing ever waits for good
+    durable_timeout_s: float = 5.0  # for a hit block that is still being written; then it is recomputed
+    reserve_timeout_s: float = 120.0
+    read_timeout_s: float = 60.0
+    prefill_timeout_s: float = 120.0  # to enter a forward batch, and again to produce the first token
+    decode_timeout_s: float = 120.0  # between two steps of a request
+    release_timeout_s: float = 10.0
+    release_retry_s: float = 0.05  # first pause before asking again; doubles up to release_retry_max_s
+    release_retry_max_s: float = 2.0
+    stats_timeout_s: float = 2.0  # an engine that does not answer in time is taken for lost
+    probe_interval_s: float = 1.0  # how often a lost engine is asked whether it is back
+    # bookkeeping
+    capacity_bytes: int | None = None  # of the block store; None: never evict
+    max_finished_records: int = 1000
+
+    def __post_init__(self) -> None:
+        path_policy(self.path_policy)
+        for name in ("alpha_tokens", "max_retries", "expected_output_tokens", "max_finished_records"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
+        for name in self.__dataclass_fields__:
+            if name.endswith("_s") and name != "nic_bytes_per_s" and not getattr(self, name) > 0:
+                raise ConfigError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("beta_tokens", "max_queued_requests"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if any(not rate > 0 for rate in self.nic_bytes_per_s.values()):
+            raise ConfigError("nic_bytes_per_s must be positive for every node")
+
+    @property
+    def prefill_limits(self) -> PrefillLimits:
+        return PrefillLimits(self.alpha_tokens, self.beta_tokens)
+
+    def nic_rate(self, node_id: NodeId) -> float:
+        """Bytes per second of the node's storage NIC."""
+        return self.nic_bytes_per_s.get(node_id, self.default_nic_bytes_per_s)

@@ -1,0 +1,79 @@
+"""Through which side's storage NIC a request's hit blocks are read: one table of policies by name.
+
+The paper reads everything on the side with the shorter storage reading queue (``shorter``, section 6). ``split`` goes one
+step further and gives each side the share with which both reading queues end at the same time. ``prefill`` and ``decode``
+are fixed, ``round_robin`` alternates. A comparison policy is one more function in ``PATH_POLICIES``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from dualpath.core.errors import ConfigError
+from dualpath.core.plan import ReadPlan
+
+
+@dataclass(frozen=True, slots=True)
+class PathQuestion:
+    """Everything a path policy may look at."""
+
+    num_hit_blocks: int
+    block_tokens: int
+    prefill_queue_tokens: int  # storage reading queue of the prefill engine's node
+    decode_queue_tokens: int  # storage reading queue of the decode engine's node
+    prefill_rate: float = 1.0  # storage NICs' speeds; any unit, only their ratio counts
+    decode_rate: float = 1.0
+    sequence: int = 0  # how many requests with hits were planned before this one
+
+
+PathPolicy = Callable[[PathQuestion], ReadPlan]
+
+
+def read_on_prefill(question: PathQuestion) -> ReadPlan:
+    return ReadPlan(question.num_hit_blocks, question.num_hit_blocks)
+
+
+def read_on_decode(question: PathQuestion) -> ReadPlan:
+    return ReadPlan(question.num_hit_blocks, 0)
+
+
+def read_alternating(question: PathQuestion) -> ReadPlan:
+    return read_on_prefill(question) if question.sequence % 2 == 0 else read_on_decode(question)
+
+
+def read_on_shorter(question: PathQuestion) -> ReadPlan:
+    """The side with the shorter reading queue (paper section 6); equal queues: prefill, the shorter way for hit KV."""
+    if question.prefill_queue_tokens <= question.decode_queue_tokens:
+        return read_on_prefill(question)
+    return read_on_decode(question)
+
+
+def read_split(question: PathQuestion) -> ReadPlan:
+    """Both sides end together: (queue_p + x) / rate_p = (queue_d + hit - x) / rate_d, solved for the prefill share x.
+
+    With equal rates x = (hit + queue_d - queue_p) / 2. Clipped to [0, hit] and rounded to whole blocks.
+    """
+    q = question
+    hit_tokens = q.num_hit_blocks * q.block_tokens
+    decode_end_tokens = q.decode_queue_tokens + hit_tokens
+    share = (q.prefill_rate * decode_end_tokens - q.decode_rate * q.prefill_queue_tokens) / (q.prefill_rate + q.decode_rate)
+    num_blocks = math.floor(share / q.block_tokens + 0.5)
+    return ReadPlan(q.num_hit_blocks, min(max(num_blocks, 0), q.num_hit_blocks))
+
+
+PATH_POLICIES: Mapping[str, PathPolicy] = {
+    "shorter": read_on_shorter,
+    "split": read_split,
+    "prefill": read_on_prefill,
+    "decode": read_on_decode,
+    "round_robin": read_alternating,
+}
+
+
+def path_policy(name: str) -> PathPolicy:
+    """The policy of that name. Raises ConfigError naming the ones there are."""
+    if name not in PATH_POLICIES:
+        raise ConfigError(f"no path policy {name!r}; choose one of {', '.join(sorted(PATH_POLICIES))}")
+    return PATH_POLICIES[name]

@@ -1,0 +1,242 @@
+"""Requests wait here for engines: one queue, first come first served, both engines at once or none.
+
+The paper assigns prefill and decode engines from two queues (section 6); here a request takes both in one step, so none ever
+holds one engine while it waits for the other. Decode groups keep private queues (phase 1); the heads of all groups are
+then placed in order of arrival (phase 2 and the prefill choice) until nobody qualifies for the next in line.
+
+A fetch runs on events: arrival, release, end of a read, an engine lost or back. Several events in one turn of the event
+loop cause one fetch. Event loop only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+import heapq
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from dualpath.core.errors import InvalidRequestError, OverloadedError
+from dualpath.core.ids import EngineId, RequestId
+from dualpath.engine.api import EngineInfo
+from dualpath.scheduler.accounts import Accounts
+from dualpath.scheduler.config import SchedulerConfig
+from dualpath.scheduler.decode_choice import assign_decode, choose_group
+from dualpath.scheduler.prefill_choice import choose_prefill
+from dualpath.scheduler.snapshot import EngineSnapshot, GroupId, group_of
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What a request needs of its engines. ``sequence`` is its arrival number; a resumed request keeps it."""
+
+    request_id: RequestId
+    sequence: int
+    num_prompt_tokens: int
+    num_tokens: int  # prompt and expected output: what it will take of a decode engine's device memory
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    prefill: EngineId
+    decode: EngineId
+
+
+@dataclass(slots=True, eq=False)
+class _Ticket:
+    demand: Demand
+    placed: asyncio.Future[Placement]
+    num_decode_tokens: int = 0  # the demand, at most what the group's smallest device pool holds
+
+
+@dataclass(slots=True)
+class _Group:
+    """Decode engines of one node, and the requests waiting for one of them, in order of arrival."""
+
+    engines: list[EngineInfo] = field(default_factory=list)
+    queue: list[_Ticket] = field(default_factory=list)
+
+    @property
+    def max_prompt_tokens(self) -> int:
+        return min(min(info.max_prompt_tokens, info.device_kv_tokens - 1) for info in self.engines)
+
+    @property
+    def device_kv_tokens(self) -> int:
+        return min(info.device_kv_tokens for info in self.engines)
+
+    @property
+    def queued_tokens(self) -> int:
+        return sum(ticket.num_decode_tokens for ticket in self.queue)
+
+
+class Placer:
+    """Assigns waiting requests to engines and writes the assignments into the accounts."""
+
+    def __init__(
+        self,
+        prefill_engines: Sequence[EngineInfo],
+        decode_engines: Sequence[EngineInfo],
+        accounts: Accounts,
+        config: SchedulerConfig,
+    ) -> None:
+        self._prefill = {info.engine_id: info for info in prefill_engines}
+        self._groups: dict[GroupId, _Group] = {}
+        for info in decode_engines:
+            self._groups.setdefault(group_of(info.node_id, info.role), _Group()).engines.append(info)
+        self._accounts = accounts
+        self._config = config
+        self._lost: set[EngineId] = set()
+        self._homeless: list[_Ticket] = []  # arrived while no group could take them
+        self._fetch_due = False
+
+    # -- waiting ------------------------------------------------------------------------------------------------------
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._homeless) + sum(len(group.queue) for group in self._groups.values())
+
+    @property
+    def max_prompt_tokens(self) -> int:
+        """The longest prompt that some pair of engines can ever hold."""
+        prefill = max((info.max_prompt_tokens for info in self._prefill.values()), default=0)
+        return min(prefill, max((group.max_prompt_tokens for group in self._groups.values()), default=0))
+
+    async def place(self, demand: Demand) -> Placement:
+        """Wait for a pair of engines; from the return on it is the caller's to release in the accounts.
+
+        Raises OverloadedError after ``queue_timeout_s`` and InvalidRequestError for what no engine can ever hold.
+        """
+        if demand.num_prompt_tokens > self.max_prompt_tokens:
+            raise too_long(demand.num_prompt_tokens, self.max_prompt_tokens)
+        ticket = _Ticket(demand, asyncio.get_running_loop().create_future())
+        self._enqueue(ticket)
+        try:
+            async with asyncio.timeout(self._config.queue_timeout_s):
+                return await ticket.placed
+        except BaseException as error:
+            self._withdraw(ticket)
+            if isinstance(error, TimeoutError):
+                waited = f"no engine was free within {self._config.queue_timeout_s:g} s"
+                raise OverloadedError(waited, retry_after_s=self._config.retry_after_s) from None
+            raise
+
+    def _enqueue(self, ticket: _Ticket) -> None:
+        self._homeless.append(ticket)
+        self.wake()
+
+    def _withdraw(self, ticket: _Ticket) -> None:
+        """The waiter has gone; it may have been placed in the same turn of the loop."""
+        if ticket.placed.done() and not ticket.placed.cancelled():
+            placement = ticket.placed.result()
+            self._accounts.release(ticket.demand.request_id, placement.prefill)
+            self._accounts.release(ticket.demand.request_id, placement.decode)
+        for queue in (self._homeless, *(group.queue for group in self._groups.values())):
+            if ticket in queue:
+                queue.remove(ticket)
+        self.wake()
+
+    # -- engines that come and go -------------------------------------------------------------------------------------
+
+    def is_lost(self, engine_id: EngineId) -> bool:
+        return engine_id in self._lost
+
+    @property
+    def has_engines(self) -> bool:
+        """True when at least one engine of each role is there."""
+        return bool(self._live_prefill()) and any(self._live_decode(group) for group in self._groups.values())
+
+    def mark_lost(self, engine_id: EngineId) -> None:
+        """Not chosen any more. What waits for a group without engines goes to another group."""
+        self._lost.add(engine_id)
+        for group in self._groups.values():
+            if group.queue and not self._live_decode(group):
+                self._homeless.extend(group.queue)
+                group.queue.clear()
+        self.wake()
+
+    def mark_back(self, engine_id: EngineId) -> None:
+        self._lost.discard(engine_id)
+        self.wake()
+
+    def _live_prefill(self) -> list[EngineInfo]:
+        return [info for info in self._prefill.values() if info.engine_id not in self._lost]
+
+    def _live_decode(self, group: _Group) -> list[EngineInfo]:
+        return [info for info in group.engines if info.engine_id not in self._lost]
+
+    # -- fetching -----------------------------------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """Something changed: fetch once this turn of the event loop is over."""
+        if not self._fetch_due:
+            self._fetch_due = True
+            asyncio.get_running_loop().call_soon(self._fetch)
+
+    def _fetch(self) -> None:
+        self._fetch_due = False
+        self._drain()
+        prefill = {info.engine_id: self._accounts.snapshot(info.engine_id) for info in self._live_prefill()}
+        for group, ticket, decode_id in self._decode_candidates():
+            prefill_id = self._choose_prefill(ticket, prefill)
+            if prefill_id is None:
+                return
+            self._commit(group, ticket, Placement(prefill_id, decode_id))
+            prefill[prefill_id] = self._accounts.snapshot(prefill_id)
+
+    def _drain(self) -> None:
+        """Phase 1: every request to the group with the least tokens, assigned and waiting, among those it fits into."""
+        waiting, self._homeless = sorted(self._homeless, key=_arrival), []
+        loads = {group_id: self._load_tokens(group) for group_id, group in self._groups.items()} if waiting else {}
+        for ticket in waiting:
+            suitable = {g: load for g, load in loads.items() if self._suits(self._groups[g], ticket)}
+            group_id = choose_group(suitable)
+            if group_id is None:
+                self._homeless.append(ticket)
+                continue
+            group = self._groups[group_id]
+            ticket.num_decode_tokens = min(ticket.demand.num_tokens, group.device_kv_tokens)
+            bisect.insort(group.queue, ticket, key=_arrival)
+            loads[group_id] += ticket.num_decode_tokens
+
+    def _load_tokens(self, group: _Group) -> int:
+        assigned = sum(self._accounts.snapshot(info.engine_id).num_tokens for info in group.engines)
+        return assigned + group.queued_tokens
+
+    def _suits(self, group: _Group, ticket: _Ticket) -> bool:
+        return group.max_prompt_tokens >= ticket.demand.num_prompt_tokens and bool(self._live_decode(group))
+
+    def _decode_candidates(self) -> Iterator[tuple[_Group, _Ticket, EngineId]]:
+        """Phase 2 of every group, merged in order of arrival; lazy, because the prefill choice may end the fetch."""
+        streams = [self._group_candidates(group) for group in self._groups.values() if group.queue]
+        return heapq.merge(*streams, key=lambda candidate: candidate[1].demand.sequence)
+
+    def _group_candidates(self, group: _Group) -> Iterator[tuple[_Group, _Ticket, EngineId]]:
+        engines = [self._accounts.snapshot(info.engine_id) for info in self._live_decode(group)]
+        tickets = list(group.queue)
+        choices = assign_decode([ticket.num_decode_tokens for ticket in tickets], engines)
+        for ticket, engine_id in zip(tickets, choices, strict=False):
+            yield group, ticket, engine_id
+
+    def _choose_prefill(self, ticket: _Ticket, engines: dict[EngineId, EngineSnapshot]) -> EngineId | None:
+        needed = ticket.demand.num_prompt_tokens
+        large = (snap for engine_id, snap in engines.items() if self._prefill[engine_id].max_prompt_tokens >= needed)
+        return choose_prefill(large, self._config.prefill_limits)
+
+    def _commit(self, group: _Group, ticket: _Ticket, placement: Placement) -> None:
+        group.queue.remove(ticket)
+        demand = ticket.demand
+        self._accounts.assign(demand.request_id, placement.prefill, demand.num_prompt_tokens)
+        self._accounts.assign(demand.request_id, placement.decode, ticket.num_decode_tokens)
+        ticket.placed.set_result(placement)
+
+
+def too_long(num_tokens: int, limit_tokens: int) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"the request needs {num_tokens} tokens of context, at most {limit_tokens} can be served",
+        param="messages",
+        code="context_length_exceeded",
+    )
+
+
+def _arrival(ticket: _Ticket) -> int:
+    return ticket.demand.sequence
