@@ -81,7 +81,7 @@ def main() -> None:
             path = init_model(family, Path(directory) / family, preset="demo", layers=args.layers, **overrides)
             model = load_model(path, dtype=args.dtype, fingerprint="00", device=args.device)
             reference = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[args.dtype]).eval().to(args.device)
-            with torch.inference_mode():
+            with torch.no_grad():  # inference-mode workspaces could not be written by the copy thread
                 prefill = _interleaved(_prefill_runs(model, reference, args), args)
                 decode = _interleaved(_decode_runs(model, reference, args), args)
         _report(family, prefill, decode)
@@ -131,9 +131,7 @@ def _decode_runs(model: Model, reference: Any, args: argparse.Namespace) -> dict
     pool = _random_bytes((blocks, spec.num_layers, BLOCK_TOKENS, spec.bytes_per_token_layer), model)
     table = torch.arange(blocks, dtype=torch.int32, device=model.device).view(args.batch, per_request)
     ids = torch.arange(args.batch, device=model.device)
-    batch = DecodeBatch(
-        ids, torch.full_like(ids, args.context), table, table.tolist(), [args.context] * args.batch
-    )
+    batch = DecodeBatch(ids, torch.full_like(ids, args.context), table, table.tolist(), [args.context] * args.batch)
     caches = _caches(reference, args.batch, args.context)
     return {
         "hf": lambda: _forward(reference, ids[:, None], next(caches)),

@@ -65,7 +65,7 @@ class LittleEngine:
     def turn(
         self, conversations: Sequence[Conversation], new_tokens: Sequence[Sequence[int]], num_generated: int
     ) -> list[list[int]]:
-        """Append ``new_tokens`` to each conversation, generate, store its new Full Blocks; return what was generated."""
+        """Append ``new_tokens`` to each conversation, generate, store new Full Blocks; return what was generated."""
         for conversation, new in zip(conversations, new_tokens, strict=True):
             conversation.tokens.extend(new)
         per_forward = self.model.spec.max_requests_per_forward or len(conversations)
@@ -103,7 +103,7 @@ class LittleEngine:
         return logits, rows
 
     def history(self, conversation: Conversation) -> torch.Tensor:
-        """Stored KV that a prefill of the conversation's tokens can use: whole blocks, and one token left to compute."""
+        """Stored KV that a prefill of the tokens can use: whole blocks, and one token left to compute."""
         hits = min(len(conversation.blocks), (len(conversation.tokens) - 1) // self.geometry.block_tokens)
         if hits == 0:
             empty = (self.geometry.num_layers, 0, self.geometry.bytes_per_token_layer)
@@ -111,7 +111,7 @@ class LittleEngine:
         return torch.cat(conversation.blocks[:hits], dim=1)
 
     def fill_pool(self, rows: Sequence[torch.Tensor], room_tokens: int) -> tuple[torch.Tensor, list[list[int]]]:
-        """A pool that holds each request's KV with room for more, and each request's blocks: runs, holes and shuffles."""
+        """A pool with each request's KV and room for more, and each request's blocks: runs, holes and shuffles."""
         geometry = self.geometry
         counts = [geometry.blocks_for(row.shape[1] + room_tokens) for row in rows]
         free = list(range(sum(counts) + 3))

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.models.little_engine import Conversation, LittleEngine
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from dualpath.models.families import SUPPORTED_FAMILIES
 from dualpath.models.seam import Model
-from tests.models.little_engine import Conversation, LittleEngine
 
 TURNS = 6
 NUM_GENERATED = 6

@@ -1,2 +1,31 @@
 """Frozen dataclasses that hold every setting with its unit, default and help; TOML and the CLI are generated from them.
+
+Precedence, weakest first: the default in the dataclass, the file given with ``--config``, the command line's flags.
+Imports ``core.errors`` only. ``launch`` reads these and hands every other package its own small config.
 """
+
+from dualpath.config.load import load_config
+from dualpath.config.serve import (
+    ClusterConfig,
+    DeadlineConfig,
+    GatewayConfig,
+    MemoryConfig,
+    ModelConfig,
+    ObserveConfig,
+    SchedulerConfig,
+    ServeConfig,
+    StoreConfig,
+)
+
+__all__ = [
+    "ClusterConfig",
+    "DeadlineConfig",
+    "GatewayConfig",
+    "MemoryConfig",
+    "ModelConfig",
+    "ObserveConfig",
+    "SchedulerConfig",
+    "ServeConfig",
+    "StoreConfig",
+    "load_config",
+]

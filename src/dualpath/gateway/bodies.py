@@ -96,18 +96,6 @@ class CompletionBody(Generation, kw_only=True):
     suffix: Any = None
 
 
-class Conversation(msgspec.Struct, kw_only=True):
-    """What the chat template is given."""
-
-    messages: list[dict[str, Any]]
-    tools: list[dict[str, Any]] | None = None
-    add_generation_prompt: bool | None = None
-    continue_final_message: bool | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
-    chat_template: Any = None
-    documents: Any = None
-
-
 class ChatBody(Generation, kw_only=True):
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] | None = None

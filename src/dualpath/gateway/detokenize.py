@@ -54,7 +54,7 @@ class IncrementalDetokenizer:
         if not new_text and end == len(self._window):
             # Nothing to see (a skipped special token): keep the context, or the next token would lose it.
             if end > 4 * MAX_HELD_TOKENS:
-                del self._window[: -NUM_CONTEXT_TOKENS]
+                del self._window[:-NUM_CONTEXT_TOKENS]
                 self._shown_text = self._decode(self._window)
             self._num_shown = len(self._window)
             return ""

@@ -64,6 +64,4 @@ class GqaAttention:
         return self._kernels.attend_causal(q, k, v, num_cached, scores.window, scores.scale)
 
     def decode(self, module: nn.Module, q: torch.Tensor, layer: PagedLayer, scores: Scores) -> Attended:
-        return self._kernels.attend_paged(
-            q, layer.pages, self._layout.split, layer.batch, scores.window, scores.scale
-        )
+        return self._kernels.attend_paged(q, layer.pages, self._layout.split, layer.batch, scores.window, scores.scale)

@@ -1,4 +1,4 @@
-"""A transformers causal language model behind ``seam.Model``: token ids in, logits out, KV where the engine keeps it."""
+"""A transformers causal language model behind ``seam.Model``: token ids in, logits out, KV in the engine's memory."""
 
 from __future__ import annotations
 
@@ -36,9 +36,20 @@ class HfModel:
     def device(self) -> torch.device:
         return torch.device(self._model.device)
 
-    @torch.inference_mode()
     def prefill(self, items: Sequence[PrefillItem], stream: LayerStream) -> torch.Tensor:
         self._check(items)
+        with torch.inference_mode():
+            logits = self._prefill(items, stream)
+        return _normal_float32(logits)
+
+    def decode(self, batch: DecodeBatch, pool: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode():
+            step = DecodeStep(batch, pool, self._layout, self._attention)
+            mask = step.index_mask() if self._sparse else None
+            logits = self._forward(step, batch.token_ids[:, None], batch.positions[:, None], mask, 0)[:, -1]
+        return _normal_float32(logits)
+
+    def _prefill(self, items: Sequence[PrefillItem], stream: LayerStream) -> torch.Tensor:
         step = PrefillStep(items, stream, self._layout, self._attention)
         token_ids = [token for item in items for token in item.token_ids]
         positions = [item.num_cached + i for item in items for i in range(len(item.token_ids))]
@@ -47,15 +58,7 @@ class HfModel:
             last += len(item.token_ids)
             ends.append(last)
         mask = self._causal_mask(items[0]) if self._sparse else None
-        logits = self._forward(step, self._ids([token_ids]), self._ids([positions]), mask, self._ids(ends))
-        return logits[0].float()
-
-    @torch.inference_mode()
-    def decode(self, batch: DecodeBatch, pool: torch.Tensor) -> torch.Tensor:
-        step = DecodeStep(batch, pool, self._layout, self._attention)
-        mask = step.index_mask() if self._sparse else None
-        logits = self._forward(step, batch.token_ids[:, None], batch.positions[:, None], mask, 0)
-        return logits[:, -1].float()
+        return self._forward(step, self._ids([token_ids]), self._ids([positions]), mask, self._ids(ends))[0]
 
     def _forward(
         self,
@@ -92,6 +95,11 @@ class HfModel:
         for item in items:
             if not item.token_ids or item.num_cached < 0 or item.row_start < 0:
                 raise ValueError("a prefill item needs a new token, and no negative counts")
+
+
+def _normal_float32(logits: torch.Tensor) -> torch.Tensor:
+    """A copy that callers may change in place: tensors made in inference mode refuse that elsewhere."""
+    return torch.empty(logits.shape, dtype=torch.float32, device=logits.device).copy_(logits)
 
 
 def _attention_for(layout: KvLayout, kernels: Kernels) -> CachedAttention:

@@ -41,7 +41,7 @@ class Sizes:
         if self.head_dim % 4:
             raise ConfigError(f"head_dim must be a multiple of 4 (rotary halves), not {self.head_dim}")
         if self.vocab_size < VOCAB_SIZE:
-            raise ConfigError(f"vocab_size must be at least {VOCAB_SIZE} (256 bytes and specials), not {self.vocab_size}")
+            raise ConfigError(f"vocab_size must be at least {VOCAB_SIZE} (bytes and specials), not {self.vocab_size}")
 
 
 def _base(sizes: Sizes) -> dict[str, Any]:

@@ -27,7 +27,7 @@ CHAT_TEMPLATE = r"""
   {%- endif -%}
 {%- endmacro -%}
 {%- macro tool_section() -%}
-  {{- "# Tools\n\nThe functions below may be called. Each line between the <tools> tags is the JSON signature of one.\n" -}}
+  {{- "# Tools\n\nYou may call the functions below; each line between the <tools> tags is one JSON signature.\n" -}}
   {{- "<tools>\n" -}}
   {%- for tool in tools -%}
     {{- tool | tojson -}}{{- "\n" -}}
@@ -92,7 +92,8 @@ def byte_tokenizer(max_context_tokens: int) -> PreTrainedTokenizerFast:
     # Without the regex a text is one long word; with it, it would be split to no purpose as nothing merges.
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     inner.decoder = decoders.ByteLevel()
-    inner.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in (IM_START, IM_END, END_OF_TEXT)])
+    specials = (IM_START, IM_END, END_OF_TEXT)  # in the order of their ids
+    inner.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in specials])
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=inner,
         eos_token=IM_END,

@@ -37,13 +37,15 @@ class Kernels(Protocol):
     """Attention on one device. Pages may hold arbitrary bytes, NaN included, beyond a context's length."""
 
     def attend_all(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> Attended:
-        """Every query sees every key. q ``[Hq, N, D]``, k and v ``[T, Hkv, D]`` -> out ``[N, Hq, D]``, lse ``[N, Hq]``."""
+        """Every query sees every key. q ``[Hq, N, D]``, k and v ``[T, Hkv, D]``
+        -> out ``[N, Hq, D]``, lse ``[N, Hq]``."""
         ...
 
     def attend_causal(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, num_cached: int, window: int | None, scale: float
     ) -> Attended:
-        """Query i sees keys ``0 .. num_cached + i``, of which the last ``window``. Shapes as above, T = num_cached + N."""
+        """Query i sees keys ``0 .. num_cached + i``, of these the last ``window``. Shapes as above,
+        T = num_cached + N."""
         ...
 
     def attend_visible(

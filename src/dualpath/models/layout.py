@@ -27,11 +27,11 @@ class KvLayout(Protocol):
     def row_elems(self) -> int: ...
 
     def pack(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-        """What transformers hands to ``Cache.update``, each ``[B, H, T, D]``, as the head of rows ``[B * T, elems]``."""
+        """What transformers hands to ``Cache.update``, each ``[B, H, T, D]``, as heads of rows ``[B * T, elems]``."""
         ...
 
     def split(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Views of rows ``[..., row_elems]`` as attention sees them: keys and values, each ``[..., kv_heads, head_dim]``."""
+        """Views of rows ``[..., row_elems]`` as attention sees them: K and V, each ``[..., kv_heads, head_dim]``."""
         ...
 
 
@@ -86,13 +86,13 @@ def row_bytes(layout: KvLayout) -> int:
 
 
 def typed_rows(workspace: torch.Tensor, layout: KvLayout) -> torch.Tensor:
-    """An engine's ``uint8 [num_rows, row_bytes]`` as ``[num_rows, row_elems]``; its start must be aligned to the dtype."""
+    """An engine's ``uint8 [num_rows, row_bytes]``, aligned to the dtype, as ``[num_rows, row_elems]``."""
     _check_bytes(workspace, 2, layout, "workspace")
     return workspace.view(layout.dtype)
 
 
 def typed_pool(pool: torch.Tensor, layout: KvLayout) -> torch.Tensor:
-    """An engine's ``uint8 [blocks, layers, block_tokens, row_bytes]`` as ``[blocks, layers, block_tokens, row_elems]``."""
+    """An engine's ``uint8 [blocks, layers, block_tokens, row_bytes]``, aligned, with ``row_elems`` for row_bytes."""
     _check_bytes(pool, 4, layout, "pool")
     return pool.view(layout.dtype)
 

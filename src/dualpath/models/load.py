@@ -40,7 +40,8 @@ def load_model(
     target = _device(device)
     config = _read(lambda: AutoConfig.from_pretrained(path, local_files_only=True), path)
     torch_dtype = DTYPES[dtype] if dtype != "auto" else _checkpoint_dtype(config)
-    model = _load_weights(path, torch_dtype).to(target)
+    model = _load_weights(path, torch_dtype)
+    model.to(target)  # type: ignore[arg-type]  # its decorator hides the overloads
     layout = layout_of(config, torch_dtype)
     if fingerprint is None:
         from dualpath.models.fingerprint import fingerprint_model_dir
@@ -109,7 +110,7 @@ def _checkpoint_dtype(config: Any) -> torch.dtype:
         return torch.float32
     if dtype not in DTYPES.values():
         raise UnsupportedModelError(f"checkpoint dtype {dtype} is not supported: one of {', '.join(DTYPES)}")
-    return dtype  # type: ignore[no-any-return]
+    return dtype
 
 
 def _device(device: str) -> torch.device:

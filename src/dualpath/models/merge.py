@@ -20,7 +20,7 @@ def merge_two(first: Attended, second: Attended) -> Attended:
 
 
 def merge_padded(out: torch.Tensor, lse: torch.Tensor) -> Attended:
-    """Parts in rows: out ``[B, parts, ..., D]``, lse ``[B, parts, ...]`` with -inf (and finite out) where there is none."""
+    """Parts in rows: out ``[B, parts, ..., D]``, lse ``[B, parts, ...]``; no part: lse -inf and any finite out."""
     weight = torch.softmax(lse, dim=1).unsqueeze(-1)
     return (out * weight).sum(dim=1).to(out.dtype), torch.logsumexp(lse, dim=1)
 
@@ -36,6 +36,6 @@ def merge_by_owner(out: torch.Tensor, lse: torch.Tensor, owners: torch.Tensor, n
 
 
 def apply_sinks(out: torch.Tensor, lse: torch.Tensor, sinks: torch.Tensor) -> torch.Tensor:
-    """A learned logit per head that takes its share of the softmax and gives nothing: out ``[..., H, D]``, sinks ``[H]``."""
+    """A learned logit per head takes its share of the softmax and gives nothing: out ``[..., H, D]``, sinks ``[H]``."""
     share = torch.sigmoid(lse - sinks.float()).unsqueeze(-1)
     return (out * share).to(out.dtype)

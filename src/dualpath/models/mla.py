@@ -1,9 +1,9 @@
 """DeepSeek's latent attention over cached latents: absorbed for few queries, expanded for many.
 
-The cache holds one latent and one rotary key per token (DeepSeek-V2, section 2.1). *Absorbed*, each query head is mapped
-into latent space and all heads attend to the same rows: no work per cached token besides attention. *Expanded*, keys
-and values of every head are computed from the latents, as transformers does: more work per cached token, less per
-query-key pair, so it pays once enough queries share it.
+The cache holds one latent and one rotary key per token (DeepSeek-V2, section 2.1). *Absorbed*, each query head is
+mapped into latent space and all heads attend to the same rows: no work per cached token besides attention. *Expanded*,
+keys and values of every head are computed from the latents, as transformers does: more work per cached token, less
+per query-key pair, so it pays once enough queries share it.
 """
 
 from __future__ import annotations

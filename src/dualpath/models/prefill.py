@@ -1,8 +1,8 @@
-"""Layerwise prefill: a packed batch of requests, each new token behind its request's history in the engine's workspace.
+"""Layerwise prefill: a packed batch, each new token behind its request's history in the engine's workspace.
 
-All new tokens form one sequence ``[1, T]``; only attention knows where one request ends. A layer's workspace is acquired
-when its first new row is written and released when its attention is done, before its MLP runs, so that the engine
-can move two layers at most.
+All new tokens form one sequence ``[1, T]``; only attention knows where one request ends. A layer's workspace is
+acquired when its first new row is written and released when its attention is done, before its MLP runs, so that the
+engine can move the next layers meanwhile.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ class PrefillStep(ForwardStep):
         self, indexer_key_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> torch.Tensor:
         layout = self._layout
-        assert isinstance(layout, MlaLayout) and len(self._items) == 1
+        assert isinstance(layout, MlaLayout)
+        assert len(self._items) == 1
         self._write(indexer_key_states[0], first_elem=layout.row_elems - layout.index_dim)
         item = self._items[0]
         end = item.row_start + item.num_cached + len(item.token_ids)

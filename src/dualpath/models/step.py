@@ -21,7 +21,7 @@ ATTENTION_NAME = "dualpath"
 STEP_KEYWORD = "dualpath_step"
 
 
-class ForwardStep(Cache):  # type: ignore[misc]  # transformers is untyped
+class ForwardStep(Cache):
     """State of one forward pass. It keeps no tensors of its own: rows live in the engine's memory."""
 
     def __init__(self) -> None:
@@ -73,7 +73,7 @@ AttentionInterface.register(ATTENTION_NAME, _attention)
 
 
 def new_states_for_update(key_states: torch.Tensor, value_states: torch.Tensor, latent: bool) -> Any:
-    """What ``update`` returns. Latent families expand it to keys and values of all heads: give them one token to expand."""
+    """What ``update`` returns. Latent families expand it to keys and values of all heads: give them only one token."""
     if latent:
         return key_states[:1, :, :1], value_states[:1, :, :1]
     return key_states, value_states

@@ -36,7 +36,8 @@ class SchedulerConfig:
     release_timeout_s: float = 10.0
     release_retry_s: float = 0.05  # first pause before asking again; doubles up to release_retry_max_s
     release_retry_max_s: float = 2.0
-    stats_timeout_s: float = 2.0  # an engine that does not answer in time is taken for lost
+    stats_timeout_s: float = 10.0  # an engine that does not answer in time is taken for lost
+    watch_interval_s: float = 5.0  # how often every engine is asked for its status
     probe_interval_s: float = 1.0  # how often a lost engine is asked whether it is back
     # bookkeeping
     capacity_bytes: int | None = None  # of the block store; None: never evict

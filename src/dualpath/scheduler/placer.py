@@ -212,7 +212,7 @@ class Placer:
 
     def _group_candidates(self, group: _Group) -> Iterator[tuple[_Group, _Ticket, EngineId]]:
         engines = [self._accounts.snapshot(info.engine_id) for info in self._live_decode(group)]
-        tickets = list(group.queue)
+        tickets = [ticket for ticket in group.queue if not ticket.placed.done()]  # done: its waiter just gave up
         choices = assign_decode([ticket.num_decode_tokens for ticket in tickets], engines)
         for ticket, engine_id in zip(tickets, choices, strict=False):
             yield group, ticket, engine_id

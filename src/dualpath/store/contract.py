@@ -1,12 +1,12 @@
 """The contract of a block store: where Full Blocks live, and how an engine's traffic manager reads and writes them.
 
-A store has two faces. ``BlockStore`` is the directory of blocks (list, stat, delete), used by the block index, the CLI and
-the scheduler process; it is thread-safe and may block. ``StoreIo`` moves bytes between storage and registered staging memory
-for one engine; every call comes from that engine's traffic thread and none may block for long.
+A store has two faces. ``BlockStore`` is the directory of blocks (list, stat, delete), used by the block index, the
+CLI and the scheduler process; it is thread-safe and may block. ``StoreIo`` moves bytes between storage and registered
+staging memory for one engine; every call comes from that engine's traffic thread and none may block for long.
 
-A stored object is ``HEADER_BYTES`` of header followed by the Full Block's payload (see dualpath.store.header). Staging slots
-have the same shape, so one descriptor moves a whole object. The payload is not verified here: whoever reads calls
-``dualpath.store.header.verify`` before the first use.
+A stored object is ``HEADER_BYTES`` of header followed by the Full Block's payload (see dualpath.store.header).
+Staging slots have the same shape, so one descriptor moves a whole object. The payload is not verified here: whoever
+reads calls ``dualpath.store.header.verify`` before the first use.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import Any, Protocol
 
 from dualpath.core.geometry import KvGeometry
 from dualpath.core.ids import BlockKey
@@ -36,7 +36,9 @@ class IoState(Enum):
 
 
 class IoTicket(Protocol):
-    """One block on its way. ``error`` is set when the state is FAILED (BlockMissingError, BlockCorruptError, StoreError)."""
+    """One block on its way. ``error`` is set when the state is FAILED (BlockMissingError, BlockCorruptError,
+    StoreError).
+    """
 
     key: BlockKey
     error: Exception | None
@@ -55,13 +57,17 @@ class StoreIo(Protocol):
     """Moves objects. Single-threaded; submit -> poll until no longer IN_PROGRESS -> release."""
 
     def submit_reads(self, requests: Sequence[IoRequest]) -> Sequence[IoTicket]:
-        """Start reading. One failing block never fails another. Never raises for a missing or truncated object: its ticket does."""
+        """Start reading. One failing block never fails another. Never raises for a missing or truncated object: its
+        ticket does.
+        """
         ...
 
     def submit_writes(self, requests: Sequence[IoRequest]) -> Sequence[IoTicket]:
-        """Start writing. An object becomes visible under its key only when complete (temporary name, then rename; or one PUT).
+        """Start writing. An object becomes visible under its key only when complete (temporary name, then rename; or
+        one PUT).
 
-        The memory must stay unchanged until the ticket is no longer IN_PROGRESS. Writing a key that exists is a success.
+        The memory must stay unchanged until the ticket is no longer IN_PROGRESS. Writing a key that exists is a
+        success.
         """
         ...
 
@@ -78,7 +84,17 @@ class BlockStore(Protocol):
     """The directory of one namespace's blocks. Thread-safe; may block."""
 
     url: str
+    namespace_digest: bytes
     geometry: KvGeometry
+
+    def open_io(self, agent: Any) -> StoreIo:
+        """The face that moves bytes, for the thread that owns ``agent``, a NIXL agent (ignored by stores that need
+        none).
+
+        Call it before the staging memory is registered: it creates the backend with which that memory has to be
+        registered.
+        """
+        ...
 
     def list_blocks(self) -> Iterator[StoredBlock]:
         """All complete objects, in any order. Temporary files of dead writers are swept, not listed."""

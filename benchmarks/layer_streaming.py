@@ -1,0 +1,118 @@
+"""Does layer streaming hide behind compute? One prefill of few new tokens over a long history, five ways, interleaved.
+
+resident: the same forward with all history already in device memory. transformers: its own forward with a DynamicCache.
+prefill / decode / split: the prefill engine's forward with history streamed from the prefill buffer, from the decode buffer over
+UCX, from both. Limit: 1.0 of resident.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, DynamicCache
+
+from dualpath.config import ClusterConfig, MemoryConfig, ModelConfig, ObserveConfig, ServeConfig, StoreConfig
+from dualpath.core.ids import RequestId
+from dualpath.core.request import Request, SamplingParams
+from dualpath.launch.cluster import EmbeddedCluster
+from dualpath.models.init import init_model
+from dualpath.models.load import load_model
+from dualpath.models.seam import PrefillItem
+
+GIB = 1024**3
+
+
+class ResidentStream:
+    """Every layer has its own workspace, filled before the clock starts."""
+
+    def __init__(self, num_layers: int, rows: int, row_bytes: int) -> None:
+        self._layers = torch.zeros(num_layers, rows, row_bytes, dtype=torch.uint8)
+
+    def acquire(self, layer: int) -> torch.Tensor:
+        return self._layers[layer]
+
+    def release(self, layer: int) -> None:
+        pass
+
+
+def time_s(run) -> float:  # type: ignore[no-untyped-def]
+    start_s = time.perf_counter()
+    run()
+    return time.perf_counter() - start_s
+
+
+async def engine_forward_s(cluster: EmbeddedCluster, prompt: list[int], number: int) -> float:
+    """Duration of the engine's forward for the prompt, from its own trace."""
+    params = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
+    async for _ in cluster.service.generate(Request(RequestId(f"r{number}"), tuple(prompt), params)):
+        pass
+    assert cluster.trace is not None
+    return next(e["dur"] for e in reversed(cluster.trace._events) if e["name"] == "forward") * 1e-6
+
+
+async def measure(model_dir: Path, cached: int, new: int, rounds: int, threads: int) -> dict[str, list[float]]:
+    times: dict[str, list[float]] = {"resident": [], "transformers": [], "prefill": [], "decode": [], "split": []}
+    clusters = {}
+    with tempfile.TemporaryDirectory() as store:
+        for path in ("prefill", "decode", "split"):
+            config = ServeConfig(
+                model=ModelConfig(dir=model_dir, device="cpu"),
+                store=StoreConfig(url=f"file://{store}"),
+                cluster=ClusterConfig(prefill=1, decode=1, path=path, threads_per_engine=threads),
+                memory=MemoryConfig(max_context_tokens=cached + new + 64, decode_kv_tokens=4 * (cached + new)),
+                observe=ObserveConfig(trace_out=Path(store) / "trace.json"),
+            )
+            clusters[path] = EmbeddedCluster(config, progress=lambda _: None)
+            await clusters[path].start()
+            torch.manual_seed(0)
+            history = torch.randint(32, 127, (cached,)).tolist()
+            await engine_forward_s(clusters[path], [*history, 32], 0)  # stores the history
+        model = load_model(model_dir)
+        torch.set_num_threads(threads)
+        spec = model.spec
+        resident = ResidentStream(spec.num_layers, cached + new, spec.bytes_per_token_layer)
+        hf = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+        base = DynamicCache(config=hf.config)
+        with torch.inference_mode():
+            hf(torch.tensor([history]), past_key_values=base, logits_to_keep=1)
+        for number in range(1, rounds + 1):
+            tail = torch.randint(32, 127, (new,)).tolist()
+            times["resident"].append(time_s(lambda: model.prefill([PrefillItem(tail, cached, 0)], resident)))
+            base.crop(cached)
+            with torch.inference_mode():
+                ids = torch.tensor([tail])
+                times["transformers"].append(time_s(lambda: hf(ids, past_key_values=base, logits_to_keep=1)))
+            for path, cluster in clusters.items():
+                times[path].append(await engine_forward_s(cluster, history + tail, number))
+        for cluster in clusters.values():
+            await cluster.close(5.0)
+    return times
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cached", type=int, default=4096)
+    parser.add_argument("--new", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        model_dir = init_model("llama", Path(scratch) / "model", preset="demo")
+        times = asyncio.run(
+            measure(model_dir, arguments.cached, arguments.new, arguments.rounds, arguments.threads)
+        )
+    best = {name: statistics.median(values) for name, values in times.items()}
+    print(f"prefill of {arguments.new} new over {arguments.cached} cached tokens, median of {arguments.rounds}:")
+    for name, median_s in best.items():
+        against = f"{median_s / best['resident']:.2f} of resident, {median_s / best['transformers']:.2f} of transformers"
+        print(f"  {name:<13}{median_s * 1e3:7.1f} ms   {against}")
+
+
+if __name__ == "__main__":
+    main()

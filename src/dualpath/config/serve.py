@@ -1,0 +1,175 @@
+"""Every setting of ``dualpath serve``: what it is, in which unit, within which range, and what it is when nobody says.
+
+Sizes take a number of bytes or text such as "512MiB" or "8GB". None means "worked out at start"; each help says how.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dualpath.config.fields import Table, setting
+
+GIB = 1024**3
+PATHS = ("prefill", "decode", "shorter", "split", "round_robin")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(Table):
+    """Which model is served, and on what."""
+
+    TABLE = "model"
+    dir: Path = setting(flag="model", metavar="DIR", help="local directory of a Hugging Face model, weights included")
+    dtype: str = setting("auto", choices=DTYPES, help="number format of weights and KV; auto is the checkpoint's own")
+    device: str = setting("auto", metavar="DEVICE", pattern=r"auto|cpu|cuda(:[0-9]+)?", pattern_means="auto, cpu, cuda or cuda:N", help="cpu, cuda or cuda:N; auto is CUDA where there is a device, else the CPU")
+    served_name: str | None = setting(
+        None, flag="served-model-name", none_means="the directory's name", help="the model's name in the API"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreConfig(Table):
+    """Where KV blocks are kept between requests."""
+
+    TABLE = "store"
+    url: str = setting(
+        flag="store",
+        metavar="URL",
+        pattern=r"[a-z0-9+]+://.*",
+        pattern_means="a URL such as file:///data/kv",
+        help="file:///DIR (any mounted file system), s3://BUCKET/PREFIX or memory://",
+    )
+    capacity_bytes: int | None = setting(
+        None, minimum=1, none_means="no limit", help="least recently used blocks are deleted beyond this size"
+    )
+    block_tokens: int = setting(64, minimum=1, maximum=4096, help="tokens in a block, the unit of storing and reuse")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterConfig(Table):
+    """How many nodes there are, and how blocks get to them."""
+
+    TABLE = "cluster"
+    prefill: int = setting(1, minimum=1, maximum=1024, help="prefill nodes")
+    decode: int = setting(1, minimum=1, maximum=1024, help="decode nodes")
+    engines_per_node: int = setting(1, minimum=1, maximum=64, help="engines that share a node and its storage NIC")
+    path: str = setting(
+        "split",
+        choices=PATHS,
+        help="whose storage NIC reads a request's stored blocks: always the prefill node's, always the decode node's, "
+        "the one with the shorter queue, both so that they end together, or each in turn",
+    )
+    storage_nic_mbps: float | None = setting(
+        None,
+        above=0,
+        maximum=1e7,
+        none_means="unlimited",
+        help="emulate storage NICs of this many Mbit/s per node, each direction; for trying things out on one machine",
+    )
+    threads_per_engine: int | None = setting(
+        None, minimum=1, maximum=1024, none_means="cores / engines, at least 1", help="CPU threads of one engine's model"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryConfig(Table):
+    """How much memory each engine takes; all of it is allocated once, at start."""
+
+    TABLE = "memory"
+    max_context_tokens: int | None = setting(
+        None,
+        minimum=2,
+        none_means="the model's limit, at most 32768",
+        help="longest prompt plus answer of one request, in tokens",
+    )
+    prefill_staging_bytes: int = setting(
+        GIB, minimum=1, help="host buffer of a prefill engine: blocks read from storage wait here for their layer's turn"
+    )
+    decode_staging_bytes: int = setting(
+        GIB, minimum=1, help="host buffer of a decode engine: whole prompts wait here for device memory"
+    )
+    prefill_batch_tokens: int = setting(
+        8192, minimum=1, help="most new tokens in one forward pass of a prefill engine; longer prompts go in pieces"
+    )
+    decode_kv_tokens: int | None = setting(
+        None,
+        minimum=2,
+        none_means="4 x max-context-tokens on a CPU, from device-memory-fraction on CUDA",
+        help="tokens whose KV a decode engine's device holds, over all running requests",
+    )
+    device_memory_fraction: float = setting(
+        0.9, above=0, maximum=1, help="share of a CUDA device's memory that one engine may use, weights included"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatewayConfig(Table):
+    """The HTTP server that clients talk to."""
+
+    TABLE = "gateway"
+    host: str = setting("127.0.0.1", help="address to listen on; 0.0.0.0 for all, then better with --api-key")
+    port: int = setting(8000, minimum=0, maximum=65535, help="TCP port; 0 takes a free one and prints it")
+    api_keys: tuple[str, ...] = setting(
+        (),
+        flag="api-key",
+        metavar="KEY",
+        none_means="open to all",
+        help="a key that clients must send as bearer token; may be repeated; keep it out of sight with --config",
+    )
+    drain_s: float = setting(30.0, minimum=0, maximum=3600, help="seconds that running requests get after Ctrl-C")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SchedulerConfig(Table):
+    """Which request runs where, and how many may wait."""
+
+    TABLE = "scheduler"
+    max_queued_requests: int = setting(
+        1024, minimum=1, maximum=1_000_000, help="requests that may wait for an engine; more get HTTP 429"
+    )
+    max_retries: int = setting(3, minimum=0, maximum=100, help="times a request is resumed after it lost its engine")
+    alpha_tokens: int = setting(
+        1_000_000, minimum=0, help="a node with more tokens to read is busy: about what its NIC reads in 3 s"
+    )
+    beta_tokens: int = setting(
+        100_000, minimum=1, help="an engine with more tokens to prefill is full: about what it computes in 5 s"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeadlineConfig(Table):
+    """How long anything may take before it counts as failed, in seconds."""
+
+    TABLE = "deadlines"
+    storage_read_s: float = setting(30.0, above=0, maximum=3600, help="reading one block from storage")
+    storage_write_s: float = setting(60.0, above=0, maximum=3600, help="writing one block to storage")
+    transfer_s: float = setting(30.0, above=0, maximum=3600, help="moving one layer of blocks between engines")
+    slot_s: float = setting(120.0, above=0, maximum=3600, help="waiting for room in a staging buffer")
+    queue_s: float = setting(300.0, above=0, maximum=86_400, help="waiting in the queue for engines")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObserveConfig(Table):
+    """What is written down about a run."""
+
+    TABLE = "observe"
+    trace_out: Path | None = setting(
+        None, metavar="FILE", none_means="no trace", help="write a Chrome trace of every engine to this file at exit"
+    )
+    log_level: str = setting("info", choices=LOG_LEVELS, help="least severe messages that go to stderr")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """Everything ``dualpath serve`` needs; one field for each table of a ``--config`` file."""
+
+    model: ModelConfig
+    store: StoreConfig
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    gateway: GatewayConfig = field(default_factory=GatewayConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    deadlines: DeadlineConfig = field(default_factory=DeadlineConfig)
+    observe: ObserveConfig = field(default_factory=ObserveConfig)

@@ -1,0 +1,58 @@
+"""/v1/completions' answers: text_completion objects, whole or in chunks."""
+
+from __future__ import annotations
+
+from dualpath.gateway.choice import Delta
+from dualpath.gateway.job import Job
+from dualpath.gateway.sampling import Output
+from dualpath.gateway.shapes import CompletionChoice, CompletionLogprobs, Usage
+from dualpath.gateway.tokenizer import Tokenizer
+from dualpath.gateway.writer import Writer
+
+
+class CompletionWriter(Writer):
+    chunk_object = whole_object = "text_completion"
+
+    def __init__(
+        self, job: Job, tokenizer: Tokenizer, output: Output, *, echo: bool = False, include_usage: bool = False
+    ) -> None:
+        super().__init__(job, tokenizer, output, include_usage=include_usage)
+        self._echoes = [self._echo(choice.index) if echo else "" for choice in job.choices]
+        self._logprobs = self._logprob_writers([len(text) for text in self._echoes])
+        self._started = [False] * len(job.choices)
+        self._pieces: list[list[Delta]] = [[] for _ in job.choices]
+
+    def chunk(self, delta: Delta) -> bytes:
+        return self._chunk(self._choice(delta))
+
+    def add(self, delta: Delta) -> None:
+        self._pieces[delta.index].append(delta)
+
+    def whole(self, usage: Usage) -> bytes:
+        choices = []
+        for pieces in self._pieces:
+            last = pieces[-1]
+            text = "".join(piece.text for piece in pieces)
+            tokens = [event for piece in pieces for event in piece.tokens]
+            choices.append(self._choice(Delta(last.index, text, tokens, last.finish_reason, last.stop_reason)))
+        return self._whole(choices, usage)
+
+    def _choice(self, delta: Delta) -> CompletionChoice:
+        choice = CompletionChoice(
+            delta.index, delta.text, self._logprobs_of(delta), delta.finish_reason, delta.stop_reason
+        )
+        choice.token_ids = self._token_ids(delta)
+        if not self._started[delta.index]:
+            self._started[delta.index] = True
+            choice.text = self._echoes[delta.index] + choice.text
+            choice.prompt_token_ids = self._prompt_token_ids(delta.index)
+        return choice
+
+    def _logprobs_of(self, delta: Delta) -> CompletionLogprobs | None:
+        return self._logprobs[delta.index].completion(delta.tokens) if self._logprobs and delta.tokens else None
+
+    def _echo(self, choice_index: int) -> str:
+        prompt = self.job.prompt_of(choice_index)
+        if prompt.text is not None:
+            return prompt.text
+        return self.tokenizer.decode(prompt.token_ids, skip_special_tokens=self.output.skip_special_tokens)

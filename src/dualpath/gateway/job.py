@@ -1,0 +1,117 @@
+"""A job is one HTTP request's generation: one backend request per choice, their pieces of text merged into one stream."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+from dualpath.core.errors import DualPathError
+from dualpath.core.ids import RequestId
+from dualpath.core.request import TokenEvent
+from dualpath.gateway.backend import Backend
+from dualpath.gateway.choice import Choice, Delta
+from dualpath.gateway.shapes import CachedTokens, Usage
+
+MAX_QUEUED_DELTAS = 64  # of all choices together; a slow client holds its own choices back, nobody else's
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    token_ids: tuple[int, ...]
+    text: str | None = None  # None: the client sent ids
+
+
+@dataclass(slots=True)
+class Job:
+    """Choices are ordered by prompt, ``num_per_prompt`` of each."""
+
+    job_id: str
+    model_name: str
+    prompts: list[Prompt]
+    num_per_prompt: int
+    choices: list[Choice]
+    created_unix_s: int = field(default_factory=lambda: int(time.time()))
+
+    def prompt_of(self, choice_index: int) -> Prompt:
+        return self.prompts[choice_index // self.num_per_prompt]
+
+    async def deltas(self, backend: Backend) -> AsyncGenerator[Delta, None]:
+        """All choices' pieces as they come. Closing the generator closes every backend iterator before it returns."""
+        streams = [_run(backend, choice) for choice in self.choices]
+        async with aclosing(streams[0] if len(streams) == 1 else _merged(streams)) as merged:
+            async for delta in merged:
+                yield delta
+
+    def usage(self, backend: Backend) -> Usage:
+        """As OpenAI counts: a prompt once, however many choices it has; what each choice generated."""
+        num_prompt = sum(len(prompt.token_ids) for prompt in self.prompts)
+        num_generated = sum(choice.num_tokens for choice in self.choices)
+        records = (backend.record(choice.request.request_id) for choice in self.choices[:: self.num_per_prompt])
+        num_cached = sum(record.num_hit_tokens for record in records if record is not None)
+        return Usage(num_prompt, num_generated, num_prompt + num_generated, CachedTokens(num_cached))
+
+
+def new_job_id(prefix: str) -> str:
+    return f"{prefix}-{uuid.uuid4().hex}"
+
+
+def request_id_of(job_id: str, choice_index: int, num_choices: int) -> RequestId:
+    return RequestId(job_id if num_choices == 1 else f"{job_id}-{choice_index}")
+
+
+async def _run(backend: Backend, choice: Choice) -> AsyncGenerator[Delta, None]:
+    events = backend.generate(choice.request)
+    try:
+        async for event in events:
+            delta = choice.push(event)
+            if delta is not None:
+                yield delta
+            # After a stop string the backend would go on: leave and close. After its own last event let it come to
+            # its end, as closing would look like a cancelled request.
+            if choice.finished and event.finish_reason is None:
+                return
+        if not choice.finished:
+            raise DualPathError("generation ended without a reason")
+    finally:
+        await _close(events)
+
+
+async def _close(events: AsyncIterator[TokenEvent]) -> None:
+    aclose = getattr(events, "aclose", None)
+    if aclose is not None:
+        await aclose()
+
+
+async def _merged(streams: list[AsyncGenerator[Delta, None]]) -> AsyncGenerator[Delta, None]:
+    """One task per stream; the first failure ends them all."""
+    queue: asyncio.Queue[Delta | Exception | None] = asyncio.Queue(MAX_QUEUED_DELTAS)
+    tasks = [asyncio.create_task(_drain(stream, queue)) for stream in streams]
+    num_running = len(tasks)
+    try:
+        while num_running:
+            item = await queue.get()
+            if isinstance(item, Exception):
+                raise item
+            if item is None:
+                num_running -= 1
+            else:
+                yield item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _drain(stream: AsyncGenerator[Delta, None], queue: asyncio.Queue[Delta | Exception | None]) -> None:
+    end: Exception | None = None
+    try:
+        async with aclosing(stream):
+            async for delta in stream:
+                await queue.put(delta)
+    except Exception as error:  # handed to the reader, who raises it
+        end = error
+    await queue.put(end)

@@ -1,0 +1,99 @@
+"""Conversations as clients send them, checked and brought into the form that chat templates expect."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from dualpath.gateway.bodies import ChatBody, TokenizeBody
+from dualpath.gateway.errors import invalid
+from dualpath.gateway.tokenizer import Tokenizer
+
+
+def conversation_text(tokenizer: Tokenizer, body: ChatBody | TokenizeBody) -> str:
+    """The prompt's text: messages and tools through the model's chat template."""
+    add_prompt = body.add_generation_prompt is not False
+    continue_final = bool(body.continue_final_message)
+    if add_prompt and continue_final:
+        raise invalid(
+            "continue_final_message and add_generation_prompt cannot both be true; "
+            "set add_generation_prompt to false to continue the final message",
+            "continue_final_message",
+        )
+    if not body.messages:
+        raise invalid("messages must not be empty", "messages")
+    messages = [_message(tokenizer, message, f"messages[{i}]") for i, message in enumerate(body.messages)]
+    for i, tool in enumerate(body.tools or []):
+        _check_tool(tool, f"tools[{i}]")
+    return tokenizer.render_chat(
+        messages,
+        body.tools or None,
+        add_generation_prompt=add_prompt,
+        continue_final_message=continue_final,
+        template_kwargs=_template_kwargs(body),
+    )
+
+
+def _template_kwargs(body: ChatBody | TokenizeBody) -> dict[str, Any]:
+    kwargs = dict(body.chat_template_kwargs or {})
+    if isinstance(body, ChatBody) and body.reasoning_effort is not None:
+        kwargs.setdefault("reasoning_effort", body.reasoning_effort)
+    return kwargs
+
+
+def _message(tokenizer: Tokenizer, message: dict[str, Any], where: str) -> dict[str, Any]:
+    role = message.get("role")
+    if not isinstance(role, str) or not role:
+        raise invalid(f"{where}.role must be a string", f"{where}.role")
+    # Clients send back what they got, empty fields included; templates often only ask whether a key exists.
+    out = {key: value for key, value in message.items() if value is not None}
+    content = out.get("content")
+    out["content"] = content if isinstance(content, str) else _joined_text(content, f"{where}.content")
+    if "tool_calls" in out:
+        calls = out["tool_calls"]
+        if not isinstance(calls, list):
+            raise invalid(f"{where}.tool_calls must be an array", f"{where}.tool_calls")
+        out["tool_calls"] = [_call(tokenizer, call, f"{where}.tool_calls[{i}]") for i, call in enumerate(calls)]
+    return out
+
+
+def _joined_text(content: object, where: str) -> str:
+    if content is None:
+        return ""
+    if not isinstance(content, list):
+        raise invalid(f"{where} must be a string or an array of parts", where)
+    return "\n".join(_part_text(part, f"{where}[{i}]") for i, part in enumerate(content))
+
+
+def _part_text(part: object, where: str) -> str:
+    if isinstance(part, str):
+        return part
+    if not isinstance(part, dict):
+        raise invalid(f"{where} must be an object", where)
+    if part.get("type") != "text":
+        raise invalid(f"{where}.type must be 'text': this model takes text only", f"{where}.type")
+    text = part.get("text")
+    if not isinstance(text, str):
+        raise invalid(f"{where}.text must be a string", f"{where}.text")
+    return text
+
+
+def _call(tokenizer: Tokenizer, call: object, where: str) -> dict[str, Any]:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(call, dict) or not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise invalid(f"{where} must be an object with a function and its name", where)
+    arguments = function.get("arguments", "{}")
+    if isinstance(arguments, str) and not tokenizer.template_keeps_arguments:
+        try:
+            arguments = json.loads(arguments or "{}")
+        except ValueError:
+            pass  # what the model wrote was no JSON; let it see its own mistake
+    return {**call, "function": {**function, "arguments": arguments}}
+
+
+def _check_tool(tool: dict[str, Any], where: str) -> None:
+    if tool.get("type") != "function":
+        raise invalid(f"{where}.type must be 'function'", f"{where}.type")
+    function = tool.get("function")
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise invalid(f"{where}.function must be an object with a name", f"{where}.function")

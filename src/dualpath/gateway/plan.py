@@ -1,0 +1,169 @@
+"""From a request body to a job and its writer: check, render, tokenise. Pure work that may run in a thread."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dualpath.core.request import Request
+from dualpath.gateway.bodies import ChatBody, CompletionBody, Generation, parse_body
+from dualpath.gateway.chat_writer import ChatWriter
+from dualpath.gateway.choice import Choice
+from dualpath.gateway.completion_writer import CompletionWriter
+from dualpath.gateway.errors import ApiError, invalid
+from dualpath.gateway.job import Job, Prompt, new_job_id, request_id_of
+from dualpath.gateway.messages import conversation_text
+from dualpath.gateway.sampling import Output, check_ranges, output_of, resolve_max_tokens, sampling_of
+from dualpath.gateway.settings import GatewaySettings
+from dualpath.gateway.tokenizer import Tokenizer
+from dualpath.gateway.tool_calls import CLOSE, OPEN
+from dualpath.gateway.writer import Writer
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    job: Job
+    writer: Writer
+    stream: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Planner:
+    """Knows the model and the limits. Raises ApiError or InvalidRequestError for whatever cannot be served."""
+
+    model_name: str
+    max_context_tokens: int
+    tokenizer: Tokenizer
+    settings: GatewaySettings
+
+    def completion(self, raw: bytes) -> Plan:
+        body = parse_body(raw, CompletionBody)
+        self._check(body)
+        if body.best_of not in (None, 1, body.n or 1):
+            raise invalid("best_of is not supported", "best_of", "unsupported_parameter")
+        if body.echo and body.logprobs is not None:
+            raise invalid("echo with logprobs is not supported", "echo", "unsupported_parameter")
+        output = output_of(body, self.settings)
+        job = self._job("cmpl", body, output, self._prompts(body))
+        writer = CompletionWriter(job, self.tokenizer, output, echo=bool(body.echo), include_usage=_include_usage(body))
+        return Plan(job, writer, bool(body.stream))
+
+    def chat(self, raw: bytes) -> Plan:
+        body = parse_body(raw, ChatBody)
+        self._check(body)
+        parse_tools = _parse_tools(body)
+        output = output_of(body, self.settings)
+        text = conversation_text(self.tokenizer, body)
+        ids = self.tokenizer.encode(text, add_special_tokens=bool(body.add_special_tokens))
+        # Tool markup that the tokenizer counts as special would be dropped before it can be parsed.
+        hide_special = output.skip_special_tokens and not (
+            parse_tools and {OPEN, CLOSE} & self.tokenizer.special_tokens
+        )
+        job = self._job("chatcmpl", body, output, [self._prompt(ids, text, "messages")], hide_special=hide_special)
+        writer = ChatWriter(
+            job,
+            self.tokenizer,
+            output,
+            parse_tools=parse_tools,
+            max_calls=1 if body.parallel_tool_calls is False else None,
+            include_usage=_include_usage(body),
+        )
+        return Plan(job, writer, bool(body.stream))
+
+    def check_model(self, model: str | None) -> None:
+        if model is not None and model != self.model_name:
+            raise ApiError(404, f"The model `{model}` does not exist.", param="model", code="model_not_found")
+
+    def _check(self, body: Generation) -> None:
+        self.check_model(body.model)
+        check_ranges(body, self.settings, self.tokenizer)
+
+    def _prompts(self, body: CompletionBody) -> list[Prompt]:
+        special = body.add_special_tokens is not False
+        prompts: list[Prompt] = []
+        for item in _prompt_items(body.prompt):
+            if isinstance(item, str):
+                ids: Sequence[int] = self.tokenizer.encode(item, add_special_tokens=special)
+                prompts.append(self._prompt(ids, item, "prompt"))
+            else:
+                prompts.append(self._prompt(item, None, "prompt"))
+        return prompts
+
+    def _prompt(self, ids: Sequence[int], text: str | None, param: str) -> Prompt:
+        if not ids:
+            raise invalid(f"{param} must have at least one token", param)
+        self.tokenizer.check_ids(ids, param)
+        return Prompt(tuple(ids), text)
+
+    def _job(
+        self,
+        prefix: str,
+        body: CompletionBody | ChatBody,
+        output: Output,
+        prompts: list[Prompt],
+        *,
+        hide_special: bool | None = None,
+    ) -> Job:
+        per_prompt = body.n or 1
+        num_choices = len(prompts) * per_prompt
+        if num_choices > self.settings.max_choices:
+            limit = self.settings.max_choices
+            raise invalid(f"at most {limit} choices (prompts x n) are allowed, not {num_choices}", "n")
+        job_id = new_job_id(prefix)
+        decode = self.tokenizer.decoder(output.skip_special_tokens if hide_special is None else hide_special)
+        job = Job(job_id, self.model_name, prompts, per_prompt, [])
+        for prompt in prompts:
+            max_tokens = resolve_max_tokens(body, len(prompt.token_ids), self.max_context_tokens)
+            for k in range(per_prompt):
+                index = len(job.choices)
+                request = Request(
+                    request_id_of(job_id, index, num_choices),
+                    prompt.token_ids,
+                    sampling_of(body, output, max_tokens, k),
+                    body.cache_salt or "",
+                )
+                job.choices.append(
+                    Choice(
+                        index,
+                        request,
+                        decode,
+                        stops=output.stops,
+                        include_stop=output.include_stop,
+                        show_tokens=output.show_tokens,
+                    )
+                )
+        return job
+
+
+def _include_usage(body: Generation) -> bool:
+    return body.stream_options is not None and bool(body.stream_options.include_usage)
+
+
+def _parse_tools(body: ChatBody) -> bool:
+    """Whether the answer may hold tool calls. The tools stay in the prompt in any case: its cached KV stays valid."""
+    choice = body.tool_choice
+    if not body.tools:
+        if choice not in (None, "none"):
+            raise invalid("tool_choice is only allowed when tools are given", "tool_choice")
+        return False
+    if choice not in (None, "auto", "none"):
+        raise invalid(
+            "tool_choice must be 'auto' or 'none': forced tool calls are not supported",
+            "tool_choice",
+            "unsupported_parameter",
+        )
+    return choice != "none"
+
+
+def _prompt_items(prompt: str | list[str | int | list[int]]) -> list[str | list[int]]:
+    """One prompt or several, as text or as ids: OpenAI's four spellings."""
+    if isinstance(prompt, str):
+        return [prompt]
+    if not prompt:
+        raise invalid("prompt must not be empty", "prompt")
+    kinds = {type(item) for item in prompt}
+    if len(kinds) > 1:
+        raise invalid("prompt must not mix strings, token ids and arrays of token ids", "prompt")
+    if kinds == {int}:
+        return [[item for item in prompt if isinstance(item, int)]]
+    return [item for item in prompt if not isinstance(item, int)]

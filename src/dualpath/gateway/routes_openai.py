@@ -1,0 +1,99 @@
+"""The OpenAI part of the API, with vLLM's /tokenize and /detokenize."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from dualpath.gateway.bodies import DetokenizeBody, TokenizeBody, parse_body
+from dualpath.gateway.context import Gateway, json_response
+from dualpath.gateway.errors import invalid, not_ready
+from dualpath.gateway.messages import conversation_text
+from dualpath.gateway.plan import Plan
+from dualpath.gateway.respond import GenerationResponse
+
+
+def openai_router(gateway: Gateway) -> APIRouter:
+    router = APIRouter()
+    model = _model_card(gateway, created_unix_s=int(time.time()))
+
+    @router.post("/v1/completions")
+    async def completions(request: Request) -> Response:
+        return await _generate(gateway, request, gateway.planner.completion)
+
+    @router.post("/v1/chat/completions")
+    async def chat_completions(request: Request) -> Response:
+        return await _generate(gateway, request, gateway.planner.chat)
+
+    @router.get("/v1/models")
+    async def models() -> Response:
+        return json_response({"object": "list", "data": [model]})
+
+    @router.get("/v1/models/{model_id:path}")
+    async def one_model(model_id: str) -> Response:
+        gateway.planner.check_model(model_id)
+        return json_response(model)
+
+    @router.post("/tokenize")
+    async def tokenize(request: Request) -> Response:
+        return json_response(await gateway.on_body(request, lambda raw: _tokenize(gateway, raw)))
+
+    @router.post("/detokenize")
+    async def detokenize(request: Request) -> Response:
+        return json_response(await gateway.on_body(request, lambda raw: _detokenize(gateway, raw)))
+
+    return router
+
+
+async def _generate(gateway: Gateway, request: Request, plan_of: Callable[[bytes], Plan]) -> Response:
+    if not gateway.backend.ready():
+        raise not_ready()
+    plan = await gateway.on_body(request, plan_of)
+    return GenerationResponse(
+        plan.job,
+        plan.writer,
+        gateway.backend,
+        stream=plan.stream,
+        on_rejected=gateway.metrics.count_rejected,
+    )
+
+
+def _model_card(gateway: Gateway, *, created_unix_s: int) -> dict[str, Any]:
+    return {
+        "id": gateway.backend.model_name,
+        "object": "model",
+        "created": created_unix_s,
+        "owned_by": "dualpath",
+        "root": gateway.backend.model_name,
+        "parent": None,
+        "max_model_len": gateway.backend.max_context_tokens,
+    }
+
+
+def _tokenize(gateway: Gateway, raw: bytes) -> dict[str, Any]:
+    body = parse_body(raw, TokenizeBody)
+    gateway.planner.check_model(body.model)
+    if (body.prompt is None) == (body.messages is None):
+        raise invalid("give either prompt or messages", "prompt")
+    tokenizer = gateway.tokenizer
+    # As in generation: a prompt gets the tokenizer's special tokens by default, a template writes its own.
+    is_prompt = body.prompt is not None
+    text = body.prompt if body.prompt is not None else conversation_text(tokenizer, body)
+    special = is_prompt if body.add_special_tokens is None else body.add_special_tokens
+    ids = tokenizer.encode(text, add_special_tokens=special)
+    return {
+        "count": len(ids),
+        "max_model_len": gateway.backend.max_context_tokens,
+        "tokens": ids,
+        "token_strs": [tokenizer.token_text(token_id) for token_id in ids] if body.return_token_strs else None,
+    }
+
+
+def _detokenize(gateway: Gateway, raw: bytes) -> dict[str, Any]:
+    body = parse_body(raw, DetokenizeBody)
+    gateway.planner.check_model(body.model)
+    gateway.tokenizer.check_ids(body.tokens, "tokens")
+    return {"prompt": gateway.tokenizer.decode(body.tokens, skip_special_tokens=False)}

@@ -1,0 +1,132 @@
+"""A body's sampling fields checked against their ranges and resolved to what an engine is told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dualpath.core.request import SamplingParams
+from dualpath.gateway.bodies import ChatBody, CompletionBody, Generation
+from dualpath.gateway.errors import invalid
+from dualpath.gateway.settings import GatewaySettings
+from dualpath.gateway.tokenizer import Tokenizer
+
+COMPLETION_MAX_TOKENS = 16  # OpenAI's default for /v1/completions
+MAX_TEMPERATURE = 2.0
+SEED_LIMIT = 1 << 63
+MAX_STOP_CHARS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What the gateway does with the tokens, beyond what engines know."""
+
+    stops: tuple[str, ...]
+    include_stop: bool
+    skip_special_tokens: bool
+    return_token_ids: bool
+    tokens_as_ids: bool
+    num_logprobs: int | None
+
+    @property
+    def show_tokens(self) -> bool:
+        return self.return_token_ids or self.num_logprobs is not None
+
+
+def output_of(body: CompletionBody | ChatBody, settings: GatewaySettings) -> Output:
+    return Output(
+        stops=_stops(body, settings),
+        include_stop=bool(body.include_stop_str_in_output),
+        skip_special_tokens=body.skip_special_tokens is not False,
+        return_token_ids=bool(body.return_token_ids),
+        tokens_as_ids=bool(body.return_tokens_as_token_ids),
+        num_logprobs=_num_logprobs(body, settings),
+    )
+
+
+def check_ranges(body: Generation, settings: GatewaySettings, tokenizer: Tokenizer) -> None:
+    """Everything that does not depend on the prompt; InvalidRequestError names the field."""
+    _check_range("temperature", body.temperature, 0.0, MAX_TEMPERATURE)
+    _check_range("top_p", body.top_p, 0.0, 1.0)
+    if body.top_p == 0:
+        raise invalid("top_p must be above 0", "top_p")
+    _check_range("top_k", body.top_k, -1, None)
+    _check_range("n", body.n, 1, settings.max_choices)
+    _check_range("seed", body.seed, -SEED_LIMIT, SEED_LIMIT - 1)
+    _check_range("max_tokens", body.max_tokens, 1, None)
+    tokenizer.check_ids(body.stop_token_ids or [], "stop_token_ids")
+    if body.stream_options is not None and not body.stream:
+        raise invalid("stream_options is only allowed when stream is true", "stream_options")
+
+
+def sampling_of(body: CompletionBody | ChatBody, output: Output, max_tokens: int, choice: int) -> SamplingParams:
+    """``choice`` numbers the request's choices: with a seed given, each draws from its own."""
+    seed = body.seed
+    if seed is not None:
+        seed = (seed + choice + SEED_LIMIT) % (2 * SEED_LIMIT) - SEED_LIMIT
+    return SamplingParams(
+        max_tokens=max_tokens,
+        temperature=1.0 if body.temperature is None else body.temperature,
+        top_p=1.0 if body.top_p is None else body.top_p,
+        top_k=max(body.top_k or 0, 0),  # -1 is vLLM's spelling of "all"
+        seed=seed,
+        stop_token_ids=tuple(body.stop_token_ids or ()),
+        ignore_eos=bool(body.ignore_eos),
+        num_logprobs=output.num_logprobs,
+    )
+
+
+def resolve_max_tokens(body: CompletionBody | ChatBody, num_prompt_tokens: int, max_context_tokens: int) -> int:
+    """How many tokens may be generated; InvalidRequestError when prompt and answer do not fit the context."""
+    rest = max_context_tokens - num_prompt_tokens
+    if rest < 1:
+        raise invalid(
+            f"This model's maximum context length is {max_context_tokens} tokens, but the prompt has "
+            f"{num_prompt_tokens} tokens and at least one is to be generated.",
+            "messages" if isinstance(body, ChatBody) else "prompt",
+            "context_length_exceeded",
+        )
+    param, asked = _asked_max_tokens(body)
+    if asked is None:
+        return rest if isinstance(body, ChatBody) else min(COMPLETION_MAX_TOKENS, rest)
+    if asked > rest:
+        raise invalid(
+            f"{param} is too large: {asked}. This model's maximum context length is {max_context_tokens} tokens "
+            f"and the prompt has {num_prompt_tokens} tokens.",
+            param,
+            "context_length_exceeded",
+        )
+    return asked
+
+
+def _asked_max_tokens(body: CompletionBody | ChatBody) -> tuple[str, int | None]:
+    if isinstance(body, ChatBody) and body.max_completion_tokens is not None:
+        _check_range("max_completion_tokens", body.max_completion_tokens, 1, None)
+        return "max_completion_tokens", body.max_completion_tokens
+    return "max_tokens", body.max_tokens
+
+
+def _num_logprobs(body: CompletionBody | ChatBody, settings: GatewaySettings) -> int | None:
+    if isinstance(body, CompletionBody):
+        _check_range("logprobs", body.logprobs, 0, settings.max_logprobs)
+        return body.logprobs
+    if body.top_logprobs and not body.logprobs:
+        raise invalid("top_logprobs needs logprobs to be true", "top_logprobs")
+    _check_range("top_logprobs", body.top_logprobs, 0, settings.max_logprobs)
+    return (body.top_logprobs or 0) if body.logprobs else None
+
+
+def _stops(body: Generation, settings: GatewaySettings) -> tuple[str, ...]:
+    stops = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
+    if len(stops) > settings.max_stop_strings:
+        raise invalid(f"at most {settings.max_stop_strings} stop strings are allowed, not {len(stops)}", "stop")
+    for stop in stops:
+        if not 1 <= len(stop) <= MAX_STOP_CHARS:
+            raise invalid(f"a stop string must have 1 to {MAX_STOP_CHARS} characters", "stop")
+    return stops
+
+
+def _check_range(name: str, value: float | None, low: float, high: float | None) -> None:
+    if value is None or (value >= low and (high is None or value <= high)):
+        return
+    limits = f"at least {low}" if high is None else f"between {low} and {high}"
+    raise invalid(f"{name} must be {limits}, not {value}", name)

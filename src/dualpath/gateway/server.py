@@ -1,0 +1,125 @@
+"""Serve the app over HTTP until told to stop; then let running requests end, up to a deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any, TypeVar
+
+import uvicorn
+from fastapi import FastAPI
+
+from dualpath.core.errors import ConfigError
+
+T = TypeVar("T")
+
+BACKLOG = 2048
+POLL_S = 0.05  # how late a stop may be noticed
+
+
+async def serve(
+    app: FastAPI,
+    host: str,
+    port: int,
+    *,
+    drain_s: float = 30.0,
+    stop: asyncio.Event | None = None,
+    handle_signals: bool = True,
+    on_listening: Callable[[str, int], None] | None = None,
+    access_log: bool = False,
+) -> None:
+    """Returns after a graceful end: ``stop`` set, or SIGINT or SIGTERM where ``handle_signals``; a second signal hurries.
+
+    Requests still running ``drain_s`` seconds after the stop are cancelled, and have let go of everything on return.
+    ``port`` 0 takes a free one, told to ``on_listening``. Raises ConfigError if the address cannot be had.
+    """
+    sock = _listen(host, port)
+    stop = stop or asyncio.Event()
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        log_config=None,
+        access_log=access_log,
+        ws="none",
+        timeout_graceful_shutdown=max(1, round(drain_s)),
+        server_header=False,
+    )
+    server = _Server(config)
+    with sock, _signals(stop, server) if handle_signals else contextlib.nullcontext():
+        running = asyncio.ensure_future(server.serve(sockets=[sock]))
+        stopping = asyncio.ensure_future(stop.wait())
+        try:
+            while not server.started and not running.done():
+                await asyncio.sleep(POLL_S / 10)
+            if server.started and on_listening is not None:
+                on_listening(host, sock.getsockname()[1])
+            await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopping.cancel()
+            server.should_exit = True
+            await running
+            await _let_go(server)
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """``asyncio.run`` on uvloop where it is installed."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run(main)
+    return uvloop.run(main)
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to us: other parts of the process have to be shut down in order."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def _let_go(server: uvicorn.Server) -> None:
+    """Requests cancelled at the deadline still close their iterators."""
+    tasks = list(server.server_state.tasks)
+    if tasks:
+        await asyncio.wait(tasks)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        sock = socket.socket(family, kind)
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"cannot listen on {host}:{port}: {error}") from error
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+        sock.listen(BACKLOG)
+    except (OSError, OverflowError) as error:
+        sock.close()
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ConfigError(f"cannot listen on {host}:{port}: {reason}") from error
+    sock.setblocking(False)
+    return sock
+
+
+@contextlib.contextmanager
+def _signals(stop: asyncio.Event, server: uvicorn.Server) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+
+    def on_signal() -> None:
+        if stop.is_set():
+            server.force_exit = True
+        stop.set()
+
+    handled = (signal.SIGINT, signal.SIGTERM)
+    for number in handled:
+        loop.add_signal_handler(number, on_signal)
+    try:
+        yield
+    finally:
+        for number in handled:
+            loop.remove_signal_handler(number)

@@ -1,0 +1,76 @@
+"""The ``dualpath`` command: parse, run, and turn every failure into one line and an exit code.
+
+0 = done, 1 = failed, 2 = the user's input is wrong, 130 = interrupted. Starts fast: torch is imported by the verbs that
+need it, when they run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import NoReturn
+
+from dualpath import __version__
+from dualpath.core.errors import ConfigError, DualPathError
+from dualpath.launch import cli_demo, cli_model, cli_serve, cli_store
+
+TRACEBACK_VARIABLE = "DUALPATH_TRACEBACK"
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports wrong usage like any other wrong input. Flags are never abbreviated: a new one must not break scripts."""
+
+    def __init__(self, **options: object) -> None:
+        super().__init__(allow_abbrev=False, **options)  # type: ignore[arg-type]
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message} (see {self.prog} --help)")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="dualpath",
+        description="LLM inference for agents in which every node's storage NIC works for every request.",
+    )
+    parser.add_argument("--version", action="version", version=f"dualpath {__version__}")
+    verbs = parser.add_subparsers(title="commands", dest="verb", metavar="COMMAND", required=True)
+    for module in (cli_serve, cli_model, cli_store, cli_demo):
+        module.add(verbs)
+    version = verbs.add_parser("version", help="print the version")
+    version.set_defaults(run=_print_version)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    try:
+        arguments = build_parser().parse_args(argv)
+        code: int = arguments.run(arguments)
+        sys.stdout.flush()
+        return code
+    except ConfigError as error:
+        return _fail(2, str(error))
+    except DualPathError as error:
+        return _fail(1, str(error))
+    except KeyboardInterrupt:
+        return _fail(130, "interrupted")
+    except BrokenPipeError:  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if os.environ.get(TRACEBACK_VARIABLE):
+            traceback.print_exc()
+        hint = f"this is a bug; {TRACEBACK_VARIABLE}=1 shows where"
+        return _fail(1, f"{type(error).__name__}: {error} ({hint})")
+
+
+def _fail(code: int, message: str) -> int:
+    print(f"dualpath: error: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _print_version(_: argparse.Namespace) -> int:
+    print(f"dualpath {__version__}")
+    return 0

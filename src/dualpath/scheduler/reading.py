@@ -1,0 +1,122 @@
+"""Both sides read their share of the hit at the same time; what one side cannot read, the other tries once.
+
+A block that is gone from storage, or that neither side could read, cuts the hit: it and everything behind it is recomputed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from dualpath.core.errors import EngineLostError
+from dualpath.core.ids import BlockKey, EngineId, RequestId
+from dualpath.core.plan import ReadPlan, Role
+from dualpath.engine.api import DecodeEngineClient, PrefillEngineClient, ReadOutcome
+from dualpath.scheduler.accounts import Accounts, ReadId
+from dualpath.scheduler.engine_call import EngineFailure, ask
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class HitRead:
+    """What is verified in the buffers: blocks ``[0, num_hit_blocks)``, of which ``prefill_blocks`` on the prefill side."""
+
+    num_hit_blocks: int
+    prefill_blocks: frozenset[int]
+    gone: frozenset[int]  # blocks that are not on storage any more
+
+
+@dataclass(slots=True)
+class _Side:
+    role: Role
+    engine: PrefillEngineClient | DecodeEngineClient
+    ok: set[int] = field(default_factory=set)
+    gone: set[int] = field(default_factory=set)
+    failed: set[int] = field(default_factory=set)
+    lost: EngineFailure | None = None
+
+    @property
+    def engine_id(self) -> EngineId:
+        return self.engine.info.engine_id
+
+
+class HitReader:
+    """Reads one request's hit by a plan. Its shares are in the nodes' reading queues from its creation to ``close``."""
+
+    def __init__(
+        self,
+        request_id: RequestId,
+        keys: Sequence[BlockKey],
+        plan: ReadPlan,
+        prefill: PrefillEngineClient,
+        decode: DecodeEngineClient,
+        accounts: Accounts,
+        block_tokens: int,
+        timeout_s: float,
+    ) -> None:
+        self._request_id = request_id
+        self._keys = keys
+        self._plan = plan
+        self._sides = (_Side(Role.PREFILL, prefill), _Side(Role.DECODE, decode))
+        self._accounts = accounts
+        self._block_tokens = block_tokens
+        self._timeout_s = timeout_s
+        self.num_bytes = {Role.PREFILL: 0, Role.DECODE: 0}
+        split = plan.num_prefill_blocks
+        self._shares = (range(split), range(split, plan.num_hit_blocks))
+        self._queued = [self._queue(side, share) for side, share in zip(self._sides, self._shares, strict=True)]
+
+    @property
+    def num_prefill_blocks(self) -> int:
+        return self._plan.num_prefill_blocks
+
+    async def read(self) -> HitRead:
+        """Raises EngineFailure when one of the two engines is lost."""
+        prefill, decode = self._sides
+        shares = zip(self._sides, self._shares, self._queued, strict=True)
+        await asyncio.gather(*(self._read_side(side, share, queued) for side, share, queued in shares))
+        for_decode, for_prefill = sorted(prefill.failed), sorted(decode.failed)
+        if for_decode or for_prefill:
+            _log.warning("%s: %d blocks tried on the other side", self._request_id, len(for_decode) + len(for_prefill))
+            second = ((prefill, for_prefill), (decode, for_decode))
+            await asyncio.gather(*(self._read_side(side, share, self._queue(side, share)) for side, share in second))
+        for side in self._sides:
+            if side.lost is not None:
+                raise side.lost
+        return self._result()
+
+    def close(self) -> None:
+        for queued in self._queued:
+            self._accounts.end_read(queued)
+
+    def _queue(self, side: _Side, share: Sequence[int]) -> ReadId:
+        return self._accounts.start_read(side.engine.info.node_id, len(share) * self._block_tokens)
+
+    async def _read_side(self, side: _Side, share: Sequence[int], queued: ReadId) -> None:
+        """Failures become marks on the side, so that the other side's reading always comes to its own end."""
+        try:
+            if not share or side.lost is not None:
+                return
+            blocks = [(i, self._keys[i]) for i in share]
+            outcome = await ask(side.engine_id, side.engine.read(self._request_id, blocks), self._timeout_s)
+        except Exception as error:
+            _log.warning("%s: reading on %s failed: %r", self._request_id, side.engine_id, error)
+            if isinstance(error, EngineFailure) and isinstance(error.cause, EngineLostError):
+                side.lost = error
+            outcome = ReadOutcome(failed=frozenset(share))
+        finally:
+            self._accounts.end_read(queued)
+        side.ok |= outcome.ok
+        side.gone |= outcome.gone
+        side.failed |= set(share) - outcome.ok - outcome.gone
+        self.num_bytes[side.role] += outcome.num_bytes
+
+    def _result(self) -> HitRead:
+        prefill, decode = self._sides
+        present = prefill.ok | decode.ok
+        num_hit = next((i for i in range(self._plan.num_hit_blocks) if i not in present), self._plan.num_hit_blocks)
+        on_prefill = frozenset(i for i in prefill.ok if i < num_hit)
+        return HitRead(num_hit, on_prefill, frozenset(prefill.gone | decode.gone) - present)

@@ -1,0 +1,227 @@
+"""The cluster as the gateway sees it: requests in, tokens out, records and statistics; nothing is left behind on close.
+
+Composition of this package's parts. One task per request (dualpath.scheduler.coordinator) belongs to the service, not to
+the client's stream: the last token is the client's at once, while writes and releases go on. Event loop only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import AsyncGenerator, Callable, Sequence
+
+from dualpath.core.clock import Clock, SystemClock
+from dualpath.core.errors import DualPathError, InvalidRequestError, OverloadedError
+from dualpath.core.ids import EngineId, RequestId
+from dualpath.core.keys import Namespace, root_key
+from dualpath.core.phase import Phase
+from dualpath.core.request import Request, RequestRecord, TokenEvent
+from dualpath.core.stats import ClusterStats
+from dualpath.engine.api import DecodeEngineClient, PrefillEngineClient
+from dualpath.scheduler.accounts import Accounts
+from dualpath.scheduler.blocks import Hits, IndexView, KeyChain
+from dualpath.scheduler.config import SchedulerConfig
+from dualpath.scheduler.coordinator import Coordinator
+from dualpath.scheduler.evictor import Evictor
+from dualpath.scheduler.health import Health
+from dualpath.scheduler.holding import Releaser
+from dualpath.scheduler.job import Job, new_job
+from dualpath.scheduler.placer import Placer, too_long
+from dualpath.scheduler.records import RecordBook
+from dualpath.scheduler.tasks import TaskSet
+from dualpath.store.contract import BlockStore
+
+_log = logging.getLogger(__name__)
+
+_CLOSE_GRACE_S = 30.0  # for releases, after the last request has ended or was cancelled
+
+
+class Service:
+    """Build it inside the event loop that serves, from engines that are ready; ``start`` makes them known to each other."""
+
+    def __init__(
+        self,
+        *,
+        prefill_engines: Sequence[PrefillEngineClient],
+        decode_engines: Sequence[DecodeEngineClient],
+        index: IndexView,
+        store: BlockStore,
+        namespace: Namespace,
+        model_name: str,
+        max_context_tokens: int,
+        config: SchedulerConfig | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self.model_name = model_name
+        self.config = config = config or SchedulerConfig()
+        self._clock = clock or SystemClock()
+        self._namespace = namespace
+        self._index = index
+        self._prefill = {engine.info.engine_id: engine for engine in prefill_engines}
+        self._decode = {engine.info.engine_id: engine for engine in decode_engines}
+        infos = [engine.info for engine in self._decode.values()]
+        self.max_context_tokens = min(max_context_tokens, max((info.device_kv_tokens for info in infos), default=0))
+        self.accounts = Accounts([*infos, *(engine.info for engine in self._prefill.values())])
+        self._placer = Placer([e.info for e in self._prefill.values()], infos, self.accounts, config)
+        self._tasks = TaskSet()
+        self._health = Health(
+            {**self._prefill, **self._decode},
+            config,
+            self._clock,
+            self._tasks,
+            self._greet,
+            self._on_lost,
+            self._placer.mark_back,
+        )
+        self._releaser = Releaser(self.accounts, config, self._tasks, self._health.is_lost, self._placer.wake)
+        self._evictor = Evictor(index, store, config.capacity_bytes)
+        self._coordinator = Coordinator(
+            prefill_engines=self._prefill,
+            decode_engines=self._decode,
+            placer=self._placer,
+            accounts=self.accounts,
+            hits=Hits(index, namespace.geometry.block_tokens, config.durable_timeout_s),
+            releaser=self._releaser,
+            namespace=namespace,
+            config=config,
+            check_engine=self._health.stats,
+            on_stored=self._evictor.wake,
+        )
+        self._records = RecordBook(config.max_finished_records)
+        self._sequence = itertools.count()
+        self._running: dict[Job, asyncio.Task[None]] = {}
+        self._is_open = False
+
+    # -- life cycle ---------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Introduce every prefill engine to every decode engine, then accept requests."""
+        for engine_id in self._prefill:
+            await self._greet(engine_id)
+        self._tasks.spawn(self._evictor.run(), is_patrol=True)
+        self._tasks.spawn(self._health.watch(), is_patrol=True)
+        self._evictor.wake()
+        self._is_open = True
+
+    async def close(self, drain_s: float = 30.0) -> None:
+        """Refuse new requests, give the running ones ``drain_s``, cancel the rest; all engines are released on return."""
+        self._is_open = False
+        if not await self._tasks.wait(drain_s):
+            for job in list(self._running):
+                self._cancel(job, DualPathError("the server is shutting down"))
+            self._releaser.hurry()
+            if not await self._tasks.wait(_CLOSE_GRACE_S):
+                _log.error("closing with %d tasks unfinished", len(self._tasks))
+        await self._tasks.cancel()
+
+    def ready(self) -> bool:
+        return self._is_open and self._placer.has_engines
+
+    def mark_lost(self, engine_id: EngineId) -> None:
+        """Whoever knows that an engine has gone says so here; it is used again once it answers."""
+        self._health.mark_lost(engine_id, DualPathError("reported lost"))
+
+    def mark_back(self, engine_id: EngineId) -> None:
+        self._health.mark_back(engine_id)
+
+    def _on_lost(self, engine_id: EngineId) -> None:
+        self._placer.mark_lost(engine_id)
+        self._coordinator.engine_lost(engine_id)
+
+    async def _greet(self, engine_id: EngineId) -> None:
+        """Exchange peer metadata between the engine and every live engine of the other role."""
+        is_prefill = engine_id in self._prefill
+        engine = self._prefill[engine_id] if is_prefill else self._decode[engine_id]
+        others = self._decode.values() if is_prefill else self._prefill.values()
+        for other in others:
+            if not self._health.is_lost(other.info.engine_id):
+                await engine.add_peer(other.info.peer_metadata)
+                await other.add_peer(engine.info.peer_metadata)
+
+    # -- requests -----------------------------------------------------------------------------------------------------
+
+    def generate(self, request: Request) -> AsyncGenerator[TokenEvent, None]:
+        """The request's tokens. Refusals are raised here, before anything runs; it is queued with the first ``anext``.
+
+        Closing the stream, or cancelling whoever awaits it, cancels the request everywhere. After the event with the
+        finish reason nothing is cancelled any more: the rest is the service's.
+        """
+        self._admit(request)
+        return self._stream(request)
+
+    def _admit(self, request: Request) -> None:
+        """Raise what refuses the request."""
+        if not self._is_open:
+            raise OverloadedError("the server does not accept requests now", retry_after_s=self.config.retry_after_s)
+        num_prompt = len(request.prompt_token_ids)
+        if num_prompt == 0:
+            raise InvalidRequestError("the prompt is empty", param="messages")
+        if request.sampling.max_tokens < 1:
+            raise InvalidRequestError("max_tokens must be at least 1", param="max_tokens")
+        if self._records.is_running(request.request_id):
+            raise InvalidRequestError(f"request id {request.request_id} is in use", param="request_id")
+        if num_prompt > self._placer.max_prompt_tokens:
+            raise too_long(num_prompt, self._placer.max_prompt_tokens)
+        if num_prompt + request.sampling.max_tokens > self.max_context_tokens:
+            raise too_long(num_prompt + request.sampling.max_tokens, self.max_context_tokens)
+        if self._placer.num_waiting >= self.config.max_queued_requests:
+            raise OverloadedError("too many requests are waiting", retry_after_s=self.config.retry_after_s)
+
+    async def _stream(self, request: Request) -> AsyncGenerator[TokenEvent, None]:
+        self._admit(request)
+        chain = KeyChain(
+            root_key(self._namespace, request.cache_salt),
+            request.prompt_token_ids,
+            self._namespace.geometry.block_tokens,
+        )
+        job = new_job(request, next(self._sequence), chain, self._clock, self._records.end)
+        self._records.add(job)
+        task = self._tasks.spawn(self._serve(job))
+        self._running[job] = task
+        task.add_done_callback(lambda _: self._running.pop(job))
+        try:
+            while True:
+                event = await job.events.get()
+                if isinstance(event, Exception):
+                    raise event
+                yield event
+                if event.finish_reason is not None:
+                    return
+        finally:
+            if not job.is_over:
+                self._cancel(job)
+
+    def _cancel(self, job: Job, error: Exception | None = None) -> None:
+        job.end(Phase.CANCELLED, error)
+        self._running[job].cancel()
+
+    async def _serve(self, job: Job) -> None:
+        try:
+            await self._coordinator.serve(job)
+        except asyncio.CancelledError:
+            job.end(Phase.CANCELLED)
+        except Exception as error:
+            if not isinstance(error, DualPathError):
+                _log.exception("%s failed", job.request.request_id)
+            job.end(Phase.FAILED, error)
+
+    # -- what happened ------------------------------------------------------------------------------------------------
+
+    def record(self, request_id: RequestId) -> RequestRecord | None:
+        return self._records.get(request_id)
+
+    def recent(self, limit: int) -> list[RequestRecord]:
+        """Newest first, running requests included."""
+        return self._records.recent(limit)
+
+    def on_finished(self, callback: Callable[[RequestRecord], None]) -> None:
+        """``callback`` is called on the event loop whenever a request is finished, cancelled or failed."""
+        self._records.listen(callback)
+
+    async def stats(self) -> ClusterStats:
+        """Engines that do not answer are left out, and taken for lost."""
+        answers = await asyncio.gather(*(self._health.stats(engine_id) for engine_id in (*self._prefill, *self._decode)))
+        queued, running = self._records.count()
+        engines = tuple(stats for stats in answers if stats is not None)
+        return ClusterStats(engines, queued, running, index_blocks=len(self._index))

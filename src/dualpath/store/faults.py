@@ -1,0 +1,115 @@
+"""A StoreIo that misbehaves on request: failures, hangs, delays and flipped bits over any other StoreIo, for tests.
+
+Faults are set by key and direction and take effect on tickets already under way too, except that a ticket's own end is
+final. A hung ticket is the worst case that storage can offer: it stays IN_PROGRESS, ``release`` refuses, and after
+``unhang`` its bytes may still arrive, late.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from dualpath.core.clock import Clock, SystemClock
+from dualpath.core.errors import StoreError
+from dualpath.core.ids import BlockKey
+from dualpath.store.contract import IoRequest, IoState, IoTicket, StoreIo
+
+
+@dataclass(slots=True)
+class FaultPlan:
+    """What is to go wrong in one direction. None in place of a set of keys means every key."""
+
+    failing: set[BlockKey] | None = field(default_factory=set)
+    hanging: set[BlockKey] | None = field(default_factory=set)
+    corrupt: set[BlockKey] | None = field(default_factory=set)
+    delay_s: float = 0.0
+
+
+@dataclass(slots=True, eq=False)
+class FaultyTicket:
+    key: BlockKey
+    request: IoRequest
+    plan: FaultPlan
+    inner: IoTicket
+    due_s: float
+    error: Exception | None = None
+    state: IoState = IoState.IN_PROGRESS
+
+
+class FaultyIo:
+    """Wraps ``inner``; obeys the same contract, single-threaded. Setting faults is for the same thread, too."""
+
+    def __init__(self, inner: StoreIo, clock: Clock | None = None) -> None:
+        self._inner = inner
+        self._clock = clock or SystemClock()
+        self.reads = FaultPlan()
+        self.writes = FaultPlan()
+
+    def fail_reads(self, keys: Iterable[BlockKey] | None = None) -> None:
+        self.reads.failing = _as_set(keys)
+
+    def fail_writes(self, keys: Iterable[BlockKey] | None = None) -> None:
+        self.writes.failing = _as_set(keys)
+
+    def hang_reads(self, keys: Iterable[BlockKey] | None = None) -> None:
+        self.reads.hanging = _as_set(keys)
+
+    def hang_writes(self, keys: Iterable[BlockKey] | None = None) -> None:
+        self.writes.hanging = _as_set(keys)
+
+    def corrupt_reads(self, keys: Iterable[BlockKey] | None = None) -> None:
+        """Flip one bit in the last byte of what these reads deliver; their tickets say DONE."""
+        self.reads.corrupt = _as_set(keys)
+
+    def unhang(self) -> None:
+        """Let everything that hangs go on."""
+        self.reads.hanging, self.writes.hanging = set(), set()
+
+    def submit_reads(self, requests: Sequence[IoRequest]) -> Sequence[IoTicket]:
+        return self._wrap(requests, self._inner.submit_reads(requests), self.reads)
+
+    def submit_writes(self, requests: Sequence[IoRequest]) -> Sequence[IoTicket]:
+        return self._wrap(requests, self._inner.submit_writes(requests), self.writes)
+
+    def poll(self, ticket: IoTicket) -> IoState:
+        assert isinstance(ticket, FaultyTicket)
+        if ticket.state is IoState.IN_PROGRESS and not self._is_held_back(ticket):
+            self._advance(ticket)
+        return ticket.state
+
+    def release(self, ticket: IoTicket) -> bool:
+        assert isinstance(ticket, FaultyTicket)
+        return not _holds(ticket.plan.hanging, ticket.key, ticket.state) and self._inner.release(ticket.inner)
+
+    def close(self) -> None:
+        self._inner.close()
+
+    def _wrap(self, requests: Sequence[IoRequest], tickets: Sequence[IoTicket], plan: FaultPlan) -> list[FaultyTicket]:
+        due_s = self._clock.now_s() + plan.delay_s
+        return [FaultyTicket(r.key, r, plan, t, due_s) for r, t in zip(requests, tickets, strict=True)]
+
+    def _is_held_back(self, ticket: FaultyTicket) -> bool:
+        return _holds(ticket.plan.hanging, ticket.key, ticket.state) or self._clock.now_s() < ticket.due_s
+
+    def _advance(self, ticket: FaultyTicket) -> None:
+        """A failing ticket fails once the inner one can no longer touch memory: FAILED means quiescent."""
+        if _holds(ticket.plan.failing, ticket.key, ticket.state):
+            if self._inner.release(ticket.inner):
+                ticket.error, ticket.state = StoreError(f"block {ticket.key.hex()}: injected"), IoState.FAILED
+            return
+        state = self._inner.poll(ticket.inner)
+        if state is IoState.DONE and _holds(ticket.plan.corrupt, ticket.key, ticket.state):
+            last = ctypes.c_uint8.from_address(ticket.request.address + ticket.request.num_bytes - 1)
+            last.value ^= 1
+        ticket.error, ticket.state = ticket.inner.error, state
+
+
+def _as_set(keys: Iterable[BlockKey] | None) -> set[BlockKey] | None:
+    return None if keys is None else set(keys)
+
+
+def _holds(keys: set[BlockKey] | None, key: BlockKey, state: IoState) -> bool:
+    """Whether a fault applies to a ticket of this key that is still on its way."""
+    return state is IoState.IN_PROGRESS and (keys is None or key in keys)

@@ -1,0 +1,136 @@
+"""Blocks in this process's memory: the store of tests and demonstrations, with the full contract.
+
+Stores of one URL and namespace share their blocks within the process. A transfer's bytes move in ``poll``, not in
+``submit``, so that a caller which looks at its buffer too early is found out.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from dualpath.core.errors import BlockCorruptError, BlockMissingError, StoreError
+from dualpath.core.geometry import KvGeometry
+from dualpath.core.ids import BlockKey
+from dualpath.store.contract import IoRequest, IoState, IoTicket, StoredBlock, StoreIo
+from dualpath.store.header import HEADER_BYTES
+
+
+@dataclass(slots=True)
+class _Shelf:
+    """The blocks of one URL and namespace: complete, immutable objects and when they came."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    objects: dict[BlockKey, tuple[bytes, float]] = field(default_factory=dict)
+
+    def get(self, key: BlockKey) -> bytes:
+        with self.lock:
+            if key not in self.objects:
+                raise BlockMissingError(f"block {key.hex()} is not stored")
+            return self.objects[key][0]
+
+    def put(self, key: BlockKey, data: bytes) -> None:
+        with self.lock:
+            self.objects[key] = (data, time.time())
+
+
+_shelves: dict[tuple[str, bytes], _Shelf] = {}
+_shelves_lock = threading.Lock()
+
+
+class MemoryStore:
+    """Directory of one namespace's blocks in memory. Thread-safe; never blocks for long."""
+
+    def __init__(self, url: str, namespace_digest: bytes, geometry: KvGeometry) -> None:
+        self.url = url
+        self.namespace_digest = namespace_digest
+        self.geometry = geometry
+        with _shelves_lock:
+            self._shelf = _shelves.setdefault((url, namespace_digest), _Shelf())
+
+    def open_io(self, agent: Any = None) -> StoreIo:
+        return MemoryIo(self._shelf)
+
+    def list_blocks(self) -> Iterator[StoredBlock]:
+        with self._shelf.lock:
+            items = list(self._shelf.objects.items())
+        for key, (data, modified_unix_s) in items:
+            yield StoredBlock(key, len(data), modified_unix_s)
+
+    def exists(self, key: BlockKey) -> bool:
+        return key in self._shelf.objects
+
+    def read_header(self, key: BlockKey) -> bytes:
+        head = self._shelf.get(key)[:HEADER_BYTES]
+        if len(head) < HEADER_BYTES:
+            raise BlockCorruptError(f"block {key.hex()}: header is truncated")
+        return head
+
+    def delete(self, key: BlockKey) -> None:
+        with self._shelf.lock:
+            self._shelf.objects.pop(key, None)
+
+    def used_bytes(self) -> int:
+        return sum(block.num_bytes for block in self.list_blocks())
+
+    def close(self) -> None:
+        """The blocks stay for the next store of this URL."""
+
+    def put_raw(self, key: BlockKey, data: bytes) -> None:
+        """Place any bytes under ``key``: how tests make truncated and damaged objects."""
+        self._shelf.put(key, data)
+
+
+@dataclass(slots=True, eq=False)
+class MemoryTicket:
+    key: BlockKey
+    request: IoRequest
+    is_write: bool
+    state: IoState = IoState.IN_PROGRESS
+    error: Exception | None = None
+
+
+class MemoryIo:
+    """Moves objects by memory copy: each at its first poll."""
+
+    def __init__(self, shelf: _Shelf) -> None:
+        self._shelf = shelf
+
+    def submit_reads(self, requests: Sequence[IoRequest]) -> Sequence[IoTicket]:
+        return [MemoryTicket(request.key, request, is_write=False) for request in requests]
+
+    def submit_writes(self, requests: Sequence[IoRequest]) -> Sequence[IoTicket]:
+        return [MemoryTicket(request.key, request, is_write=True) for request in requests]
+
+    def poll(self, ticket: IoTicket) -> IoState:
+        assert isinstance(ticket, MemoryTicket)
+        if ticket.state is IoState.IN_PROGRESS:
+            try:
+                self._move(ticket)
+                ticket.state = IoState.DONE
+            except StoreError as error:
+                ticket.error, ticket.state = error, IoState.FAILED
+        return ticket.state
+
+    def _move(self, ticket: MemoryTicket) -> None:
+        request = ticket.request
+        if ticket.is_write:
+            self._shelf.put(request.key, ctypes.string_at(request.address, request.num_bytes))
+            return
+        data = self._shelf.get(request.key)
+        if len(data) != request.num_bytes:
+            raise BlockCorruptError(f"block {request.key.hex()}: {len(data)} bytes instead of {request.num_bytes}")
+        ctypes.memmove(request.address, data, request.num_bytes)
+
+    def release(self, ticket: IoTicket) -> bool:
+        """Always quiescent: bytes move only inside ``poll``."""
+        assert isinstance(ticket, MemoryTicket)
+        if ticket.state is IoState.IN_PROGRESS:
+            ticket.error, ticket.state = StoreError("given up"), IoState.FAILED
+        return True
+
+    def close(self) -> None: ...

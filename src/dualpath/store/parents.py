@@ -1,0 +1,43 @@
+"""Fills in, after a start, the parents that a listing does not tell: reads headers in a thread, a batch at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from dualpath.core.errors import BlockCorruptError, BlockMissingError, StoreError
+from dualpath.core.ids import BlockKey
+from dualpath.store.contract import BlockStore
+from dualpath.store.header import parse_header
+from dualpath.store.index import BlockIndex
+
+
+async def learn_parents(index: BlockIndex, store: BlockStore, batch_blocks: int = 256) -> list[BlockKey]:
+    """Read every header that the index needs, without holding up the event loop. Returns damaged blocks: delete them.
+
+    Missing and damaged blocks are forgotten. A block whose header cannot be read now counts as the first of a chain.
+    """
+    damaged: list[BlockKey] = []
+    while keys := index.unknown_parents(batch_blocks):
+        for key, found in zip(keys, await asyncio.to_thread(_read_parents, store, keys), strict=True):
+            if isinstance(found, BlockCorruptError):
+                damaged.append(key)
+            if isinstance(found, BlockCorruptError | BlockMissingError):
+                index.forget(key)
+            else:
+                index.learn_parent(key, None if isinstance(found, StoreError) else found)
+    return damaged
+
+
+def _read_parents(store: BlockStore, keys: Sequence[BlockKey]) -> list[BlockKey | StoreError]:
+    return [_read_parent(store, key) for key in keys]
+
+
+def _read_parent(store: BlockStore, key: BlockKey) -> BlockKey | StoreError:
+    try:
+        header = parse_header(store.read_header(key))
+    except StoreError as error:
+        return error
+    if (header.key, header.namespace_digest) != (key, store.namespace_digest):
+        return BlockCorruptError(f"block {key.hex()}: holds another block")
+    return header.parent
