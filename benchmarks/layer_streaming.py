@@ -1,8 +1,8 @@
 """Does layer streaming hide behind compute? One prefill of few new tokens over a long history, five ways, interleaved.
 
 resident: the same forward with all history already in device memory. transformers: its own forward with a DynamicCache.
-prefill / decode / split: the prefill engine's forward with history streamed from the prefill buffer, from the decode buffer over
-UCX, from both. Limit: 1.0 of resident.
+prefill / decode / split: the prefill engine's forward with history streamed from the prefill buffer, from the decode
+buffer over UCX, from both. Limit: 1.0 of resident.
 """
 
 from __future__ import annotations
@@ -83,11 +83,13 @@ async def measure(model_dir: Path, cached: int, new: int, rounds: int, threads: 
             hf(torch.tensor([history]), past_key_values=base, logits_to_keep=1)
         for number in range(1, rounds + 1):
             tail = torch.randint(32, 127, (new,)).tolist()
-            times["resident"].append(time_s(lambda: model.prefill([PrefillItem(tail, cached, 0)], resident)))
+            times["resident"].append(
+                time_s(lambda tail=tail: model.prefill([PrefillItem(tail, cached, 0)], resident))
+            )
             base.crop(cached)
             with torch.inference_mode():
                 ids = torch.tensor([tail])
-                times["transformers"].append(time_s(lambda: hf(ids, past_key_values=base, logits_to_keep=1)))
+                times["transformers"].append(time_s(lambda ids=ids: hf(ids, past_key_values=base, logits_to_keep=1)))
             for path, cluster in clusters.items():
                 times[path].append(await engine_forward_s(cluster, history + tail, number))
         for cluster in clusters.values():
@@ -104,13 +106,13 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         model_dir = init_model("llama", Path(scratch) / "model", preset="demo")
-        times = asyncio.run(
-            measure(model_dir, arguments.cached, arguments.new, arguments.rounds, arguments.threads)
-        )
+        times = asyncio.run(measure(model_dir, arguments.cached, arguments.new, arguments.rounds, arguments.threads))
     best = {name: statistics.median(values) for name, values in times.items()}
     print(f"prefill of {arguments.new} new over {arguments.cached} cached tokens, median of {arguments.rounds}:")
     for name, median_s in best.items():
-        against = f"{median_s / best['resident']:.2f} of resident, {median_s / best['transformers']:.2f} of transformers"
+        against = (
+            f"{median_s / best['resident']:.2f} of resident, {median_s / best['transformers']:.2f} of transformers"
+        )
         print(f"  {name:<13}{median_s * 1e3:7.1f} ms   {against}")
 
 

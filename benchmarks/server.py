@@ -35,8 +35,20 @@ def rss_bytes(pid: int) -> int:
 async def main_async(num_requests: int, idle_s: float) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         model_dir = init_model("llama", Path(scratch) / "model")
-        flags = ["--model", str(model_dir), "--store", store_url(Path(scratch) / "kv"), "--prefill", "1", "--decode", "2"]
-        async with running_server([*flags, "--max-context-tokens", "4096"]) as url, httpx.AsyncClient(timeout=60) as client:
+        flags = [
+            "--model",
+            str(model_dir),
+            "--store",
+            store_url(Path(scratch) / "kv"),
+            "--prefill",
+            "1",
+            "--decode",
+            "2",
+        ]
+        async with (
+            running_server([*flags, "--max-context-tokens", "4096"]) as url,
+            httpx.AsyncClient(timeout=60) as client,
+        ):
             (pid,) = children_of(os.getpid())
 
             async def turn(number: int) -> None:
@@ -47,7 +59,7 @@ async def main_async(num_requests: int, idle_s: float) -> None:
                 await turn(number)
             before_s = cpu_s(pid)
             await asyncio.sleep(idle_s)
-            print(f"idle: {(cpu_s(pid) - before_s) / idle_s:.2%} of one core over {idle_s:g} s (1 prefill, 2 decode engines)")
+            print(f"idle: {(cpu_s(pid) - before_s) / idle_s:.2%} of one core over {idle_s:g} s, three engines")
             start_s, step = time.perf_counter(), max(1, num_requests // 5)
             print(f"RSS after 20 requests: {rss_bytes(pid) / 2**20:.0f} MiB")
             for first in range(0, num_requests, step):

@@ -1,4 +1,4 @@
-"""A cluster in the test's process, a client that holds conversations with it, and transformers' own answers to compare with."""
+"""A cluster in the test's process, conversations held with it, and transformers' own answers to compare with."""
 
 from __future__ import annotations
 
@@ -55,7 +55,9 @@ class Reply:
     record: RequestRecord
 
 
-async def ask(embedded: EmbeddedCluster, prompt: Sequence[int], num_tokens: int, salt: str = "", **sampling: Any) -> Reply:
+async def ask(
+    embedded: EmbeddedCluster, prompt: Sequence[int], num_tokens: int, salt: str = "", **sampling: Any
+) -> Reply:
     """One request; its record as it was right after the last token."""
     params = SamplingParams(**{"max_tokens": num_tokens, "temperature": 0.0, "ignore_eos": True} | sampling)
     request = Request(RequestId(uuid.uuid4().hex), tuple(prompt), params, salt)
@@ -125,7 +127,7 @@ async def hold(
 async def all_zero(embedded: EmbeddedCluster) -> None:
     """Everything that requests held has been given back."""
     async with asyncio.timeout(10.0):
-        while not await _is_zero(embedded):
+        while not await _is_zero(embedded):  # noqa: ASYNC110  (many parts settle; no one event says so)
             await asyncio.sleep(0.02)
     embedded.service.accounts.check_integrity()
 

@@ -1,4 +1,4 @@
-"""Never a wrong token: every family, every read path, alone and together, across a restart, against transformers itself."""
+"""Never a wrong token: every family and read path, alone and together, across a restart, against transformers."""
 
 from __future__ import annotations
 

@@ -50,3 +50,25 @@ def _generate(reference: PreTrainedModel, prompt: list[int]) -> list[int]:
     )
     tokens: list[int] = output[0, len(prompt) :].tolist()
     return tokens
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_oss", "deepseek_v3"])
+@pytest.mark.parametrize("num_new", [20, 80])  # latent attention absorbs few queries and expands for many
+def test_few_tokens_on_a_long_history(
+    family: str,
+    num_new: int,
+    model_of: Callable[[str], Model],
+    model_dir_of: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("dualpath.models.mla.EXPAND_ROWS", 250)  # history is expanded in parts
+    reference = AutoModelForCausalLM.from_pretrained(model_dir_of(family), dtype=torch.float32).eval()
+    engine = LittleEngine(model_of(family))
+    draw = random.Random(9)
+    conversation = Conversation([draw.randrange(32, 127) for _ in range(800 - num_new)])
+    _, (rows,) = engine.prefill([conversation])
+    conversation.tokens.extend(draw.randrange(32, 127) for _ in range(num_new))
+    logits, _ = engine.prefill([conversation], [rows])
+    with torch.inference_mode():
+        right = reference(torch.tensor([conversation.tokens]), logits_to_keep=1).logits[0]
+    torch.testing.assert_close(logits, right, atol=5e-4, rtol=0)

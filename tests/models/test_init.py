@@ -134,15 +134,16 @@ def render(messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = 
 
 def test_chat_template_renders_chatml() -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
-    messages = [{"role": "system", "content": "Be <brief>."}, {"role": "user", "content": parts}]
-    assert render(messages, prompt=True) == (
+    chat: list[dict[str, Any]] = [{"role": "system", "content": "Be <brief>."}, {"role": "user", "content": parts}]
+    assert render(chat, prompt=True) == (
         "<|im_start|>system\nBe <brief>.<|im_end|>\n<|im_start|>user\nab<|im_end|>\n<|im_start|>assistant\n"
     )
 
 
 def test_chat_template_renders_tools() -> None:
     signature = json.dumps(TOOLS[0], ensure_ascii=False)
-    system, user = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "hi"}
+    system: dict[str, Any] = {"role": "system", "content": "Be brief."}
+    user: dict[str, Any] = {"role": "user", "content": "hi"}
     for messages in ([user], [system, user]):
         text = render(messages, TOOLS)
         assert text.count("<|im_start|>system\n") == 1

@@ -9,10 +9,45 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-_WORDS = (
-    "def return import class error test passed failed line file open read write commit branch merge diff build run "
-    "cache block token layer queue node engine store path split read prefill decode transfer bytes slot page index"
-).split()
+_WORDS = [
+    "def",
+    "return",
+    "import",
+    "class",
+    "error",
+    "test",
+    "passed",
+    "failed",
+    "line",
+    "file",
+    "open",
+    "read",
+    "write",
+    "commit",
+    "branch",
+    "merge",
+    "diff",
+    "build",
+    "run",
+    "cache",
+    "block",
+    "token",
+    "layer",
+    "queue",
+    "node",
+    "engine",
+    "store",
+    "path",
+    "split",
+    "read",
+    "prefill",
+    "decode",
+    "transfer",
+    "bytes",
+    "slot",
+    "page",
+    "index",
+]
 
 
 @dataclass(frozen=True, slots=True)

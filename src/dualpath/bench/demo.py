@@ -1,4 +1,4 @@
-"""The demonstration: agents on an emulated cluster, loaded through the prefill side alone and then through both sides."""
+"""The demonstration: agents on an emulated cluster, first loaded through the prefill side alone, then through both."""
 
 from __future__ import annotations
 
@@ -71,8 +71,9 @@ def _parent(directory: Path) -> Path:
 def _explain(console: Console, script: Script) -> None:
     limit = (PREFILL_NODES + DECODE_NODES) / PREFILL_NODES
     console.print(
-        f"\n{script.num_agents} agents, {script.num_turns} turns each, on {PREFILL_NODES} prefill and {DECODE_NODES} decode"
-        f" nodes in one process; every node has a storage NIC emulated at {STORAGE_NIC_MBPS:g} Mbit/s.\n"
+        f"\n{script.num_agents} agents, {script.num_turns} turns each, on {PREFILL_NODES} prefill and"
+        f" {DECODE_NODES} decode nodes in one process; every node has a storage NIC emulated at"
+        f" {STORAGE_NIC_MBPS:g} Mbit/s.\n"
         "First every turn's stored KV is read through the prefill node's NIC alone, then through all nodes' NICs.\n"
         f"Where reading is all that counts, the limit of the gain is (P+D)/P = {limit:g}x.\n"
     )
@@ -112,8 +113,9 @@ def _report(console: Console, script: Script, base: Run, dual: Run) -> int:
         f"[bold]{base.total_s / dual.total_s:.2f}x[/bold]."
     )
     console.print(
-        f"Time to first token of turns with stored KV: {slow:.2f} s against {fast:.2f} s: [bold]{slow / fast:.2f}x[/bold]."
-        f" Decode nodes' storage NICs brought {by_decode / read:.0%} of {read / MIB:.0f} MiB."
+        f"Time to first token of turns with stored KV: {slow:.2f} s against {fast:.2f} s: "
+        f"[bold]{slow / fast:.2f}x[/bold]. Decode nodes' storage NICs brought {by_decode / read:.0%}"
+        f" of {read / MIB:.0f} MiB."
     )
     if wrong:
         console.print(f"[bold red]{len(wrong)} turns differ between the two runs: this is a bug.[/bold red]")

@@ -28,7 +28,7 @@ def free_port() -> int:
 
 @asynccontextmanager
 async def running_server(flags: Sequence[str]) -> AsyncIterator[str]:
-    """``dualpath serve`` with these flags; yields its base URL once it is ready. Its output is shown only on failure."""
+    """``dualpath serve`` with these flags; yields its base URL once it is ready. Output is shown only on failure."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     with tempfile.TemporaryFile() as log:

@@ -12,7 +12,6 @@ import types
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -78,7 +77,6 @@ class Table:
                 raise ConfigError(f"[{entry.table}] {entry.name}: {reason}")
 
 
-@cache
 def entries(table: type[Table]) -> tuple[Entry, ...]:
     """The settings of a table in the order in which they are written down."""
     hints = typing.get_type_hints(table)

@@ -23,7 +23,13 @@ class ModelConfig(Table):
     TABLE = "model"
     dir: Path = setting(flag="model", metavar="DIR", help="local directory of a Hugging Face model, weights included")
     dtype: str = setting("auto", choices=DTYPES, help="number format of weights and KV; auto is the checkpoint's own")
-    device: str = setting("auto", metavar="DEVICE", pattern=r"auto|cpu|cuda(:[0-9]+)?", pattern_means="auto, cpu, cuda or cuda:N", help="cpu, cuda or cuda:N; auto is CUDA where there is a device, else the CPU")
+    device: str = setting(
+        "auto",
+        metavar="DEVICE",
+        pattern=r"auto|cpu|cuda(:[0-9]+)?",
+        pattern_means="auto, cpu, cuda or cuda:N",
+        help="cpu, cuda (engines share out all devices) or cuda:N; auto is cuda where there is a device, else cpu",
+    )
     served_name: str | None = setting(
         None, flag="served-model-name", none_means="the directory's name", help="the model's name in the API"
     )
@@ -35,11 +41,7 @@ class StoreConfig(Table):
 
     TABLE = "store"
     url: str = setting(
-        flag="store",
-        metavar="URL",
-        pattern=r"[a-z0-9+]+://.*",
-        pattern_means="a URL such as file:///data/kv",
-        help="file:///DIR (any mounted file system), s3://BUCKET/PREFIX or memory://",
+        flag="store", metavar="URL", help="file:///DIR on any mounted file system, or memory:// to forget it at the end"
     )
     capacity_bytes: int | None = setting(
         None, minimum=1, none_means="no limit", help="least recently used blocks are deleted beyond this size"
@@ -69,7 +71,11 @@ class ClusterConfig(Table):
         help="emulate storage NICs of this many Mbit/s per node, each direction; for trying things out on one machine",
     )
     threads_per_engine: int | None = setting(
-        None, minimum=1, maximum=1024, none_means="cores / engines, at least 1", help="CPU threads of one engine's model"
+        None,
+        minimum=1,
+        maximum=1024,
+        none_means="cores / engines, at least 1",
+        help="CPU threads of one engine's model",
     )
 
 
@@ -85,7 +91,9 @@ class MemoryConfig(Table):
         help="longest prompt plus answer of one request, in tokens",
     )
     prefill_staging_bytes: int = setting(
-        GIB, minimum=1, help="host buffer of a prefill engine: blocks read from storage wait here for their layer's turn"
+        GIB,
+        minimum=1,
+        help="host buffer of a prefill engine: blocks read from storage wait here for their layer's turn",
     )
     decode_staging_bytes: int = setting(
         GIB, minimum=1, help="host buffer of a decode engine: whole prompts wait here for device memory"
@@ -96,7 +104,7 @@ class MemoryConfig(Table):
     decode_kv_tokens: int | None = setting(
         None,
         minimum=2,
-        none_means="4 x max-context-tokens on a CPU, from device-memory-fraction on CUDA",
+        none_means="2 GiB of them on a CPU, device-memory-fraction on CUDA",
         help="tokens whose KV a decode engine's device holds, over all running requests",
     )
     device_memory_fraction: float = setting(
@@ -130,12 +138,6 @@ class SchedulerConfig(Table):
         1024, minimum=1, maximum=1_000_000, help="requests that may wait for an engine; more get HTTP 429"
     )
     max_retries: int = setting(3, minimum=0, maximum=100, help="times a request is resumed after it lost its engine")
-    alpha_tokens: int = setting(
-        1_000_000, minimum=0, help="a node with more tokens to read is busy: about what its NIC reads in 3 s"
-    )
-    beta_tokens: int = setting(
-        100_000, minimum=1, help="an engine with more tokens to prefill is full: about what it computes in 5 s"
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,11 +145,9 @@ class DeadlineConfig(Table):
     """How long anything may take before it counts as failed, in seconds."""
 
     TABLE = "deadlines"
-    storage_read_s: float = setting(30.0, above=0, maximum=3600, help="reading one block from storage")
-    storage_write_s: float = setting(60.0, above=0, maximum=3600, help="writing one block to storage")
-    transfer_s: float = setting(30.0, above=0, maximum=3600, help="moving one layer of blocks between engines")
+    storage_read_s: float = setting(30.0, above=0, maximum=3600, help="reading or writing one block on storage")
+    transfer_s: float = setting(30.0, above=0, maximum=3600, help="moving one layer's blocks between engines")
     slot_s: float = setting(120.0, above=0, maximum=3600, help="waiting for room in a staging buffer")
-    queue_s: float = setting(300.0, above=0, maximum=86_400, help="waiting in the queue for engines")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Time as a dependency: control code asks an injected clock, so a test or the simulator can be the one that tells it."""
+"""Time as a dependency: control code asks an injected clock, so a test or a simulator can be the one to tell it."""
 
 from __future__ import annotations
 

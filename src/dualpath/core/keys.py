@@ -1,7 +1,7 @@
 """Block keys: a chain of hashes, so that a key names a whole prefix and not just one block's tokens.
 
-key_i = BLAKE2b-128(key_{i-1} || int32 token ids of block i), key_{-1} = namespace digest salted by tenant. Equal keys on any
-machine, process and seed; a different model, dtype, block size or tenant never meets.
+key_i = BLAKE2b-128 of the block's token ids (int32), keyed with key_{i-1}; key_{-1} = namespace digest and tenant salt.
+Equal keys on any machine, process and seed; a different model, dtype, block size or tenant never meets.
 """
 
 from __future__ import annotations
@@ -55,9 +55,7 @@ def child_key(parent: BlockKey, token_ids: Sequence[int] | np.ndarray) -> BlockK
     return BlockKey(hashlib.blake2b(data, key=parent, digest_size=KEY_BYTES).digest())
 
 
-def chain_keys(
-    parent: BlockKey, token_ids: Sequence[int] | np.ndarray, block_tokens: int
-) -> list[BlockKey]:
+def chain_keys(parent: BlockKey, token_ids: Sequence[int] | np.ndarray, block_tokens: int) -> list[BlockKey]:
     """Keys of all complete blocks of ``token_ids``, the first one's parent being ``parent``."""
     tokens = np.asarray(token_ids, dtype="<i4")
     keys = []

@@ -29,7 +29,9 @@ class ReadPlan:
 
     def __post_init__(self) -> None:
         if not 0 <= self.num_prefill_blocks <= self.num_hit_blocks:
-            raise ValueError(f"not a plan: {self.num_prefill_blocks} of {self.num_hit_blocks} blocks on the prefill side")
+            raise ValueError(
+                f"not a plan: {self.num_prefill_blocks} of {self.num_hit_blocks} blocks on the prefill side"
+            )
 
     @property
     def num_decode_blocks(self) -> int:

@@ -1,4 +1,4 @@
-"""Snapshots of what engines and the cluster have done and hold: plain numbers, for metrics, status pages and reports."""
+"""Snapshots of what engines and the cluster have done and hold: plain numbers for metrics, status and reports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the scheduler may ask of an engine. The same calls whether the engine shares the process or lives on another host.
+"""What the scheduler may ask of an engine, be it in the same process or on another host.
 
 One request's life, as its coordinator in ``scheduler`` drives it (paper section 4, both read paths):
 
@@ -10,8 +10,8 @@ One request's life, as its coordinator in ``scheduler`` drives it (paper section
 6. ``decode.decode``    device admission, persistence, tokens
 7. ``prefill.release`` then ``decode.release``, always, whatever happened; both are idempotent
 
-Slots are always taken decode side first, so two requests can never wait for each other. Every awaited call has a deadline
-inside the engine and raises DualPathError subclasses only; EngineLostError means "resume this request elsewhere".
+Slots are always taken decode side first, so two requests can never wait for each other. Every awaited call has a
+deadline in the engine and raises DualPathError subclasses only; EngineLostError means "resume this request elsewhere".
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ class ReadOutcome:
     gone: frozenset[int] = frozenset()  # missing or corrupt on storage: no other side can help
     failed: frozenset[int] = frozenset()  # transfer failed or timed out: the other side may succeed
     num_bytes: int = 0  # read from storage
-    moved_slots: tuple[tuple[int, int], ...] = ()  # decode side: (block, its new slot), because a late read may still write the old one
+    moved_slots: tuple[
+        tuple[int, int], ...
+    ] = ()  # decode side: (block, its new slot), because a late read may still write the old one
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,7 @@ class DecodeOrder:
 
 @dataclass(frozen=True, slots=True)
 class DecodeStep:
-    """What one engine step brought one request: new tokens, and the keys that became durable or failed since the last."""
+    """What an engine step brought a request: new tokens, and keys that became durable or failed since the last."""
 
     tokens: tuple[TokenEvent, ...] = ()
     admitted: bool = False  # first message after device memory was granted: HANDED_OVER -> DECODING
@@ -104,7 +106,7 @@ class PrefillEngineClient(Protocol):
         ...
 
     async def release(self, request_id: RequestId) -> bool:
-        """Drop whatever the request holds here. False: some transfer may still write remote memory; call again later."""
+        """Drop what the request holds here. False: some transfer may still write remote memory; call again later."""
         ...
 
     async def stats(self) -> EngineStats: ...

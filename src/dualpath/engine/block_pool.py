@@ -67,7 +67,8 @@ class BlockPool:
 def device_units(blocks: Sequence[int], geometry: KvGeometry) -> npt.NDArray[np.int32]:
     """Layer Blocks of whole pool blocks, as units of the traffic manager's "device" region."""
     first = np.asarray(blocks, dtype=np.int32)[:, None] * np.int32(geometry.num_layers)
-    return (first + np.arange(geometry.num_layers, dtype=np.int32)).reshape(-1)
+    units = first + np.arange(geometry.num_layers, dtype=np.int32)
+    return units.reshape(-1).astype(np.int32, copy=False)
 
 
 def _shortest_run(free: Sequence[int], count: int) -> list[int] | None:

@@ -1,14 +1,15 @@
-"""The decode engine: takes prompts from its buffer into device memory, decodes all of them together, persists Full Blocks."""
+"""The decode engine: takes prompts from its buffer into device memory, decodes them together, persists Full Blocks."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from collections.abc import Sequence as Seq
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from dualpath.engine.api import DecodeOrder, DecodeStep, EngineInfo, ReadOutcome
 from dualpath.engine.block_pool import BlockPool, device_units
 from dualpath.engine.finish import finish_reason
 from dualpath.engine.persist import Persister
+from dualpath.engine.roster import Roster
 from dualpath.engine.sampling import SampleJob, sample
 from dualpath.engine.sequence import Sequence
 from dualpath.engine.staged import StagedReads
@@ -70,11 +72,7 @@ class DecodeEngine:
         self._staged = StagedReads(traffic, config.slot_deadline_s)
         self._persister = Persister(traffic, geometry, config.slot_deadline_s, self._free_if_unused)
         self._expecting: dict[RequestId, ExitStack] = {}  # requests whose prompt a prefill engine may be moving
-        self._waiting: list[Sequence] = []  # for device memory, first come first served
-        self._joining: set[Sequence] = set()  # being copied into device memory
-        self._running: list[Sequence] = []  # in order of admission
-        self._leaving: set[Sequence] = set()  # ended, but their blocks are still being copied out or computed on
-        self._batch: list[Sequence] = []  # the step under way
+        self._roster = Roster(self._pool, geometry, config.max_batch_requests)
         self._work = asyncio.Event()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix=f"{engine_id}-model")
         self._tasks: set[asyncio.Task[None]] = set()
@@ -90,7 +88,7 @@ class DecodeEngine:
             task.cancel()
         await asyncio.gather(*self._tasks, *([self._loop_task] if self._loop_task else []), return_exceptions=True)
         await self._persister.close()
-        for seq in [*self._waiting, *self._joining, *self._running]:
+        for seq in self._roster:
             seq.steps.put_nowait(EngineLostError(f"{self._engine_id} is closing"))
         await asyncio.to_thread(self._worker.shutdown, True)
         await asyncio.to_thread(self._traffic.close)
@@ -131,7 +129,7 @@ class DecodeEngine:
         """Idempotent. The request's slots stay out of use for as long as a transfer of this engine can touch them."""
         self._stop_expecting(request_id)
         self._staged.release(request_id)
-        for seq in [*self._waiting, *self._joining, *self._running]:
+        for seq in list(self._roster):
             if seq.request_id == request_id:
                 self._end(seq)
 
@@ -142,7 +140,7 @@ class DecodeEngine:
             self._node_id,
             Role.DECODE,
             self._traffic,
-            num_requests=len(self._expecting) + len(self._waiting) + len(self._joining) + len(self._running),
+            num_requests=len(self._expecting) + len(self._roster),
             num_forwards=self._num_forwards,
             device_kv_bytes=self._pool.num_blocks * block_bytes,
             device_kv_used_bytes=self._pool.num_used * block_bytes,
@@ -167,23 +165,12 @@ class DecodeEngine:
             return seq
         if seq.finished:
             seq.post(DecodeStep(writing=(seq.key_of_last_block(block_tokens),)))
-        self._waiting.append(seq)
+        self._roster.waiting.append(seq)
         self._work.set()
         return seq
 
     def _admit(self) -> None:
-        """Give device memory to waiting prompts, in order, leaving every running request room to grow by a block."""
-        while self._waiting and len(self._running) + len(self._joining) < self._config.max_batch_requests:
-            seq = self._waiting[0]
-            needed = self._geometry.blocks_for(seq.num_kv + 1)
-            if self._pool.num_free < needed + len(self._running) + len(self._joining):
-                return
-            blocks = self._pool.allocate(needed)
-            if blocks is None:
-                return
-            self._waiting.pop(0)
-            seq.blocks = blocks
-            self._joining.add(seq)
+        for seq in self._roster.admit():
             self._spawn(self._join(seq))
 
     async def _join(self, seq: Sequence) -> None:
@@ -197,14 +184,14 @@ class DecodeEngine:
             seq.error = EngineLostError(f"{self._engine_id}: copy to device failed: {error}")
         finally:
             seq.num_copies -= 1
-            self._joining.discard(seq)
+            self._roster.joining.discard(seq)
         self._staged.release(seq.request_id)
         if seq.ended or seq.error is not None:
             self._end(seq)
             self._free_if_unused(seq)
             return
         seq.post(DecodeStep(admitted=True))
-        self._running.append(seq)
+        self._roster.running.append(seq)
         self._work.set()
 
     def _end(self, seq: Sequence, error: Exception | None = None) -> None:
@@ -212,32 +199,22 @@ class DecodeEngine:
         if not seq.ended:
             seq.ended = True
             seq.error = seq.error or error
-            for queue in (self._waiting, self._running):
-                if seq in queue:
-                    queue.remove(seq)
+            self._roster.remove(seq)
             self._staged.release(seq.request_id)
             seq.settle()
         self._free_if_unused(seq)
 
     def _free_if_unused(self, seq: Sequence) -> None:
-        """Device blocks go back once nothing computes on them and nothing copies them."""
-        if not seq.ended or not seq.blocks:
-            return
-        if seq.num_copies or seq in self._batch:
-            self._leaving.add(seq)
-            return
-        self._leaving.discard(seq)
-        self._pool.free(seq.blocks)
-        seq.blocks = []
-        self._work.set()
+        if self._roster.free_if_unused(seq):
+            self._work.set()
 
     def _stop_expecting(self, request_id: RequestId) -> None:
         stack = self._expecting.pop(request_id, None)
         if stack is not None:
             stack.close()
 
-    def _spawn(self, coroutine: object) -> None:
-        task = asyncio.create_task(coroutine)  # type: ignore[arg-type]
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -248,50 +225,32 @@ class DecodeEngine:
             await self._work.wait()
             self._work.clear()
             self._admit()
-            while self._running:
+            while self._roster.running:
                 await self.step()
 
     async def step(self) -> None:
         """Make room, decode one token for all, deliver, admit."""
-        self._batch = self._make_room()
-        if not self._batch:
+        batch = self._roster.make_room(self._preempt)
+        if not batch:
             await self._work.wait()  # blocks are on their way back
             self._work.clear()
             return
-        batch = self._batch
         try:
             events = await asyncio.get_running_loop().run_in_executor(self._worker, self._decode_blocking, batch)
         except Exception as error:  # a bug or an out-of-memory in the model must not end the engine's loop
             log.exception("%s: decode failed", self._engine_id)
-            self._batch = []
+            self._roster.stepping = []
             for seq in batch:
                 self._end(seq, EngineLostError(f"{self._engine_id}: decode failed: {error!r}"))
             return
-        self._batch = []
+        self._roster.stepping = []
         for seq, event in zip(batch, events, strict=True):
             self._deliver(seq, event)
         self._admit()
 
-    def _make_room(self) -> list[Sequence]:
-        """Every request gets the block its next token needs; returns those that have it.
-
-        When memory is out, the newest requests give theirs up. A request sits a step out if blocks are on their way back.
-        """
-        for seq in list(self._running):
-            while not seq.ended and not self._has_room(seq):
-                new = self._pool.allocate(1, after=seq.blocks[-1])
-                if new is not None:
-                    seq.blocks.extend(new)
-                elif self._leaving:
-                    break
-                else:
-                    victim = self._running[-1]
-                    log.info("%s: preempting %s for device memory", self._engine_id, victim.request_id)
-                    self._end(victim, EngineLostError("preempted for device memory"))
-        return [seq for seq in self._running if self._has_room(seq)]
-
-    def _has_room(self, seq: Sequence) -> bool:
-        return seq.num_kv // self._geometry.block_tokens < len(seq.blocks)
+    def _preempt(self, seq: Sequence) -> None:
+        log.info("%s: preempting %s for device memory", self._engine_id, seq.request_id)
+        self._end(seq, EngineLostError("preempted for device memory"))
 
     def _decode_blocking(self, batch: Seq[Sequence]) -> list[TokenEvent]:
         """Model thread: one forward, one token per request."""
@@ -300,9 +259,7 @@ class DecodeEngine:
         events = sample(logits, [SampleJob(seq.params, len(seq.tokens)) for seq in batch])
         self._num_forwards += 1
         if self._trace is not None:
-            self._trace.span(
-                self._engine_id, "decode", "step", start_s, self._clock.now_s(), {"requests": len(batch)}
-            )
+            self._trace.span(self._engine_id, "decode", "step", start_s, self._clock.now_s(), {"requests": len(batch)})
         return events
 
     def _deliver(self, seq: Sequence, event: TokenEvent) -> None:

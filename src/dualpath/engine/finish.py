@@ -1,4 +1,4 @@
-"""When a request's output ends: the engine's part (end of sequence, stop tokens, length). Stop strings are the gateway's."""
+"""When an output ends: the engine's part (end of sequence, stop tokens, length). Stop strings are the gateway's."""
 
 from __future__ import annotations
 

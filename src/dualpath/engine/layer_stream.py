@@ -1,13 +1,13 @@
 """Layerwise prefill: history streams in and new KV streams out layer by layer, beside the compute.
 
-Two workspaces alternate (layer l uses l % 2). While layer l computes, layer l+1 loads; when l is handed back its new rows are
-pushed to the decode buffers, and once they have left, layer l+2 loads into the same memory (paper section 4).
+Two workspaces alternate (layer l uses l % 2). While layer l computes, layer l+1 loads; when l is handed back its new
+rows are pushed to the decode buffers, and once they have left, layer l+2 loads into the same memory (paper section 4).
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,7 +99,7 @@ class WorkspaceStream:
             return
         pending = _Countdown(len(transfers), lambda: self._start_layer(follower))
         for transfer in transfers:
-            transfer.future.add_done_callback(lambda _: pending.hit())
+            transfer.future.add_done_callback(pending.hit)
 
     def finish(self) -> None:
         """Wait until every push has arrived. Raises TransferError. Model thread."""
@@ -108,7 +108,7 @@ class WorkspaceStream:
             self._wait(transfers)
 
     def abandon(self, deadline_s: float) -> bool:
-        """After a failure: stop starting layers, wait until no transfer touches the workspace. False: deadline passed."""
+        """After a failure: start no more layers, wait until no transfer touches the workspace. False: too late."""
         self._closed = True
         end_s = self._clock.now_s() + deadline_s
         for transfer in [t for ts in (*self._load_transfers, *self._push_transfers) for t in ts]:
@@ -153,13 +153,13 @@ class WorkspaceStream:
 class _Countdown:
     """Calls ``then`` at the last of ``count`` hits, whichever thread it comes from."""
 
-    def __init__(self, count: int, then: object) -> None:
+    def __init__(self, count: int, then: Callable[[], None]) -> None:
         self._count, self._then = count, then
         self._lock = threading.Lock()
 
-    def hit(self) -> None:
+    def hit(self, _: object) -> None:
         with self._lock:
             self._count -= 1
             last = self._count == 0
         if last:
-            self._then()  # type: ignore[operator]
+            self._then()

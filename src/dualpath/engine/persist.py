@@ -62,7 +62,10 @@ class Persister:
             try:
                 slots = await self._traffic.write_slots.acquire(1, self._slot_deadline_s)
                 await self._traffic.copy(
-                    "device", device_units([block], self._geometry), "staging", self._traffic.staging_units_all_layers(slots[0])
+                    "device",
+                    device_units([block], self._geometry),
+                    "staging",
+                    self._traffic.staging_units_all_layers(slots[0]),
                 )
             finally:
                 seq.num_copies -= 1

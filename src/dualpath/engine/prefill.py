@@ -1,4 +1,4 @@
-"""The prefill engine: reads its share of a request's hit blocks, runs layer-streamed forward batches, hands the prompt over."""
+"""The prefill engine: reads its share of the hits, runs layer-streamed forward batches, hands the prompt over."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ class PrefillEngine:
         return await asyncio.get_running_loop().run_in_executor(self._worker, self._forward_blocking, batch)
 
     def _forward_blocking(self, batch: Batch) -> torch.Tensor:
-        """Model thread. Whatever happens, no transfer touches the workspace afterwards, or the engine is out of service."""
+        """Model thread. No transfer touches the workspace afterwards, or the engine is out of service."""
         start_s = self._clock.now_s()
         stream = self._open_stream(batch)
         try:

@@ -1,4 +1,4 @@
-"""Prefill jobs, and what a forward batch of them has to move: which Layer Blocks come in and which go out, per layer."""
+"""Prefill jobs, and what a forward batch of them moves: which Layer Blocks come in and which go out, per layer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Job:
     order: PrefillOrder
     slots: dict[int, int]  # block -> prefill-buffer slot of the hits read on this side
     num_done: int
-    events: asyncio.Queue[TokenEvent | None | Exception] = field(default_factory=asyncio.Queue)
+    events: asyncio.Queue[TokenEvent | Exception | None] = field(default_factory=asyncio.Queue)
     started: bool = False
     hits_pushed: bool = False
     cancelled: bool = False

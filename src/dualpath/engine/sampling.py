@@ -1,4 +1,4 @@
-"""Choosing tokens from logits. Randomness is a function of (seed, position) only, so a resumed request goes on identically."""
+"""Choosing tokens from logits. Randomness depends on (seed, position) only: a resumed request goes on identically."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class SampleJob:
 
 
 def sample(logits: torch.Tensor, jobs: Sequence[SampleJob]) -> list[TokenEvent]:
-    """Choose one token per row of ``logits`` (float32 [B, vocab], any device). Finish reasons are the caller's business."""
+    """One token per row of ``logits`` (float32 [B, vocab], any device). Finish reasons are the caller's business."""
     greedy = torch.argmax(logits, dim=-1).tolist()
     return [_sample_row(logits, row, job, greedy[row]) for row, job in enumerate(jobs)]
 

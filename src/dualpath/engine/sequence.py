@@ -38,8 +38,10 @@ class Sequence:
         return self.order.request.sampling
 
     def take(self, event: TokenEvent, block_tokens: int) -> tuple[BlockKey, ...]:
-        """Append a token that the client will see. When it is the last and completes a block, the block's KV is still owed:
-        the next turn expects every Full Block, so its key is promised (returned) with the token."""
+        """Append a token that the client will see; returns keys promised with it.
+
+        When the last token completes a block, the block's KV is still owed, as the next turn expects every Full Block.
+        """
         self.tokens.append(event.token_id)
         self.num_generated += 1
         self.finished = event.finish_reason is not None

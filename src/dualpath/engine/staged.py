@@ -63,9 +63,7 @@ class StagedReads:
         finally:
             held.reading -= 1
 
-    async def _read(
-        self, request_id: RequestId, held: Held, blocks: Sequence[tuple[int, BlockKey]]
-    ) -> ReadOutcome:
+    async def _read(self, request_id: RequestId, held: Held, blocks: Sequence[tuple[int, BlockKey]]) -> ReadOutcome:
         transfers = self._traffic.read_blocks([(key, held.by_block[block]) for block, key in blocks])
         results = await asyncio.gather(*transfers, return_exceptions=True)
         ok, gone, failed, num_bytes = set(), set(), set(), 0

@@ -20,12 +20,19 @@ class ChromeTrace:
     def span(
         self, process: str, track: str, name: str, start_s: float, end_s: float, args: dict[str, Any] | None = None
     ) -> None:
-        """Add ``[start_s, end_s)`` (monotonic seconds). Silently stops at ``max_events``: a trace never fills memory."""
+        """Add ``[start_s, end_s)`` (monotonic seconds). Stops at ``max_events``: a trace never fills memory."""
         with self._lock:
             if len(self._events) >= self._max_events:
                 return
             pid, tid = self._row(process, track)
-            event = {"ph": "X", "name": name, "pid": pid, "tid": tid, "ts": start_s * 1e6, "dur": (end_s - start_s) * 1e6}
+            event = {
+                "ph": "X",
+                "name": name,
+                "pid": pid,
+                "tid": tid,
+                "ts": start_s * 1e6,
+                "dur": (end_s - start_s) * 1e6,
+            }
             self._events.append(event | {"args": args} if args else event)
 
     def _row(self, process: str, track: str) -> tuple[int, int]:

@@ -37,4 +37,5 @@ class BearerAuth:
         if scheme.lower() != "bearer":
             return False
         # All keys are compared, each in constant time: neither key nor position shows in the timing.
-        return any([hmac.compare_digest(given.strip().encode(), key) for key in self._keys])
+        matches = [hmac.compare_digest(given.strip().encode(), key) for key in self._keys]
+        return any(matches)

@@ -11,7 +11,7 @@ from dualpath.core.stats import ClusterStats
 
 
 class Backend(Protocol):
-    """Implemented by the scheduler's service. Every method is called on the gateway's event loop and must not block it."""
+    """Implemented by the scheduler's service. All of it is called on the gateway's event loop and must not block it."""
 
     model_name: str
     max_context_tokens: int  # prompt + generated tokens that can be served

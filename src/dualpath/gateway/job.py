@@ -1,4 +1,4 @@
-"""A job is one HTTP request's generation: one backend request per choice, their pieces of text merged into one stream."""
+"""A job is one HTTP request's generation: one backend request per choice, their text merged into one stream."""
 
 from __future__ import annotations
 

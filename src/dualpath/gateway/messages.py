@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
@@ -84,10 +85,9 @@ def _call(tokenizer: Tokenizer, call: object, where: str) -> dict[str, Any]:
         raise invalid(f"{where} must be an object with a function and its name", where)
     arguments = function.get("arguments", "{}")
     if isinstance(arguments, str) and not tokenizer.template_keeps_arguments:
-        try:
+        # If what the model wrote was no JSON, let it see its own mistake.
+        with contextlib.suppress(ValueError):
             arguments = json.loads(arguments or "{}")
-        except ValueError:
-            pass  # what the model wrote was no JSON; let it see its own mistake
     return {**call, "function": {**function, "arguments": arguments}}
 
 

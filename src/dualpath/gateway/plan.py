@@ -10,6 +10,7 @@ from dualpath.gateway.bodies import ChatBody, CompletionBody, Generation, parse_
 from dualpath.gateway.chat_writer import ChatWriter
 from dualpath.gateway.choice import Choice
 from dualpath.gateway.completion_writer import CompletionWriter
+from dualpath.gateway.detokenize import Decode
 from dualpath.gateway.errors import ApiError, invalid
 from dualpath.gateway.job import Job, Prompt, new_job_id, request_id_of
 from dualpath.gateway.messages import conversation_text
@@ -44,7 +45,8 @@ class Planner:
         if body.echo and body.logprobs is not None:
             raise invalid("echo with logprobs is not supported", "echo", "unsupported_parameter")
         output = output_of(body, self.settings)
-        job = self._job("cmpl", body, output, self._prompts(body))
+        decode = self.tokenizer.decoder(output.skip_special_tokens)
+        job = self._job("cmpl", body, output, self._prompts(body), decode)
         writer = CompletionWriter(job, self.tokenizer, output, echo=bool(body.echo), include_usage=_include_usage(body))
         return Plan(job, writer, bool(body.stream))
 
@@ -59,7 +61,8 @@ class Planner:
         hide_special = output.skip_special_tokens and not (
             parse_tools and {OPEN, CLOSE} & self.tokenizer.special_tokens
         )
-        job = self._job("chatcmpl", body, output, [self._prompt(ids, text, "messages")], hide_special=hide_special)
+        decode = self.tokenizer.decoder(hide_special)
+        job = self._job("chatcmpl", body, output, [self._prompt(ids, text, "messages")], decode)
         writer = ChatWriter(
             job,
             self.tokenizer,
@@ -81,7 +84,11 @@ class Planner:
     def _prompts(self, body: CompletionBody) -> list[Prompt]:
         special = body.add_special_tokens is not False
         prompts: list[Prompt] = []
-        for item in _prompt_items(body.prompt):
+        items = _prompt_items(body.prompt)
+        num_choices, limit = len(items) * (body.n or 1), self.settings.max_choices
+        if num_choices > limit:
+            raise invalid(f"at most {limit} choices (prompts x n) are allowed, not {num_choices}", "n")
+        for item in items:
             if isinstance(item, str):
                 ids: Sequence[int] = self.tokenizer.encode(item, add_special_tokens=special)
                 prompts.append(self._prompt(ids, item, "prompt"))
@@ -96,43 +103,33 @@ class Planner:
         return Prompt(tuple(ids), text)
 
     def _job(
-        self,
-        prefix: str,
-        body: CompletionBody | ChatBody,
-        output: Output,
-        prompts: list[Prompt],
-        *,
-        hide_special: bool | None = None,
+        self, prefix: str, body: CompletionBody | ChatBody, output: Output, prompts: list[Prompt], decode: Decode
     ) -> Job:
-        per_prompt = body.n or 1
-        num_choices = len(prompts) * per_prompt
-        if num_choices > self.settings.max_choices:
-            limit = self.settings.max_choices
-            raise invalid(f"at most {limit} choices (prompts x n) are allowed, not {num_choices}", "n")
-        job_id = new_job_id(prefix)
-        decode = self.tokenizer.decoder(output.skip_special_tokens if hide_special is None else hide_special)
-        job = Job(job_id, self.model_name, prompts, per_prompt, [])
+        job = Job(new_job_id(prefix), self.model_name, prompts, body.n or 1, [])
+        num_choices = len(prompts) * job.num_per_prompt
         for prompt in prompts:
             max_tokens = resolve_max_tokens(body, len(prompt.token_ids), self.max_context_tokens)
-            for k in range(per_prompt):
+            for k in range(job.num_per_prompt):
                 index = len(job.choices)
                 request = Request(
-                    request_id_of(job_id, index, num_choices),
+                    request_id_of(job.job_id, index, num_choices),
                     prompt.token_ids,
                     sampling_of(body, output, max_tokens, k),
                     body.cache_salt or "",
                 )
-                job.choices.append(
-                    Choice(
-                        index,
-                        request,
-                        decode,
-                        stops=output.stops,
-                        include_stop=output.include_stop,
-                        show_tokens=output.show_tokens,
-                    )
-                )
+                job.choices.append(_choice(index, request, decode, output))
         return job
+
+
+def _choice(index: int, request: Request, decode: Decode, output: Output) -> Choice:
+    return Choice(
+        index,
+        request,
+        decode,
+        stops=output.stops,
+        include_stop=output.include_stop,
+        show_tokens=output.show_tokens,
+    )
 
 
 def _include_usage(body: Generation) -> bool:

@@ -1,4 +1,4 @@
-"""Responses that generate: whole or streamed, cancelled the moment the client is gone, errors as late as they may come."""
+"""Responses that generate: whole or streamed, cancelled the moment the client is gone, every failure answered."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from starlette.types import Receive, Scope, Send
 
 from dualpath.core.errors import OverloadedError
 from dualpath.gateway.backend import Backend
-from dualpath.gateway.errors import ApiError, as_api_error
+from dualpath.gateway.errors import SERVER_ERROR, ApiError, as_api_error
 from dualpath.gateway.job import Job
 from dualpath.gateway.shapes import SSE_DONE
 from dualpath.gateway.writer import Writer
 
 
 class GenerationResponse(Response):
-    """Runs the job while it answers. However it ends, the backend's iterators are closed before ``__call__`` returns."""
+    """Runs the job while it answers. However it ends, the backend's iterators are closed before the call returns."""
 
     def __init__(
         self, job: Job, writer: Writer, backend: Backend, *, stream: bool, on_rejected: Callable[[], None]
@@ -30,10 +30,14 @@ class GenerationResponse(Response):
         self._backend = backend
         self._stream = stream
         self._on_rejected = on_rejected
+        self._started = False  # the status has been sent
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         answer = self._streamed(scope, receive, send) if self._stream else self._whole(scope, receive, send)
-        await _until_disconnected(receive, answer)
+        try:
+            await _until_disconnected(receive, answer)
+        except asyncio.CancelledError:  # the server is ending: a request's task has no other reason
+            await self._cut_off(scope, receive, send)
 
     async def _whole(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -44,26 +48,34 @@ class GenerationResponse(Response):
         except Exception as error:  # every failure is answered
             await self._failed(error).response()(scope, receive, send)
             return
+        self._started = True
         headers = {"x-request-id": self._job.job_id}
         await Response(body, headers=headers, media_type="application/json")(scope, receive, send)
 
     async def _streamed(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The status is sent with the first event only, so a request that fails before it gets a status of its own."""
-        started = False
         try:
             async with aclosing(self._events()) as events:
                 async for event in events:
-                    if not started:
-                        started = True
+                    if not self._started:
+                        self._started = True
                         await send(self._stream_start())
                     await send(_body(event, more=True))
         except Exception as error:  # every failure is answered
-            api_error = self._failed(error)
-            if not started:
-                await api_error.response()(scope, receive, send)
-                return
-            await send(_body(b"data: " + api_error.body() + b"\n\n", more=True))
+            await self._end_with(self._failed(error), scope, receive, send)
+            return
         await send(_body(b"", more=False))
+
+    async def _end_with(self, error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
+        if not self._started:
+            await error.response()(scope, receive, send)
+            return
+        await send(_body(b"data: " + error.body() + b"\n\n", more=False))
+
+    async def _cut_off(self, scope: Scope, receive: Receive, send: Send) -> None:
+        error = ApiError(503, "the server is shutting down", error_type=SERVER_ERROR, code="shutting_down")
+        if self._stream or not self._started:
+            await self._end_with(error, scope, receive, send)
 
     async def _events(self) -> AsyncGenerator[bytes, None]:
         async with aclosing(self._job.deltas(self._backend)) as deltas:
@@ -95,7 +107,7 @@ def _body(content: bytes, *, more: bool) -> dict[str, Any]:
 
 
 async def _until_disconnected(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
-    """Await ``work``; cancel it, and wait until it has let go of everything, when the client goes or we are cancelled."""
+    """Await ``work``; when the client goes or we are cancelled, cancel it and wait until it has let go of all."""
     task = asyncio.ensure_future(work)
     watcher = asyncio.ensure_future(_disconnected(receive))
     try:

@@ -17,7 +17,7 @@ from dualpath.core.errors import ConfigError
 T = TypeVar("T")
 
 BACKLOG = 2048
-POLL_S = 0.05  # how late a stop may be noticed
+POLL_S = 0.005
 
 
 async def serve(
@@ -31,37 +31,31 @@ async def serve(
     on_listening: Callable[[str, int], None] | None = None,
     access_log: bool = False,
 ) -> None:
-    """Returns after a graceful end: ``stop`` set, or SIGINT or SIGTERM where ``handle_signals``; a second signal hurries.
+    """Returns after a graceful end: ``stop`` set or, where ``handle_signals``, SIGINT or SIGTERM.
 
-    Requests still running ``drain_s`` seconds after the stop are cancelled, and have let go of everything on return.
-    ``port`` 0 takes a free one, told to ``on_listening``. Raises ConfigError if the address cannot be had.
+    Requests still running ``drain_s`` seconds after the stop are cancelled; a second signal, or cancelling ``serve``,
+    cancels them at once. In each case they have let go of everything on return. ``port`` 0 takes a free one, told to
+    ``on_listening``. Raises ConfigError if the address cannot be had.
     """
     sock = _listen(host, port)
     stop = stop or asyncio.Event()
-    config = uvicorn.Config(
-        app,
-        log_level="warning",
-        log_config=None,
-        access_log=access_log,
-        ws="none",
-        timeout_graceful_shutdown=max(1, round(drain_s)),
-        server_header=False,
-    )
-    server = _Server(config)
+    server = _server(app, drain_s=drain_s, access_log=access_log)
     with sock, _signals(stop, server) if handle_signals else contextlib.nullcontext():
         running = asyncio.ensure_future(server.serve(sockets=[sock]))
         stopping = asyncio.ensure_future(stop.wait())
         try:
-            while not server.started and not running.done():
-                await asyncio.sleep(POLL_S / 10)
-            if server.started and on_listening is not None:
+            await server.wait_started(running)
+            if on_listening is not None:
                 on_listening(host, sock.getsockname()[1])
             await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            server.should_exit = True
+            await asyncio.shield(running)
+        except asyncio.CancelledError:
+            server.force_exit = server.should_exit = True
+            raise
         finally:
             stopping.cancel()
-            server.should_exit = True
-            await running
-            await _let_go(server)
+            await _let_go(server, running)
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
@@ -80,12 +74,27 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         yield
 
+    async def wait_started(self, running: asyncio.Future[None]) -> None:
+        while not self.started and not running.done():  # noqa: ASYNC110  uvicorn offers no event for it
+            await asyncio.sleep(POLL_S)
 
-async def _let_go(server: uvicorn.Server) -> None:
-    """Requests cancelled at the deadline still close their iterators."""
-    tasks = list(server.server_state.tasks)
-    if tasks:
-        await asyncio.wait(tasks)
+
+def _server(app: FastAPI, *, drain_s: float, access_log: bool) -> _Server:
+    config = uvicorn.Config(
+        app, log_config=None, access_log=access_log, ws="none", timeout_graceful_shutdown=0, server_header=False
+    )
+    config.timeout_graceful_shutdown = drain_s  # type: ignore[assignment]  # waits take fractions too
+    return _Server(config)
+
+
+async def _let_go(server: _Server, running: asyncio.Future[None]) -> None:
+    """Wait until uvicorn has ended, and every request it cancelled or abandoned has closed its iterators."""
+    if server.force_exit:
+        for task in server.server_state.tasks:
+            task.cancel()
+    await running
+    if server.server_state.tasks:
+        await asyncio.wait(list(server.server_state.tasks))
 
 
 def _listen(host: str, port: int) -> socket.socket:

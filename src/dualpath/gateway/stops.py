@@ -28,7 +28,7 @@ class _Automaton:
 
 
 class StopMatcher:
-    """Fed with text as it appears; the first stop string to be complete wins, the longest of those that end together."""
+    """Fed with text as it appears; the first stop string to be complete wins, the longest if several end together."""
 
     def __init__(self, stops: Sequence[str], *, include_stop: bool = False) -> None:
         self._automata = [_Automaton(stop) for stop in sorted(stops, key=len, reverse=True)]

@@ -51,7 +51,7 @@ class Writer(ABC):
         envelope.prompt_token_ids = prompt_token_ids
         return encode_json(envelope)
 
-    def _envelope(self, name: str, choices: list[Any], usage: Usage | None | UnsetType) -> Envelope:
+    def _envelope(self, name: str, choices: list[Any], usage: Usage | UnsetType | None) -> Envelope:
         job = self.job
         return Envelope(job.job_id, name, job.created_unix_s, job.model_name, choices, usage)
 

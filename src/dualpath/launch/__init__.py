@@ -1,2 +1,1 @@
-"""Composition root and CLI: the only place that names concrete backends.
-"""
+"""Composition root and CLI: the only place that names concrete backends."""

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from dualpath.core.errors import ConfigError
+
 
 def add(verbs: Any) -> None:
     parser = verbs.add_parser(
@@ -20,6 +22,8 @@ def add(verbs: Any) -> None:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    from dualpath.bench.demo import run
-
+    try:
+        from dualpath.bench.demo import run
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"the demo needs {error.name}: pip install 'dualpath[demo]'") from None
     return run(arguments.work_dir)

@@ -9,18 +9,78 @@ from typing import Any
 def add(verbs: Any) -> None:
     store = verbs.add_parser("store", help="list or verify stored KV blocks")
     actions = store.add_subparsers(title="commands", dest="action", metavar="COMMAND", required=True)
-    ls = actions.add_parser("ls", help="list namespaces and blocks")
+    ls = actions.add_parser("ls", help="list what is stored, one line for each namespace")
     ls.add_argument("url", metavar="URL", help="e.g. file:///data/kv")
+    ls.add_argument("--blocks", action="store_true", help="list every block instead")
     ls.set_defaults(run=_ls)
-    verify = actions.add_parser("verify", help="read every block and check its header and checksum")
+    verify = actions.add_parser(
+        "verify",
+        help="read every block and check its header and checksum",
+        description="Read every block and check it. Exit code 1 when damaged blocks are left.",
+    )
     verify.add_argument("url", metavar="URL", help="e.g. file:///data/kv")
     verify.add_argument("--delete", action="store_true", help="delete the blocks that are damaged")
     verify.set_defaults(run=_verify)
 
 
 def _ls(arguments: argparse.Namespace) -> int:
-    raise NotImplementedError
+    return _ls_blocks(arguments.url) if arguments.blocks else _ls_namespaces(arguments.url)
+
+
+def _ls_namespaces(url: str) -> int:
+    from dualpath.store.inspect import summarize
+
+    summaries = summarize(url)
+    if not summaries:
+        print(f"{url}: no blocks")
+        return 0
+    print(f"{'namespace':32}  {'blocks':>8}  {'size':>10}  {'newest':>7}  {'oldest':>7}  geometry")
+    for one in summaries:
+        shapes = ", ".join(
+            f"{g.num_layers} layers x {g.block_tokens} tokens x {g.bytes_per_token_layer} B" for g in one.geometries
+        )
+        damaged = f"  {one.num_damaged} damaged" if one.num_damaged else ""
+        print(
+            f"{one.namespace_digest.hex():32}  {one.num_blocks:>8}  {_bytes(one.num_bytes):>10}"
+            f"  {_age(one.youngest_s):>7}  {_age(one.oldest_s):>7}  {shapes}{damaged}"
+        )
+    return 0
+
+
+def _ls_blocks(url: str) -> int:
+    from dualpath.store.inspect import iter_rows
+
+    print(f"{'namespace':32}  {'block':32}  {'size':>10}  {'age':>7}  tokens")
+    for row in iter_rows(url):
+        tokens = row.problem if row.header is None else str(row.header.num_tokens)
+        size, age = _bytes(row.num_bytes), _age(row.age_s)
+        print(f"{row.namespace_digest.hex():32}  {row.key.hex():32}  {size:>10}  {age:>7}  {tokens}")
+    return 0
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    raise NotImplementedError
+    from dualpath.store.inspect import summarize, verify_blocks
+
+    num_blocks = sum(one.num_blocks for one in summarize(arguments.url))
+    problems, num_deleted = 0, 0
+    for problem in verify_blocks(arguments.url, delete=arguments.delete):
+        problems += 1
+        num_deleted += problem.is_deleted
+        print(f"{problem.row.path}: {problem.reason}{' (deleted)' if problem.is_deleted else ''}")
+    deleted = f", {num_deleted} deleted" if arguments.delete else ""
+    print(f"{num_blocks} blocks read, {problems} damaged{deleted}")
+    return 1 if problems > num_deleted else 0
+
+
+def _bytes(num_bytes: int) -> str:
+    for power, unit in ((3, "GiB"), (2, "MiB"), (1, "KiB")):
+        if num_bytes >= 1024**power:
+            return f"{num_bytes / 1024**power:.1f} {unit}"
+    return f"{num_bytes} B"
+
+
+def _age(seconds: float) -> str:
+    for length_s, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= length_s:
+            return f"{seconds / length_s:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"

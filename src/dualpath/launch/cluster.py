@@ -1,4 +1,4 @@
-"""A whole cluster in one process: every node's engines, the store, the scheduler; real transfers, emulated storage NICs."""
+"""A whole cluster in one process: engines of all nodes, store, scheduler; real transfers, emulated storage NICs."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from dualpath.models.seam import Model
 from dualpath.scheduler.config import SchedulerConfig
 from dualpath.scheduler.service import Service
 from dualpath.store.contract import BlockStore
+from dualpath.store.header import object_bytes
 from dualpath.store.index import BlockIndex
 from dualpath.store.open import open_store
 from dualpath.traffic.manager import TrafficManager
@@ -61,12 +62,27 @@ class EmbeddedCluster:
         self.prefill_engines: list[PrefillEngine] = []
         self.decode_engines: list[DecodeEngine] = []
         self._store: BlockStore | None = None
+        self._namespace: Namespace | None = None
         self._service: Service | None = None
 
     @property
     def service(self) -> Service:
         assert self._service is not None, "the cluster has not been started"
         return self._service
+
+    @property
+    def store(self) -> BlockStore:
+        assert self._store is not None, "the cluster has not been started"
+        return self._store
+
+    @property
+    def namespace(self) -> Namespace:
+        assert self._namespace is not None, "the cluster has not been started"
+        return self._namespace
+
+    @property
+    def geometry(self) -> KvGeometry:
+        return self.namespace.geometry
 
     async def start(self) -> None:
         """Load, allocate, connect. On any error nothing is left running."""
@@ -87,9 +103,9 @@ class EmbeddedCluster:
         namespace = Namespace(
             spec.fingerprint, str(spec.kv_dtype).removeprefix("torch."), geometry, numerics=models[0].device.type
         )
-        store = await asyncio.to_thread(open_store, self._config.store.url, namespace, geometry)
-        self._store = store
-        index = BlockIndex()
+        self._namespace = namespace
+        store = self._store = await asyncio.to_thread(open_store, self._config.store.url, namespace, geometry)
+        index = BlockIndex(object_bytes(geometry), self._clock)
         await asyncio.to_thread(index.rebuild, store)
         self._progress(f"store {self._config.store.url}: {len(index)} blocks found")
         nics = {place.node_id: self._storage_nic() for place in places}
@@ -160,7 +176,9 @@ class EmbeddedCluster:
                     config.dir, dtype=config.dtype, device=place.device, name=config.served_name
                 )
                 took_s = self._clock.now_s() - start_s
-                self._progress(f"model {first.spec.name} ({first.spec.family}) loaded on {place.device} in {took_s:.1f} s")
+                self._progress(
+                    f"model {first.spec.name} ({first.spec.family}) loaded on {place.device} in {took_s:.1f} s"
+                )
                 models.append(first)
             else:
                 models.append(first.share())
@@ -200,7 +218,7 @@ class EmbeddedCluster:
             num_slots=sizes.prefill_slots if is_prefill else sizes.decode_slots,
             num_write_slots=0 if is_prefill else NUM_WRITE_SLOTS,
             transport=NixlTransport(place.engine_id),
-            open_io=store.open_io,
+            open_io=lambda transport: store.open_io(transport.agent),
             storage_nic=nic,
             clock=self._clock,
             storage_deadline_s=deadlines.storage_read_s,
@@ -242,4 +260,3 @@ class EmbeddedCluster:
             default_nic_bytes_per_s=rate,
             alpha_tokens=max(1, int(READ_AHEAD_S * rate / geometry.bytes_per_token)),
         )
-

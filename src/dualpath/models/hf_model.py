@@ -25,8 +25,13 @@ class HfModel:
         self._spec = spec
         self._model = model
         self._layout = layout
+        self._kernels = kernels
         self._attention = _attention_for(layout, kernels)
         self._sparse = isinstance(layout, MlaLayout) and layout.index_dim > 0
+
+    def share(self) -> HfModel:
+        """The same weights for another worker thread: a forward's state lives in its step object, not in here."""
+        return HfModel(self._spec, self._model, self._layout, self._kernels)
 
     @property
     def spec(self) -> ModelSpec:

@@ -27,14 +27,14 @@ class PlainKernels:
     def attend_visible(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, visible: torch.Tensor, scale: float
     ) -> Attended:
-        groups = q.shape[1] // k.shape[2]
-        keys = k.float().repeat_interleave(groups, dim=2).transpose(1, 2)  # [B, Hq, T, D]
-        values = v.float().repeat_interleave(groups, dim=2).transpose(1, 2)
-        scores = torch.matmul(q.float(), keys.transpose(-1, -2)) * scale  # [B, Hq, N, T]
-        scores = scores.masked_fill(~visible[:, None], -torch.inf)
-        lse = torch.logsumexp(scores, dim=-1)  # [B, Hq, N]
-        out = torch.matmul((scores - lse.unsqueeze(-1)).exp(), values)
-        return out.transpose(1, 2).to(q.dtype), lse.transpose(1, 2)
+        kv_heads, queries = k.shape[2], q.shape[2]
+        grouped = q.float().unflatten(1, (kv_heads, -1)).flatten(2, 3)  # [B, Hkv, G * N, D]
+        scores = torch.matmul(grouped, k.float().permute(0, 2, 3, 1)) * scale  # [B, Hkv, G * N, T]
+        scores = scores.unflatten(2, (-1, queries)).masked_fill_(~visible[:, None, None], -torch.inf)
+        lse = torch.logsumexp(scores, dim=-1)  # [B, Hkv, G, N]
+        weights = (scores - lse.unsqueeze(-1)).exp_().flatten(2, 3)
+        out = torch.matmul(weights, v.float().transpose(1, 2)).unflatten(2, (-1, queries))
+        return out.flatten(1, 2).transpose(1, 2).to(q.dtype), lse.flatten(1, 2).transpose(1, 2)
 
     def attend_paged(
         self, q: torch.Tensor, pages: torch.Tensor, split: Split, batch: PagedBatch, window: int | None, scale: float

@@ -14,7 +14,7 @@ from dualpath.models.families import SPARSE_FAMILIES, check_model_dir, layout_of
 from dualpath.models.hf_model import HfModel
 from dualpath.models.kernels import select_kernels
 from dualpath.models.layout import KvLayout, row_bytes
-from dualpath.models.seam import Model, ModelSpec
+from dualpath.models.seam import ModelSpec
 from dualpath.models.step import ATTENTION_NAME
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -27,7 +27,7 @@ def load_model(
     device: str = "cpu",
     name: str | None = None,
     fingerprint: str | None = None,
-) -> Model:
+) -> HfModel:
     """Load the model in ``model_dir``; ``dtype`` "auto" is the checkpoint's own.
 
     ``fingerprint`` saves hashing the weights when the caller knows it already. Raises UnsupportedModelError for

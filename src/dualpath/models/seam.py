@@ -48,7 +48,7 @@ class PrefillItem:
 
 
 class LayerStream(Protocol):
-    """The engine's side of layerwise prefill. Called by the model, on the model's worker thread, once per layer in order."""
+    """The engine's side of layerwise prefill. Called on the model's worker thread, once per layer, in order."""
 
     def acquire(self, layer: int) -> torch.Tensor:
         """Block until layer ``layer``'s history rows have landed, then return the layer's workspace.

@@ -1,8 +1,8 @@
 """Which of a prompt's blocks are stored, and what becomes of the blocks that a request writes.
 
-``KeyChain`` names a request's blocks, computed once and extended as tokens are generated. ``Hits`` asks the block index for the
-longest stored chain and keeps it from eviction while it is read. ``WriteLedger`` tells the index about writes: a block on
-its way is a hit that the next turn may await, so it must be known before the client sees the last token.
+``KeyChain`` names a request's blocks, computed once and extended as tokens are generated. ``Hits`` asks the block index
+for the longest stored chain and keeps it from eviction while it is read. ``WriteLedger`` tells the index about writes:
+a block on its way is a hit that the next turn may await, so it must be known before the client sees the last token.
 """
 
 from __future__ import annotations
@@ -19,29 +19,35 @@ from dualpath.core.keys import chain_keys, child_key
 class IndexView(Protocol):
     """What the scheduler needs of the block index. Event loop only; only ``wait_durable`` waits."""
 
-    def __len__(self) -> int: ...
+    def num_blocks(self) -> int: ...
 
     def match(self, keys: Sequence[BlockKey]) -> int:
         """How many leading keys are stored or being written."""
         ...
 
-    def begin_write(self, key: BlockKey, parent: BlockKey | None) -> object: ...
+    def begin_write(self, key: BlockKey, parent: BlockKey | None) -> bool:
+        """True: the caller is the block's writer and ends with ``publish`` or ``fail_write``. False: known already."""
+        ...
 
-    def publish(self, key: BlockKey) -> object: ...
+    def publish(self, key: BlockKey) -> None: ...
 
-    def fail_write(self, key: BlockKey) -> object: ...
+    def fail_write(self, key: BlockKey) -> None: ...
 
-    def forget(self, key: BlockKey) -> object: ...
+    def forget(self, key: BlockKey) -> None: ...
+
+    def touch(self, keys: Iterable[BlockKey]) -> None:
+        """Count as used now."""
+        ...
 
     async def wait_durable(self, keys: Sequence[BlockKey], timeout_s: float) -> int:
         """Wait until all are stored or one failed or the time is over: how many leading keys are stored."""
         ...
 
-    def pin(self, keys: Sequence[BlockKey]) -> object:
+    def pin(self, keys: Iterable[BlockKey]) -> None:
         """Keep the keys from eviction until as many ``unpin``."""
         ...
 
-    def unpin(self, keys: Sequence[BlockKey]) -> object: ...
+    def unpin(self, keys: Iterable[BlockKey]) -> None: ...
 
     def evict_to(self, capacity_bytes: int) -> Sequence[BlockKey]:
         """Drop least recently used leaves from the index; the caller deletes the objects."""
@@ -100,11 +106,16 @@ class Hits:
         """The leading keys that are on storage, after waiting for those being written."""
         if not keys:
             return keys
-        return keys[: await self.index.wait_durable(keys, self.durable_timeout_s)]
+        stored = keys[: await self.index.wait_durable(keys, self.durable_timeout_s)]
+        self.index.touch(stored)
+        return stored
 
 
 class WriteLedger:
-    """One attempt's writes. Whatever has not ended when the attempt does is given up in ``close``."""
+    """One attempt's writes. Whatever has not ended when the attempt does is given up in ``close``.
+
+    Several attempts may write the same block; the first to announce it is its writer, any of them may publish it.
+    """
 
     def __init__(self, index: IndexView, chain: KeyChain) -> None:
         self._index = index
@@ -114,15 +125,14 @@ class WriteLedger:
     def writing(self, keys: Iterable[BlockKey]) -> None:
         for key in keys:
             parent = self._chain.parent(key)
-            if parent is not None:
-                self._index.begin_write(key, parent)
+            if parent is not None and self._index.begin_write(key, parent):
                 self._open.add(key)
 
     def durable(self, keys: Sequence[BlockKey]) -> None:
         self.writing(key for key in keys if key not in self._open)
         for key in keys:
-            if key in self._open:
-                self._open.remove(key)
+            if self._chain.parent(key) is not None:
+                self._open.discard(key)
                 self._index.publish(key)
 
     def failed(self, keys: Iterable[BlockKey]) -> None:

@@ -29,10 +29,10 @@ class SchedulerConfig:
     max_retries: int = 3  # times a request is resumed after a lost engine or a preemption
     # deadlines behind the engines' own, so that nothing ever waits for good
     durable_timeout_s: float = 5.0  # for a hit block that is still being written; then it is recomputed
-    reserve_timeout_s: float = 120.0
-    read_timeout_s: float = 60.0
-    prefill_timeout_s: float = 120.0  # to enter a forward batch, and again to produce the first token
-    decode_timeout_s: float = 120.0  # between two steps of a request
+    reserve_timeout_s: float = 300.0
+    read_timeout_s: float = 120.0
+    prefill_timeout_s: float = 600.0  # to enter a forward batch, and again to produce the first token
+    decode_timeout_s: float = 600.0  # between two steps of a request
     release_timeout_s: float = 10.0
     release_retry_s: float = 0.05  # first pause before asking again; doubles up to release_retry_max_s
     release_retry_max_s: float = 2.0

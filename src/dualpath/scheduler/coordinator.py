@@ -1,8 +1,8 @@
 """The life of a request, as numbered in dualpath.engine.api, driven by one task: attempts until one comes to the end.
 
-An attempt is a pair of engines, from reservation to the last token. When it fails for a reason that another pair may not
-share (engine lost, preempted, a deadline passed), the request goes back to the queue with the tokens already sent behind
-its prompt, and the client's stream goes on after them without a gap or a repeat.
+An attempt is a pair of engines, from reservation to the last token. When it fails for a reason that another pair may
+not share (engine lost, preempted, a deadline passed), the request goes back to the queue with the tokens already sent
+behind its prompt, and the client's stream goes on after them without a gap or a repeat.
 """
 
 from __future__ import annotations
@@ -169,7 +169,8 @@ class Coordinator:
         )
         plan: ReadPlan = path_policy(self.config.path_policy)(question)
         self.num_planned += 1 if keys else 0
-        attempt.job.record.path = plan.path
+        if not attempt.job.generated:  # a resumed request's record keeps telling of its prompt
+            attempt.job.record.path = plan.path
         return HitReader(
             attempt.request.request_id,
             keys,
@@ -193,9 +194,11 @@ class Coordinator:
             for role, num_bytes in reader.num_bytes.items():
                 job.record.storage_read_bytes[role.value] += num_bytes
             self.placer.wake()  # reading queues are shorter now
+        _ = tuple(hit.moved_slots.get(i, slot) for i, slot in enumerate(attempt.decode_slots))
         for index in sorted(hit.gone, reverse=True):  # leaves first
             self.hits.index.forget(keys[index])
-        job.record.num_hit_tokens = hit.num_hit_blocks * self.namespace.geometry.block_tokens
+        if not job.generated:
+            job.record.num_hit_tokens = hit.num_hit_blocks * self.namespace.geometry.block_tokens
         job.record.num_recomputed_blocks += len(keys) - hit.num_hit_blocks
         return hit
 
@@ -261,4 +264,3 @@ class Coordinator:
             job.emit(event)
         used = len(job.request.prompt_token_ids) + len(job.generated)
         self.accounts.grow(attempt.request.request_id, attempt.decode.info.engine_id, used)
-

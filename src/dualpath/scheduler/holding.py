@@ -1,14 +1,15 @@
 """What an attempt holds on its two engines, and letting go of it: prefill first, then decode, whatever happens.
 
-While a prefill engine cannot say that its transfers have ended (``release`` returns False), they may still write into the
-decode buffer: the decode side is kept until it can. Runs in tasks of the service, so no cancellation interrupts it.
+While a prefill engine cannot say that its transfers have ended (``release`` returns False), they may still write into
+the decode buffer: the decode side is kept until it can. Runs in tasks of the service, so no cancellation interrupts it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from dualpath.core.errors import EngineLostError
 from dualpath.core.ids import EngineId, RequestId
@@ -18,8 +19,6 @@ from dualpath.scheduler.config import SchedulerConfig
 from dualpath.scheduler.tasks import TaskSet
 
 _log = logging.getLogger(__name__)
-
-_DECODE_RELEASE_ATTEMPTS = 5  # then the engine's own clean-up must do
 
 
 class Releaser:
@@ -49,50 +48,41 @@ class Releaser:
 
     async def release_prefill(self, request_id: RequestId, engine: PrefillEngineClient) -> None:
         """Returns when the engine can no longer touch another engine's memory for this request."""
-        pause_s = self._config.release_retry_s
-        while not await self._try_prefill(request_id, engine) and not self._hurry.is_set():
-            pause_s = await self._pause(pause_s)
-        self._settle(request_id, engine.info.engine_id)
+        await self._until_released(request_id, engine.info.engine_id, lambda: engine.release(request_id))
 
     async def release_decode(self, request_id: RequestId, engine: DecodeEngineClient) -> None:
-        engine_id = engine.info.engine_id
+        async def release() -> bool:
+            await engine.release(request_id)
+            return True
+
+        await self._until_released(request_id, engine.info.engine_id, release)
+
+    async def _until_released(
+        self, request_id: RequestId, engine_id: EngineId, release: Callable[[], Awaitable[bool]]
+    ) -> None:
+        """Ask again and again, ever less often: what the engine still holds is in nobody else's accounts."""
         pause_s = self._config.release_retry_s
-        for _ in range(_DECODE_RELEASE_ATTEMPTS):
-            try:
-                async with asyncio.timeout(self._config.release_timeout_s):
-                    await engine.release(request_id)
-                break
-            except EngineLostError:
-                break
-            except Exception as error:
-                _log.warning("%s: release on %s failed: %r", request_id, engine_id, error)
-            if self._hurry.is_set() or self._is_lost(engine_id):
-                break
-            pause_s = await self._pause(pause_s)
-        self._settle(request_id, engine_id)
-
-    async def _try_prefill(self, request_id: RequestId, engine: PrefillEngineClient) -> bool:
-        try:
-            async with asyncio.timeout(self._config.release_timeout_s):
-                return await engine.release(request_id)
-        except EngineLostError:
-            return True  # a dead engine's transfers have failed with it
-        except Exception as error:
-            _log.warning("%s: release on %s failed: %r", request_id, engine.info.engine_id, error)
-            return self._is_lost(engine.info.engine_id)
-
-    async def _pause(self, pause_s: float) -> float:
-        """Sleep, unless told to hurry; the next pause is twice as long."""
-        try:
-            async with asyncio.timeout(pause_s):
-                await self._hurry.wait()
-        except TimeoutError:
-            pass
-        return min(2 * pause_s, self._config.release_retry_max_s)
-
-    def _settle(self, request_id: RequestId, engine_id: EngineId) -> None:
+        while not await self._try(request_id, engine_id, release) and not self._hurry.is_set():
+            await self._pause(pause_s)
+            pause_s = min(2 * pause_s, self._config.release_retry_max_s)
         self._accounts.release(request_id, engine_id)
         self._on_change()
+
+    async def _try(self, request_id: RequestId, engine_id: EngineId, release: Callable[[], Awaitable[bool]]) -> bool:
+        try:
+            async with asyncio.timeout(self._config.release_timeout_s):
+                return await release()
+        except EngineLostError:
+            return True  # what a dead engine held and moved has gone with it
+        except Exception as error:
+            _log.warning("%s: release on %s failed: %r", request_id, engine_id, error)
+            return self._is_lost(engine_id)
+
+    async def _pause(self, pause_s: float) -> None:
+        """Sleep, unless told to hurry."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause_s):
+                await self._hurry.wait()
 
 
 class Hold:

@@ -116,9 +116,7 @@ class Job:
         return self.record
 
 
-def new_job(
-    request: Request, sequence: int, chain: KeyChain, clock: Clock, on_end: Callable[[Job], None]
-) -> Job:
+def new_job(request: Request, sequence: int, chain: KeyChain, clock: Clock, on_end: Callable[[Job], None]) -> Job:
     """A job that has just arrived: queued from now on."""
     record = RequestRecord(
         request_id=request.request_id,
@@ -128,4 +126,3 @@ def new_job(
     job = Job(with_seed(request), sequence, chain, clock, on_end, record, Stamps(clock.now_s()))
     job.enter(Phase.QUEUED)
     return job
-

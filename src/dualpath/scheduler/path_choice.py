@@ -1,8 +1,8 @@
 """Through which side's storage NIC a request's hit blocks are read: one table of policies by name.
 
-The paper reads everything on the side with the shorter storage reading queue (``shorter``, section 6). ``split`` goes one
-step further and gives each side the share with which both reading queues end at the same time. ``prefill`` and ``decode``
-are fixed, ``round_robin`` alternates. A comparison policy is one more function in ``PATH_POLICIES``.
+The paper reads everything on the side with the shorter storage reading queue (``shorter``, section 6). ``split`` goes
+one step further and gives each side the share with which both reading queues end at the same time. ``prefill`` and
+``decode`` are fixed, ``round_robin`` alternates. A comparison policy is one more function in ``PATH_POLICIES``.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ def read_split(question: PathQuestion) -> ReadPlan:
     With equal rates x = (hit + queue_d - queue_p) / 2. Clipped to [0, hit] and rounded to whole blocks.
     """
     q = question
-    hit_tokens = q.num_hit_blocks * q.block_tokens
-    decode_end_tokens = q.decode_queue_tokens + hit_tokens
-    share = (q.prefill_rate * decode_end_tokens - q.decode_rate * q.prefill_queue_tokens) / (q.prefill_rate + q.decode_rate)
-    num_blocks = math.floor(share / q.block_tokens + 0.5)
+    prefill_part = q.prefill_rate / (q.prefill_rate + q.decode_rate)
+    all_tokens = q.prefill_queue_tokens + q.decode_queue_tokens + q.num_hit_blocks * q.block_tokens
+    share_tokens = prefill_part * all_tokens - q.prefill_queue_tokens
+    num_blocks = math.floor(share_tokens / q.block_tokens + 0.5)
     return ReadPlan(q.num_hit_blocks, min(max(num_blocks, 0), q.num_hit_blocks))
 
 

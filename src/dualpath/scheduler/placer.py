@@ -1,8 +1,8 @@
 """Requests wait here for engines: one queue, first come first served, both engines at once or none.
 
-The paper assigns prefill and decode engines from two queues (section 6); here a request takes both in one step, so none ever
-holds one engine while it waits for the other. Decode groups keep private queues (phase 1); the heads of all groups are
-then placed in order of arrival (phase 2 and the prefill choice) until nobody qualifies for the next in line.
+The paper assigns prefill and decode engines from two queues (section 6); here a request takes both in one step, so none
+ever holds one engine while it waits for the other. Decode groups keep private queues (phase 1); the heads of all groups
+are then placed in order of arrival (phase 2 and the prefill choice) until nobody qualifies for the next in line.
 
 A fetch runs on events: arrival, release, end of a read, an engine lost or back. Several events in one turn of the event
 loop cause one fetch. Event loop only.

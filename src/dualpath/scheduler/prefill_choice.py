@@ -1,4 +1,4 @@
-"""Which prefill engine takes a request: three classes by reading queue and load, then the least loaded (paper section 6).
+"""Which prefill engine takes a request: three classes by reading queue and load, then least loaded (paper section 6).
 
 Overloaded engines (tok_e > beta) never get more. Among the others, engines on nodes with a short storage reading queue
 (read_q <= alpha) come before engines on nodes with a long one, and inside a class the least tok_e wins.

@@ -1,6 +1,6 @@
 """Both sides read their share of the hit at the same time; what one side cannot read, the other tries once.
 
-A block that is gone from storage, or that neither side could read, cuts the hit: it and everything behind it is recomputed.
+A block that is gone from storage, or that neither side could read, cuts the hit: it and all behind it is recomputed.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class HitRead:
-    """What is verified in the buffers: blocks ``[0, num_hit_blocks)``, of which ``prefill_blocks`` on the prefill side."""
+    """Verified in the buffers are blocks ``[0, num_hit_blocks)``, of which ``prefill_blocks`` on the prefill side."""
 
     num_hit_blocks: int
     prefill_blocks: frozenset[int]
     gone: frozenset[int]  # blocks that are not on storage any more
+    moved_slots: dict[int, int]  # blocks that have another decode slot than reserved: a late read may write the old one
 
 
 @dataclass(slots=True)
@@ -64,6 +65,7 @@ class HitReader:
         self._accounts = accounts
         self._block_tokens = block_tokens
         self._timeout_s = timeout_s
+        self._moved_slots: dict[int, int] = {}
         self.num_bytes = {Role.PREFILL: 0, Role.DECODE: 0}
         split = plan.num_prefill_blocks
         self._shares = (range(split), range(split, plan.num_hit_blocks))
@@ -112,6 +114,8 @@ class HitReader:
         side.ok |= outcome.ok
         side.gone |= outcome.gone
         side.failed |= set(share) - outcome.ok - outcome.gone
+        if side.role is Role.DECODE:
+            self._moved_slots.update(outcome.moved_slots)
         self.num_bytes[side.role] += outcome.num_bytes
 
     def _result(self) -> HitRead:
@@ -119,4 +123,4 @@ class HitReader:
         present = prefill.ok | decode.ok
         num_hit = next((i for i in range(self._plan.num_hit_blocks) if i not in present), self._plan.num_hit_blocks)
         on_prefill = frozenset(i for i in prefill.ok if i < num_hit)
-        return HitRead(num_hit, on_prefill, frozenset(prefill.gone | decode.gone) - present)
+        return HitRead(num_hit, on_prefill, frozenset(prefill.gone | decode.gone) - present, self._moved_slots)

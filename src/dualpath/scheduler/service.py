@@ -1,6 +1,6 @@
-"""The cluster as the gateway sees it: requests in, tokens out, records and statistics; nothing is left behind on close.
+"""The cluster as the gateway sees it: requests in, tokens out, records and statistics; nothing left on close.
 
-Composition of this package's parts. One task per request (dualpath.scheduler.coordinator) belongs to the service, not to
+Composition of this package's parts. A request's task (dualpath.scheduler.coordinator) belongs to the service, not to
 the client's stream: the last token is the client's at once, while writes and releases go on. Event loop only.
 """
 
@@ -38,7 +38,7 @@ _CLOSE_GRACE_S = 30.0  # for releases, after the last request has ended or was c
 
 
 class Service:
-    """Build it inside the event loop that serves, from engines that are ready; ``start`` makes them known to each other."""
+    """Built inside the serving event loop, from engines that are ready; ``start`` makes them known to each other."""
 
     def __init__(
         self,
@@ -105,7 +105,7 @@ class Service:
         self._is_open = True
 
     async def close(self, drain_s: float = 30.0) -> None:
-        """Refuse new requests, give the running ones ``drain_s``, cancel the rest; all engines are released on return."""
+        """Refuse new requests, let running ones end for ``drain_s``, cancel the rest; nothing is held on return."""
         self._is_open = False
         if not await self._tasks.wait(drain_s):
             for job in list(self._running):
@@ -220,8 +220,9 @@ class Service:
         self._records.listen(callback)
 
     async def stats(self) -> ClusterStats:
-        """Engines that do not answer are left out, and taken for lost."""
-        answers = await asyncio.gather(*(self._health.stats(engine_id) for engine_id in (*self._prefill, *self._decode)))
+        """Lost engines are left out; one that does not answer now is taken for lost."""
+        there = [engine_id for engine_id in (*self._prefill, *self._decode) if not self._health.is_lost(engine_id)]
+        answers = await asyncio.gather(*map(self._health.stats, there))
         queued, running = self._records.count()
         engines = tuple(stats for stats in answers if stats is not None)
-        return ClusterStats(engines, queued, running, index_blocks=len(self._index))
+        return ClusterStats(engines, queued, running, index_blocks=self._index.num_blocks())

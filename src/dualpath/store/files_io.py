@@ -1,9 +1,9 @@
 """Moves blocks between files and registered memory with NIXL's POSIX backend.
 
-One transfer handle with one descriptor per object: a failing object fails alone, and a handle that reports an end,
-good or bad, touches no memory any more. Files are opened, measured and registered in batches; at most ``max_open``
-are open at once and the rest wait in a queue. A file's descriptor belongs to its ticket from ``open`` until NIXL has
-forgotten it, and is closed only then, so its number cannot mean another file while a transfer still names it.
+One transfer handle with one descriptor per object, so that a failing object fails alone. Files are opened, measured
+and registered in batches; at most ``max_open`` are open at once and the rest wait in a queue. A file's descriptor
+belongs to its ticket from ``open`` until NIXL has forgotten it, and is closed only then, so its number cannot mean
+another file while a transfer still names it.
 
 A transfer in progress is never aborted, since nothing tells when an abort has taken effect: a hung file system holds
 its tickets, their memory and their descriptors, and ``release`` says so.
@@ -18,49 +18,38 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 from dualpath.core.errors import BlockCorruptError, StoreError
-from dualpath.core.ids import BlockKey
 from dualpath.store.contract import IoRequest, IoState, IoTicket
-from dualpath.store.files import FileStore, store_error
+from dualpath.store.file_ticket import FileTicket, explain, region
+from dualpath.store.files import FileStore
 from dualpath.store.nixl_api import Agent, ensure_backend
 
 logger = logging.getLogger(__name__)
 
 MAX_OPEN_FILES = 256
 CLOSE_TIMEOUT_S = 5.0
+DOUBT_S = 30.0
 _CHECKS_PER_QUEUED_POLL = 8
+_POSTS_PER_CALL = 16
+_FILES_PER_RETIREMENT = 16
 _BACKENDS = ["POSIX"]
-
-
-@dataclass(slots=True, eq=False)
-class FileTicket:
-    """One object on its way. ``handle`` and ``fd`` are set while it is under way, and only then."""
-
-    key: BlockKey
-    request: IoRequest
-    is_write: bool
-    temporary: str = ""
-    state: IoState = IoState.IN_PROGRESS
-    error: Exception | None = None
-    fd: int = -1
-    is_registered: bool = False
-    handle: Any = None
-    is_abandoned: bool = False
 
 
 class FileIo:
     """StoreIo over one NIXL agent. Create it before the staging memory is registered: it makes sure of the backend."""
 
-    def __init__(self, store: FileStore, agent: Agent, *, max_open: int = MAX_OPEN_FILES) -> None:
+    def __init__(
+        self, store: FileStore, agent: Agent, *, max_open: int = MAX_OPEN_FILES, doubt_s: float = DOUBT_S
+    ) -> None:
         ensure_backend(agent, _BACKENDS[0])
         self._store = store
         self._agent = agent
         self._max_open = max_open
+        self._doubt_s = doubt_s
         self._queue: deque[FileTicket] = deque()
+        self._retired: list[tuple[int, int, int, str]] = []  # files of finished transfers, still registered and open
         self._active: dict[FileTicket, None] = {}  # every ticket that holds a descriptor, longest unseen first
 
     def submit_reads(self, requests: Sequence[IoRequest]) -> Sequence[IoTicket]:
@@ -76,7 +65,8 @@ class FileIo:
                 self._check(ticket)
             else:
                 self._check_some()
-            self._pump()
+            if self._queue:
+                self._pump()
         return ticket.state
 
     def release(self, ticket: IoTicket) -> bool:
@@ -100,13 +90,14 @@ class FileIo:
             for ticket in list(self._active):
                 self.release(ticket)
             time.sleep(0.001)
+        self._retire_files()
         if self._active:
             logger.warning(
                 "%d transfers of %s did not end; their memory stays in use", len(self._active), self._store.url
             )
 
     def num_open_files(self) -> int:
-        return len(self._active)
+        return len(self._active) + len(self._retired)
 
     def _submit(self, tickets: list[FileTicket]) -> list[FileTicket]:
         self._queue.extend(tickets)
@@ -114,9 +105,9 @@ class FileIo:
         return tickets
 
     def _pump(self) -> None:
-        """Start queued tickets while there is room."""
+        """Start a few queued tickets if there is room. Few, because posting may do a buffered file's I/O at once."""
         batch: list[FileTicket] = []
-        while self._queue and len(self._active) < self._max_open:
+        while self._queue and self.num_open_files() < self._max_open and len(batch) < _POSTS_PER_CALL:
             ticket = self._queue.popleft()
             if ticket.state is not IoState.IN_PROGRESS:
                 continue  # given up while it was queued
@@ -127,7 +118,7 @@ class FileIo:
                 if error.errno in (errno.EMFILE, errno.ENFILE) and self._active:
                     self._queue.appendleft(ticket)
                     break
-                self._finish(ticket, self._explain(ticket, error))
+                self._finish(ticket, explain(ticket, error))
             except StoreError as error:
                 self._finish(ticket, error)
         if batch:
@@ -161,10 +152,10 @@ class FileIo:
     def _start(self, batch: list[FileTicket]) -> None:
         """Register the batch's descriptors in one call, or one by one if that fails, and post each transfer."""
         try:
-            self._agent.register_memory([self._region(ticket) for ticket in batch], "FILE", backends=_BACKENDS)
+            self._agent.register_memory([region(ticket) for ticket in batch], "FILE", backends=_BACKENDS)
         except Exception as error:  # the binding's exceptions share no public base class
             if len(batch) == 1:
-                self._finish(batch[0], self._explain(batch[0], error))
+                self._finish(batch[0], explain(batch[0], error))
                 return
             for ticket in batch:
                 self._start([ticket])
@@ -173,9 +164,17 @@ class FileIo:
             ticket.is_registered = True
             self._post(ticket)
 
-    @staticmethod
-    def _region(ticket: FileTicket) -> tuple[int, int, int, str]:
-        return (0, ticket.request.num_bytes, ticket.fd, "")
+    def _retire_files(self) -> None:
+        """Let NIXL forget the files of finished transfers, several in one call, and only then close them."""
+        retired, self._retired = self._retired, []
+        if not retired:
+            return
+        try:
+            self._agent.deregister_memory(self._agent.get_reg_descs(retired, "FILE"), backends=_BACKENDS)
+        except Exception:
+            logger.exception("NIXL does not forget its files")
+        for _, _, fd, _ in retired:
+            os.close(fd)
 
     def _post(self, ticket: FileTicket) -> None:
         request, agent = ticket.request, self._agent
@@ -186,7 +185,10 @@ class FileIo:
             ticket.handle = agent.initialize_xfer(operation, local, remote, agent.name, b"", _BACKENDS)
             status = agent.transfer(ticket.handle)
         except Exception as error:
-            self._finish(ticket, self._explain(ticket, error))
+            if ticket.handle is None:
+                self._finish(ticket, explain(ticket, error))
+            else:
+                self._doubt(ticket, explain(ticket, error))
             return
         if status != "PROC":
             self._end(ticket, status)
@@ -198,13 +200,28 @@ class FileIo:
             self._check(ticket)
 
     def _check(self, ticket: FileTicket) -> None:
+        if ticket.doubt_ends_s:
+            if time.monotonic() >= ticket.doubt_ends_s:
+                self._finish(ticket, ticket.error)
+            return
         try:
             status = self._agent.check_xfer_state(ticket.handle)
         except Exception as error:
-            self._finish(ticket, self._explain(ticket, error))
+            self._doubt(ticket, explain(ticket, error))
             return
         if status != "PROC":
             self._end(ticket, status)
+
+    def _doubt(self, ticket: FileTicket, error: StoreError) -> None:
+        """An error is a transfer's own end, unless the queue that all share failed: then bytes may still arrive.
+
+        NIXL does not tell the two apart. A write or a file that turned out short is clear; any other read keeps its
+        memory for a while before it counts as failed.
+        """
+        if ticket.is_write or os.fstat(ticket.fd).st_size < ticket.request.num_bytes:
+            self._finish(ticket, error)
+        else:
+            ticket.error, ticket.doubt_ends_s = error, time.monotonic() + self._doubt_s
 
     def _end(self, ticket: FileTicket, status: str) -> None:
         """NIXL is done with the memory: publish what was written, and settle the ticket."""
@@ -217,7 +234,7 @@ class FileIo:
         except StoreError as failure:
             error = failure
         except OSError as failure:
-            error = self._explain(ticket, failure)
+            error = explain(ticket, failure)
         self._finish(ticket, error)
 
     def _publish(self, ticket: FileTicket) -> None:
@@ -227,39 +244,33 @@ class FileIo:
         path = self._store.path_of(ticket.key)
         if self._store.durable:
             os.fsync(ticket.fd)
-        os.rename(ticket.temporary, path)
+        os.link(ticket.temporary, path)
         ticket.temporary = ""
         if self._store.durable:
             _sync_directory(os.path.dirname(path))
 
-    def _finish(self, ticket: FileTicket, error: StoreError | None) -> None:
+    def _finish(self, ticket: FileTicket, error: Exception | None) -> None:
         """The only way out: handle, registration, descriptor and temporary go, whatever state they were in."""
         if ticket.handle is not None:
-            with suppress(Exception):
+            try:
                 ticket.handle.release()
+            except Exception:  # NIXL keeps it and tries again when the agent ends
+                logger.exception("NIXL does not release a transfer")
             ticket.handle = None
         if ticket.is_registered:
-            with suppress(Exception):
-                region = self._agent.get_reg_descs([self._region(ticket)], "FILE")
-                self._agent.deregister_memory(region, backends=_BACKENDS)
-            ticket.is_registered = False
-        if ticket.fd >= 0:
+            self._retired.append(region(ticket))
+        elif ticket.fd >= 0:
             os.close(ticket.fd)
-            ticket.fd = -1
+        ticket.fd, ticket.is_registered = -1, False
         if ticket.temporary:
             with suppress(OSError):
                 os.unlink(ticket.temporary)
             ticket.temporary = ""
         self._active.pop(ticket, None)
+        if len(self._retired) >= _FILES_PER_RETIREMENT or not self._active:
+            self._retire_files()
         ticket.error = error
         ticket.state = IoState.DONE if error is None else IoState.FAILED
-
-    def _explain(self, ticket: FileTicket, error: Exception) -> StoreError:
-        if not isinstance(error, OSError):
-            return StoreError(f"block {ticket.key.hex()}: NIXL says {error!r}")
-        if ticket.is_write and isinstance(error, FileNotFoundError):
-            return StoreError(f"block {ticket.key.hex()}: the store's directory is gone")
-        return store_error(error, ticket.key)
 
 
 def _sync_directory(path: str) -> None:

@@ -62,6 +62,9 @@ class BlockIndex:
                 damaged.append(block.key)
         return damaged
 
+    def __len__(self) -> int:
+        return len(self._nodes)
+
     def match(self, keys: Sequence[BlockKey]) -> int:
         """How many leading blocks of a whole chain are stored or being written. Does not count as a use."""
         for i, key in enumerate(keys):

@@ -4,10 +4,10 @@ The wheels ``nixl``, ``nixl_cu12`` and ``nixl_cu13`` carry the same binding unde
 work without a GPU. Agents are not thread-safe: one thread per agent. No progress thread, which would cost half a core
 per idle agent; whoever owns the agent polls.
 
-The POSIX backend runs POSIX AIO by default (``POSIX_PARAMS``). Measured with 128 objects of 2 MiB: posting them takes
-4 ms whether the page cache is warm or cold. With libaio, NIXL's own choice, posting does the whole read of a buffered
-file in the caller (30 ms warm, 320 ms cold), with io_uring 40 ms warm and 90 ms cold. Throughput is equal within
-noise.
+The POSIX backend gets io_uring where the kernel allows it (containers often do not) and libaio elsewhere. Throughput
+is equal within noise, 6-8 GB/s from the page cache. libaio does a buffered file's whole I/O inside the post; io_uring
+does so only for reads that the page cache can serve. POSIX AIO, which NIXL offers as well, must not be used: in nixl
+1.5 one failing transfer fails every other one in flight, while their bytes are still arriving (measured: 32 of 32).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dualpath.core.errors import ConfigError
 Agent = Any  # nixl_agent: the binding is untyped
 
 _MODULES = ("nixl._api", "nixl_cu12._api", "nixl_cu13._api")
-POSIX_PARAMS: Mapping[str, str] = {"use_posix_aio": "true"}
+_DEFAULT_PARAMS: Mapping[str, Sequence[Mapping[str, str]]] = {"POSIX": ({"use_uring": "true"}, {"use_aio": "true"})}
 
 
 @cache
@@ -47,7 +47,7 @@ def nixl_api() -> ModuleType:
 def build_agent(
     name: str, backends: Sequence[str] = ("POSIX",), params: Mapping[str, Mapping[str, str]] | None = None
 ) -> Agent:
-    """An agent with these backends. ``params`` by backend replaces the defaults; register memory after this."""
+    """An agent with these backends. ``params`` by backend replaces the defaults. Register memory after this."""
     api = nixl_api()
     agent = api.nixl_agent(name, api.nixl_agent_config(enable_prog_thread=False, backends=[]))
     for backend in backends:
@@ -59,11 +59,13 @@ def ensure_backend(agent: Agent, backend: str, params: Mapping[str, str] | None 
     """Create the backend in ``agent`` if it is not there yet. Raises ConfigError where this NIXL cannot."""
     if backend in agent.backends:
         return
-    if params is None:
-        params = POSIX_PARAMS if backend == "POSIX" else {}
     if backend not in agent.get_plugin_list():
         raise ConfigError(f"this NIXL has no {backend} backend; it has {', '.join(agent.get_plugin_list())}")
-    try:
-        agent.create_backend(backend, dict(params))
-    except Exception as error:  # the binding's exceptions share no public base class
-        raise ConfigError(f"NIXL cannot start its {backend} backend: {error!r}") from error
+    reason: Exception | None = None
+    for candidate in _DEFAULT_PARAMS.get(backend, ({},)) if params is None else (params,):
+        try:
+            agent.create_backend(backend, dict(candidate))
+            return
+        except Exception as error:  # the binding's exceptions share no public base class
+            reason = error
+    raise ConfigError(f"NIXL cannot start its {backend} backend: {reason!r}") from reason

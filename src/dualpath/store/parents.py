@@ -18,14 +18,16 @@ async def learn_parents(index: BlockIndex, store: BlockStore, batch_blocks: int 
     Missing and damaged blocks are forgotten. A block whose header cannot be read now counts as the first of a chain.
     """
     damaged: list[BlockKey] = []
+    gone: list[BlockKey] = []
     while keys := index.unknown_parents(batch_blocks):
         for key, found in zip(keys, await asyncio.to_thread(_read_parents, store, keys), strict=True):
             if isinstance(found, BlockCorruptError):
                 damaged.append(key)
             if isinstance(found, BlockCorruptError | BlockMissingError):
-                index.forget(key)
-            else:
-                index.learn_parent(key, None if isinstance(found, StoreError) else found)
+                gone.append(key)
+            index.learn_parent(key, None if isinstance(found, StoreError) else found)
+    for key in gone:  # last, when what lies behind them is known
+        index.forget(key)
     return damaged
 
 

@@ -1,4 +1,4 @@
-"""The contracts inside the traffic manager: memory regions, the transport between engines, and the handle of a transfer."""
+"""The contracts inside the traffic manager: memory regions, the transport between engines, the handle of a transfer."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from dualpath.core.errors import TransferError
 from dualpath.core.ids import EngineId
 
 T = TypeVar("T")
@@ -23,16 +24,18 @@ Units = npt.NDArray[np.int32]  # indexes of Layer Blocks inside a region
 class Region:
     """Registered memory, divided into units of one Layer Block.
 
-    ``storage`` is the whole allocation (kept alive, registered once); unit i occupies
-    ``[addresses[i], addresses[i] + unit_bytes)``. ``units`` is the same memory as a tensor ``uint8 [..., unit_bytes]``
-    whose leading dimensions, flattened, count the units.
+    ``storage`` is the whole allocation (uint8, contiguous, kept alive, registered once); unit i occupies
+    ``[addresses[i], addresses[i] + unit_bytes)``.
     """
 
     name: str  # "staging" or "device"
     storage: torch.Tensor
-    units: torch.Tensor
     unit_bytes: int
     addresses: npt.NDArray[np.int64]
+
+    @property
+    def num_units(self) -> int:
+        return len(self.addresses)
 
 
 class TransferState(Enum):
@@ -47,49 +50,78 @@ class Op(Enum):
 
 
 class Transport(Protocol):
-    """Moves Layer Blocks between engines. Every call comes from one thread, the engine's traffic thread; none blocks."""
+    """Moves Layer Blocks between engines. Every call comes from one thread, the engine's traffic thread; none blocks.
+
+    Until that thread runs, its creator's takes its place: it opens the store's I/O and registers memory.
+    """
 
     engine_id: EngineId
+    agent: Any  # the NIXL agent for ``BlockStore.open_io``; None where there is none
 
-    def register(self, region: Region) -> None: ...
+    def register(self, region: Region) -> None:
+        """Make memory reachable for peers and usable as the local side. Before ``metadata`` is handed out."""
+        ...
 
     def metadata(self) -> bytes:
         """What a peer needs to reach all regions registered so far."""
         ...
 
     def add_peer(self, metadata: bytes) -> EngineId:
-        """Learn a peer (again: refresh it). Prepares descriptors of all (its units, our units)."""
+        """Learn a peer and prepare descriptors of all its units. Other metadata than before replaces the peer.
+
+        Raises PeerLostError where the peer is gone, TransferError where the metadata is not a peer's, or where
+        transfers with the former peer have not come to rest.
+        """
         ...
 
-    def remove_peer(self, peer: EngineId) -> None: ...
-
-    def post(self, op: Op, peer: EngineId, local_region: str, local_units: Units, remote_region: str, remote_units: Units) -> Any:
-        """Start a transfer; returns an opaque handle. Raises PeerLostError or TransferError."""
+    def remove_peer(self, peer: EngineId) -> None:
+        """Forget a peer, known or not. No transfer with it is in progress."""
         ...
 
-    def poll(self, handle: Any) -> TransferState: ...
+    def post(
+        self, op: Op, peer: EngineId, local_region: str, local_units: Units, remote_region: str, remote_units: Units
+    ) -> Any:
+        """Start a transfer; returns an opaque handle. Raises PeerLostError or TransferError, and then nothing moves."""
+        ...
+
+    def poll(self, handle: Any) -> TransferState:
+        """Where a transfer stands. DONE and FAILED are final: no byte of it moves any more."""
+        ...
+
+    def failure(self, handle: Any) -> TransferError:
+        """Why a FAILED transfer failed: PeerLostError or TransferError."""
+        ...
 
     def release(self, handle: Any) -> bool:
         """Free a handle. For one still in progress: try to abort. True when no byte of it can move any more."""
         ...
 
     def progress(self) -> None:
-        """Let peers' transfers into our memory advance."""
+        """Let peers' transfers into and out of our memory advance, and new connections be made."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Deregister everything and free the agent. Transfers still in progress may go on; their memory must live."""
+        ...
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Transfer(Generic[T]):
     """Handle of a submitted transfer: poll it, await it, or wait for it in a plain thread.
 
-    ``result`` ends in the value, or in TransferError / TransferTimeoutError / StoreError. ``quiescent`` ends when none of
-    the transfer's memory can be touched by it any more: at the same time, except after a timeout.
+    ``result`` ends in the value, or in TransferError / TransferTimeoutError / StoreError. ``quiescent`` ends when none
+    of the transfer's memory can be touched by it any more: just before ``future``, except after a timeout, a removed
+    peer or a closed manager, when it comes later. Dropping the handle or cancelling a task that awaits it cancels
+    nothing.
     """
 
     future: Future[T] = field(default_factory=Future)
     quiescent: Future[None] = field(default_factory=Future)
+
+    def __post_init__(self) -> None:
+        # A running future cannot be cancelled: asyncio.wrap_future passes its own cancellation on to it.
+        self.future.set_running_or_notify_cancel()
+        self.quiescent.set_running_or_notify_cancel()
 
     def done(self) -> bool:
         return self.future.done()
@@ -99,4 +131,5 @@ class Transfer(Generic[T]):
         return self.future.result(timeout_s)
 
     def __await__(self) -> Generator[Any, None, T]:
-        return asyncio.wrap_future(self.future).__await__()
+        # A task that stops waiting must not cancel the transfer: its bytes move all the same.
+        return asyncio.shield(asyncio.wrap_future(self.future)).__await__()

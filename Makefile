@@ -1,0 +1,71 @@
+# What a person types. Every target makes .venv first, once; TORCH=... picks another build of torch, for example
+#   make demo TORCH=torch==2.13.0+cu126
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+PY := .venv/bin/python
+READY := .venv/.installed
+PIP := $(PY) -m pip --disable-pip-version-check
+TORCH ?=
+ARGS ?=
+
+# The first interpreter that is recent enough and can make a virtual environment. A pyenv shim may exist and not run.
+define FIND_PYTHON
+for name in python3.11 python3.12 python3.13 python3; do \
+  for path in $$(type -aP $$name || true); do \
+    if "$$path" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then \
+      echo "$$path"; exit 0; \
+    fi; \
+  done; \
+done
+endef
+
+.PHONY: help demo test lint format bench clean
+
+help: ## show this
+	@echo "make TARGET; the first one also installs what is needed into .venv (2-5 minutes, about 1.5 GB)"
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  \1\t/' | expand -t 12
+
+demo: $(READY) ## see it work on this machine (about a minute)
+	@$(PY) -m dualpath demo $(ARGS)
+
+test: $(READY) ## run all tests (about 5 minutes; ARGS="-k name" for some)
+	@echo "== tests (about 5 minutes on 2 cores)"
+	@$(PY) -m pytest $(ARGS)
+
+lint: $(READY) ## style, types and import contracts (about a minute)
+	@code=0; \
+	run() { echo "== $$*"; "$$@" || code=1; }; \
+	run $(PY) -m ruff check src tests; \
+	run $(PY) -m ruff format --check src tests; \
+	run $(PY) -m mypy; \
+	run .venv/bin/lint-imports; \
+	exit $$code
+
+format: $(READY) ## let ruff fix what it can
+	@$(PY) -m ruff check --fix src tests && $(PY) -m ruff format src tests
+
+bench: $(READY) ## time attention and model kernels (minutes)
+	@$(PY) benchmarks/model_kernels.py $(ARGS)
+
+clean: ## remove .venv and everything that was made
+	rm -rf .venv .demo .bench build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml constraints.txt
+	@python=$$($(FIND_PYTHON)); \
+	if [ ! -x $(PY) ] && [ -z "$$python" ]; then \
+	  echo "DualPath needs Python 3.11 or newer with the venv module, and there is none on PATH." >&2; \
+	  echo "Install one (Debian, Ubuntu: apt-get install python3.11 python3.11-venv) and run make again." >&2; \
+	  exit 1; \
+	fi; \
+	if [ ! -x $(PY) ]; then echo "== making .venv with $$python"; "$$python" -m venv .venv; fi
+	@echo "== installing into .venv (2-5 minutes the first time)"
+	@$(PIP) install -qq -c constraints.txt setuptools
+	@cp constraints.txt .venv/constraints.txt
+	@if [ -n "$(TORCH)" ]; then sed -i '/^torch==/d' .venv/constraints.txt; $(PIP) install -qq '$(TORCH)'; fi
+	@$(PIP) install -qq -c .venv/constraints.txt --no-build-isolation -e '.[dev,demo]'
+	@touch $(READY)

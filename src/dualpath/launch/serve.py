@@ -1,0 +1,110 @@
+"""What ``dualpath serve`` does: start the cluster, open the gateway, wait for a signal, and leave nothing behind.
+
+The first Ctrl-C or SIGTERM lets running requests end (exit code 0), or ends a start that is under way (130). The second
+one ends at once (130).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import Coroutine
+from typing import Any
+
+from dualpath.config import ServeConfig
+from dualpath.core.errors import ConfigError
+from dualpath.launch.signals import Stopper
+from dualpath.store.open import parse_url
+
+
+def run(config: ServeConfig) -> int:
+    """Serve until told to stop; returns the exit code. Raises DualPathError when the start fails."""
+    _check(config)
+    _set_up_process(config)
+    _say(f"loading model {config.model.dir}")
+    from dualpath.gateway.server import run as run_loop  # from here on torch and friends are needed
+
+    return run_loop(_run(config))
+
+
+async def _run(config: ServeConfig) -> int:
+    stopper = Stopper(_say, config.gateway.drain_s)
+    serving = _serve(config, stopper)
+    return await stopper.guard(serving)
+
+
+async def _serve(config: ServeConfig, stopper: Stopper) -> int:
+    from dualpath.gateway.app import create_app
+    from dualpath.gateway.server import serve
+    from dualpath.gateway.settings import GatewaySettings
+    from dualpath.gateway.tokenizer import Tokenizer
+    from dualpath.launch.cluster import EmbeddedCluster
+
+    gateway = config.gateway
+    tokenizer = await asyncio.to_thread(Tokenizer.load, config.model.dir)
+    cluster = EmbeddedCluster(config, progress=_say)
+    await cluster.start()
+    try:
+        app = create_app(cluster.service, tokenizer, GatewaySettings(api_keys=gateway.api_keys))
+        stopper.started()
+        await serve(
+            app,
+            gateway.host,
+            gateway.port,
+            drain_s=gateway.drain_s,
+            stop=stopper.stop,
+            handle_signals=False,
+            on_listening=_say_listening,
+        )
+    finally:
+        await _shielded(cluster.close(0.0 if stopper.forced else gateway.drain_s))
+    _say("stopped")
+    return 0
+
+
+async def _shielded(work: Coroutine[Any, Any, None]) -> None:
+    """Run to the end even when we are being cancelled meanwhile; the stopper's own deadline bounds it."""
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await task
+        raise
+
+
+def _check(config: ServeConfig) -> None:
+    """Find out in a moment what would otherwise fail after minutes of loading."""
+    if not config.model.dir.is_dir():
+        raise ConfigError(f"no such model directory: {config.model.dir}")
+    parse_url(config.store.url)
+    trace = config.observe.trace_out
+    if trace is not None and (trace.is_dir() or not os.access(trace.absolute().parent, os.W_OK)):
+        raise ConfigError(f"cannot write the trace to {trace}")
+    host, port = config.gateway.host, config.gateway.port
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            probe.listen(1)
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
+
+
+def _set_up_process(config: ServeConfig) -> None:
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # models are local directories; nothing is ever fetched
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # our own lines say how far we are
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("dualpath").setLevel(config.observe.log_level.upper())
+
+
+def _say_listening(host: str, port: int) -> None:
+    shown = f"[{host}]" if ":" in host else host
+    _say(f"listening on http://{shown}:{port}")
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)

@@ -1,0 +1,70 @@
+"""Two signals, two meanings: the first asks for an orderly end, the second takes it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+INTERRUPTED = 130  # what shells report for a process that Ctrl-C ended
+FORCED_CLOSE_S = 5.0  # how long closing may take after the second signal
+
+
+class Stopper:
+    """Turns SIGINT and SIGTERM into ``stop``, or into a cancellation. One per process, on its event loop."""
+
+    def __init__(self, say: Callable[[str], None], drain_s: float) -> None:
+        self.stop = asyncio.Event()
+        self.forced = False
+        self._say, self._drain_s = say, drain_s
+        self._is_started = False
+        self._task: asyncio.Task[int] | None = None
+        self._num_signals = 0
+
+    def started(self) -> None:
+        """From now on the first signal drains; before, it ends the start."""
+        self._is_started = True
+
+    async def guard(self, main: Coroutine[Any, Any, int]) -> int:
+        """Run ``main`` under the two-signal rule; its result, or INTERRUPTED when a signal cut it short."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._on_signal)
+        self._task = loop.create_task(main)
+        try:
+            return await self._task
+        except asyncio.CancelledError:
+            if self._num_signals == 0:
+                raise
+            return INTERRUPTED
+
+    def _on_signal(self) -> None:
+        self._num_signals += 1
+        if self._num_signals == 1:
+            self._first()
+        elif self._num_signals == 2:
+            self._force()
+
+    def _first(self) -> None:
+        if self._is_started:
+            self._say(f"stopping: running requests get up to {self._drain_s:g} s; Ctrl-C again stops at once")
+            self.stop.set()
+        else:
+            self._say("stopping before the start is complete; Ctrl-C again stops at once")
+            self._cancel()
+
+    def _force(self) -> None:
+        self._say("stopping at once")
+        self.forced = True
+        logging.disable(logging.CRITICAL)  # every task that is cut off would log its own cancellation
+        if not self._is_started:
+            os._exit(INTERRUPTED)  # a thread that loads weights cannot be interrupted
+        asyncio.get_running_loop().call_later(FORCED_CLOSE_S, os._exit, INTERRUPTED)
+        self._cancel()
+
+    def _cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()

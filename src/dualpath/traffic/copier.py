@@ -1,0 +1,93 @@
+"""Local copies between regions, host or device, on a thread of their own; neighbouring Layer Blocks move as one run."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+
+from dualpath.core.clock import Clock
+from dualpath.core.errors import TransferError
+from dualpath.traffic.contract import Region, Units
+from dualpath.traffic.counters import Counters
+from dualpath.traffic.jobs import Job
+from dualpath.traffic.worker import Worker
+
+Run = tuple[int, int, int]  # source address, destination address, bytes
+
+
+class Copier:
+    """Submit from any thread; copies run and end in order, on the copier's thread."""
+
+    def __init__(self, name: str, clock: Clock, counters: Counters, on_span: Callable[[str, Job], None]) -> None:
+        self._worker = Worker(name)
+        self._clock, self._counters, self._on_span = clock, counters, on_span
+        self._is_closing = False
+        self._streams: dict[torch.device, torch.cuda.Stream] = {}
+
+    def start(self) -> None:
+        self._worker.start()
+
+    def close(self) -> None:
+        """Fail what has not begun. Waits for the copy under way."""
+        self._is_closing = True
+        self._worker.close()
+
+    def submit(self, job: Job, source: Region, source_units: Units, target: Region, target_units: Units) -> bool:
+        """Queue a copy. False: closed, the job is the caller's to fail."""
+
+        def call() -> None:
+            if self._is_closing:
+                raise TransferError("the engine is closing")
+            job.start_s = self._clock.now_s()
+            self._copy(source, source_units, target, target_units)
+
+        return self._worker.run(call, lambda error: self._end(job, error))
+
+    def _end(self, job: Job, error: Exception | None) -> None:
+        if error is None:
+            self._counters.local_copy_bytes += job.num_bytes
+            self._on_span("copy", job)
+            job.succeed()
+        else:
+            job.fail(error if isinstance(error, TransferError) else TransferError(f"local copy failed: {error}"))
+
+    def _copy(self, source: Region, source_units: Units, target: Region, target_units: Units) -> None:
+        runs = find_runs(source.addresses[source_units], target.addresses[target_units], source.unit_bytes)
+        if not source.storage.is_cuda and not target.storage.is_cuda:
+            for source_address, target_address, num_bytes in runs:
+                ctypes.memmove(target_address, source_address, num_bytes)  # releases the GIL
+            return
+        device = target.storage.device if target.storage.is_cuda else source.storage.device
+        stream = self._streams.get(device) or self._streams.setdefault(device, torch.cuda.Stream(device))
+        with torch.cuda.stream(stream):
+            for source_address, target_address, num_bytes in runs:
+                source_bytes = _bytes_at(source.storage, source_address, num_bytes)
+                _bytes_at(target.storage, target_address, num_bytes).copy_(source_bytes, non_blocking=True)
+        stream.synchronize()
+
+
+def find_runs(source_addresses: np.ndarray, target_addresses: np.ndarray, unit_bytes: int) -> Iterator[Run]:
+    """Join units that follow each other on both sides."""
+    steps = (np.diff(source_addresses) != unit_bytes) | (np.diff(target_addresses) != unit_bytes)
+    starts = np.flatnonzero(np.concatenate([[True], steps]))
+    lengths = np.diff(np.append(starts, len(source_addresses))) * unit_bytes
+    return zip(source_addresses[starts].tolist(), target_addresses[starts].tolist(), lengths.tolist(), strict=True)
+
+
+def pin(storage: torch.Tensor) -> None:
+    """Page-lock host memory that is copied to and from a GPU. Raises TransferError where CUDA refuses."""
+    result = torch.cuda.cudart().cudaHostRegister(storage.data_ptr(), storage.numel(), 0)
+    if int(result) != 0:
+        raise TransferError(f"CUDA cannot page-lock the staging buffer: {result}")
+
+
+def unpin(storage: torch.Tensor) -> None:
+    torch.cuda.cudart().cudaHostUnregister(storage.data_ptr())
+
+
+def _bytes_at(storage: torch.Tensor, address: int, num_bytes: int) -> torch.Tensor:
+    start = address - storage.data_ptr()
+    return storage[start : start + num_bytes]

@@ -1,0 +1,331 @@
+"""The traffic manager: one per engine, the only one that moves KV bytes, all of it asynchronous and with deadlines.
+
+One thread owns the transport (a NIXL agent, which is not thread-safe) and the store's I/O, and does nothing but post
+and poll; checksums and local copies run on two helper threads. Everybody else submits and gets a ``Transfer``. An idle
+manager blocks on its queue; one whose peers may be moving bytes polls every half millisecond (``expecting_peers``).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+from dualpath.core.clock import Clock
+from dualpath.core.errors import TransferError
+from dualpath.core.geometry import KvGeometry
+from dualpath.core.ids import BlockKey, EngineId, NodeId
+from dualpath.core.plan import Role
+from dualpath.store.contract import StoreIo
+from dualpath.store.header import verify, write_header
+from dualpath.traffic.contract import Op, Region, Transfer, Transport, Units
+from dualpath.traffic.copier import Copier, pin, unpin
+from dualpath.traffic.counters import Counters, TrafficStats
+from dualpath.traffic.jobs import Hold, Job, PeerJob, StorageJob, Trace
+from dualpath.traffic.loop import NOT_RUNNING, TrafficLoop
+from dualpath.traffic.slots import SlotPool
+from dualpath.traffic.staging import DEVICE, Staging, device_region
+from dualpath.traffic.storage_nic import StorageNic
+
+_unquiet_memory: list[Region] = []  # of managers that closed while something could still write it: never freed
+
+
+class TrafficManager:
+    """Owns an engine's transport, staging buffer and transfers. All methods are thread-safe unless they say otherwise.
+
+    Deadlines: one of a peer transfer counts from submission; one of a storage transfer from the moment when the block
+    leaves the queue and the NIC's emulation has served those before it. After a deadline the transfer raises
+    TransferTimeoutError and its slots stay out of use until ``Transfer.quiescent``. That covers transfers which this
+    manager initiated; whether a peer still moves bytes in or out of a slot, only the peer knows.
+    """
+
+    def __init__(
+        self,
+        *,
+        engine_id: EngineId,
+        node_id: NodeId,
+        role: Role,
+        geometry: KvGeometry,
+        namespace_digest: bytes,
+        num_slots: int,
+        num_write_slots: int,
+        transport: Transport,
+        open_io: Callable[[Transport], StoreIo],
+        storage_nic: StorageNic,
+        clock: Clock,
+        storage_deadline_s: float = 30.0,
+        transfer_deadline_s: float = 30.0,
+        max_reads_in_flight: int = 64,
+        max_writes_in_flight: int = 16,
+    ) -> None:
+        self.engine_id, self.node_id, self.role, self.geometry = engine_id, node_id, role, geometry
+        self.slots = SlotPool(num_slots, clock)  # for prompts
+        self.write_slots = SlotPool(num_write_slots, clock, first_slot=num_slots)  # for persistence
+        self.trace: Trace | None = None  # called on traffic threads with every ended transfer's span
+        self._digest, self._clock = namespace_digest, clock
+        self._storage_deadline_s, self._transfer_deadline_s = storage_deadline_s, transfer_deadline_s
+        self._staging = Staging(geometry, num_slots + num_write_slots)
+        self._regions = {self._staging.region.name: self._staging.region}
+        self._transport = transport
+        self._counters = Counters()
+        self._copier = Copier(f"{engine_id}-copy", clock, self._counters, self._span)
+        io = open_io(transport)  # before registration: memory is registered with the backends that exist
+        transport.register(self._staging.region)
+        self._loop = TrafficLoop(
+            engine_id,
+            role,
+            transport,
+            io,
+            storage_nic,
+            clock,
+            self._counters,
+            self._span,
+            max_reads_in_flight,
+            max_writes_in_flight,
+        )
+        self._lock = threading.Lock()
+        self._metadata: bytes | None = None
+        self._is_closed = False
+
+    # --- memory ---------------------------------------------------------------------------------------------------
+
+    def staging_units(self, slots: Units | Sequence[int], layer: int) -> Units:
+        """Units of one layer in each of these staging slots, ours or a peer's of the same geometry."""
+        return self._staging.units(slots, layer)
+
+    def staging_units_all_layers(self, slot: int) -> Units:
+        return self._staging.units_all_layers(slot)
+
+    def slot_view(self, slot: int) -> memoryview:
+        """A slot's object, header and payload. Whoever holds the slot may look when no transfer touches it."""
+        return self._staging.object_view(slot)
+
+    def register_device(self, tensor: torch.Tensor) -> None:
+        """Make ``uint8 [..., layer_block_bytes]``, contiguous, on CPU or CUDA, region "device". Before ``start``."""
+        region = device_region(tensor, self.geometry.layer_block_bytes)
+        if region.storage.is_cuda:
+            pin(self._staging.region.storage)
+        self._regions[DEVICE] = region
+        self._transport.register(region)
+
+    # --- life -----------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        self._metadata = self._transport.metadata()
+        self._copier.start()
+        self._loop.start()
+
+    def close(self, deadline_s: float = 5.0) -> None:
+        """Fail everything in flight, wait up to ``deadline_s`` for it to come to rest, end all threads, free memory.
+
+        Memory that something can still write after that is kept for the life of the process. Idempotent.
+        """
+        with self._lock:
+            if self._is_closed:
+                return
+            self._is_closed = True
+        self.slots.close()
+        self.write_slots.close()
+        is_quiet = self._loop.close(deadline_s)
+        self._copier.close()
+        if not is_quiet:
+            _unquiet_memory.extend(self._regions.values())
+        elif any(region.storage.is_cuda for region in self._regions.values()):
+            unpin(self._staging.region.storage)
+
+    # --- peers ----------------------------------------------------------------------------------------------------
+
+    def metadata(self) -> bytes:
+        """What peers need to reach our memory. After ``start``."""
+        if self._metadata is None:
+            raise TransferError("the traffic manager has not been started")
+        return self._metadata
+
+    def add_peer(self, metadata: bytes) -> EngineId:
+        """Learn a peer, or its new metadata. Blocks for milliseconds; not on a traffic thread, so not in a callback."""
+        return self._loop.call(lambda: self._loop.peers.add_peer(metadata))
+
+    def remove_peer(self, engine_id: EngineId) -> None:
+        """Forget a peer; its transfers fail with PeerLostError. Blocks like ``add_peer``."""
+        self._loop.call(lambda: self._loop.peers.remove_peer(engine_id))
+
+    @contextmanager
+    def expecting_peers(self) -> Iterator[None]:
+        """Poll actively while this is held: peers may be moving bytes in or out of our memory."""
+        self._loop.expect(1)
+        try:
+            yield
+        finally:
+            self._loop.expect(-1)
+
+    def pull(
+        self,
+        peer: EngineId,
+        local_region: str,
+        local_units: Units,
+        remote_region: str,
+        remote_units: Units,
+        deadline_s: float | None = None,
+    ) -> Transfer[int]:
+        """Bring a peer's units into ours, one by one. The value is the number of bytes."""
+        return self._move(Op.PULL, peer, local_region, local_units, remote_region, remote_units, deadline_s)
+
+    def push(
+        self,
+        peer: EngineId,
+        local_region: str,
+        local_units: Units,
+        remote_region: str,
+        remote_units: Units,
+        deadline_s: float | None = None,
+    ) -> Transfer[int]:
+        """Write our units into a peer's, one by one."""
+        return self._move(Op.PUSH, peer, local_region, local_units, remote_region, remote_units, deadline_s)
+
+    # --- storage --------------------------------------------------------------------------------------------------
+
+    def read_blocks(
+        self, blocks: Sequence[tuple[BlockKey, int]], deadline_s: float | None = None
+    ) -> list[Transfer[int]]:
+        """Read each (key, slot) from storage, in this order, and verify it before its transfer completes.
+
+        A transfer raises BlockMissingError, BlockCorruptError, another StoreError, or TransferTimeoutError.
+        """
+        jobs = [self._read_job(key, slot, deadline_s) for key, slot in blocks]
+        with self._lock:
+            self._counters.reads_submitted += len(jobs)
+        self._loop.submit(jobs, lambda: self._loop.reads.add(jobs))
+        return [job.transfer for job in jobs]
+
+    def write_blocks(
+        self, blocks: Sequence[tuple[BlockKey, BlockKey, int, int]], deadline_s: float | None = None
+    ) -> list[Transfer[int]]:
+        """Write each (key, parent's key, slot, tokens held); header and checksum are filled in on the way.
+
+        The slot must not change until the transfer is quiescent. A transfer raises StoreError or TransferTimeoutError.
+        """
+        jobs = [self._write_job(*block, deadline_s) for block in blocks]
+        self._loop.submit(jobs, lambda: self._loop.writes.add(jobs))
+        return [job.transfer for job in jobs]
+
+    # --- local ----------------------------------------------------------------------------------------------------
+
+    def copy(self, src_region: str, src_units: Units, dst_region: str, dst_units: Units) -> Transfer[int]:
+        """Copy between our own regions, on the copier's thread. Submitted copies run in order."""
+        source, target = self._regions[src_region], self._regions[dst_region]
+        src_units, dst_units = _as_units(src_units), _as_units(dst_units)
+        self._check_units(source, src_units, len(dst_units))
+        self._check_units(target, dst_units, len(src_units))
+        holds = [*self._holds(src_region, src_units), *self._holds(dst_region, dst_units)]
+        job = Job(num_bytes=len(src_units) * source.unit_bytes, holds=self._hold(holds))
+        if not len(src_units):
+            job.succeed()
+        elif not self._loop.is_open or not self._copier.submit(job, source, src_units, target, dst_units):
+            job.fail(TransferError(NOT_RUNNING))
+        return job.transfer
+
+    def stats(self) -> TrafficStats:
+        c = self._counters
+        num_reading = c.reads_submitted - c.reads_ended
+        return TrafficStats(
+            storage_read_bytes=c.storage_read_bytes,
+            storage_write_bytes=c.storage_write_bytes,
+            kv_transfer_bytes=dict(c.kv_transfer_bytes),
+            local_copy_bytes=c.local_copy_bytes,
+            blocks_missing=c.blocks_missing,
+            blocks_corrupt=c.blocks_corrupt,
+            blocks_failed=c.blocks_failed,
+            blocks_not_persisted=c.blocks_not_persisted,
+            read_queue_tokens=num_reading * self.geometry.block_tokens,
+            num_in_flight=self._loop.num_active,
+            num_lingering=self._loop.num_lingering,
+        )
+
+    def _move(
+        self,
+        op: Op,
+        peer: EngineId,
+        local_region: str,
+        local_units: Units,
+        remote_region: str,
+        remote_units: Units,
+        deadline_s: float | None,
+    ) -> Transfer[int]:
+        local_units, remote_units = _as_units(local_units), _as_units(remote_units)
+        region = self._regions[local_region]
+        self._check_units(region, local_units, len(remote_units))
+        job = PeerJob(
+            num_bytes=len(local_units) * region.unit_bytes,
+            deadline_s=self._transfer_deadline_s if deadline_s is None else deadline_s,
+            holds=self._hold(self._holds(local_region, local_units)),
+            op=op,
+            peer=peer,
+            local_region=local_region,
+            local_units=local_units,
+            remote_region=remote_region,
+            remote_units=remote_units,
+        )
+        if len(local_units):
+            self._loop.submit([job], lambda: self._loop.peers.post(job))
+        else:
+            job.succeed()
+        return job.transfer
+
+    def _read_job(self, key: BlockKey, slot: int, deadline_s: float | None) -> StorageJob:
+        view = self._staging.object_view(slot)
+        return StorageJob(
+            num_bytes=self._staging.object_bytes,
+            deadline_s=self._storage_deadline_s if deadline_s is None else deadline_s,
+            holds=self._hold([(self._pool_of(slot), [slot])]),
+            request=self._staging.request(key, slot),
+            after=lambda: verify(view, self._digest, key, self.geometry),
+        )
+
+    def _write_job(
+        self, key: BlockKey, parent: BlockKey, slot: int, num_tokens: int, deadline_s: float | None
+    ) -> StorageJob:
+        view = self._staging.object_view(slot)
+        return StorageJob(
+            num_bytes=self._staging.object_bytes,
+            deadline_s=self._storage_deadline_s if deadline_s is None else deadline_s,
+            holds=self._hold([(self._pool_of(slot), [slot])]),
+            request=self._staging.request(key, slot),
+            before=lambda: write_header(view, self._digest, key, parent, self.geometry, num_tokens),
+        )
+
+    def _holds(self, region: str, units: Units) -> list[Hold]:
+        if region != self._staging.region.name:
+            return []
+        slots = self._staging.slots_of(units)
+        prompt, write = [s for s in slots if s in self.slots], [s for s in slots if s in self.write_slots]
+        return [(pool, mine) for pool, mine in ((self.slots, prompt), (self.write_slots, write)) if mine]
+
+    def _hold(self, holds: Sequence[Hold]) -> Sequence[Hold]:
+        for index, (pool, slots) in enumerate(holds):
+            try:
+                pool.hold(slots)
+            except ValueError:
+                for held, held_slots in holds[:index]:
+                    held.unhold(held_slots)
+                raise
+        return holds
+
+    def _pool_of(self, slot: int) -> SlotPool:
+        return self.slots if slot in self.slots else self.write_slots
+
+    def _check_units(self, region: Region, units: Units, num_others: int) -> None:
+        if len(units) != num_others:
+            raise ValueError(f"{len(units)} units on one side, {num_others} on the other")
+        if len(units) and not (int(units.min()) >= 0 and int(units.max()) < region.num_units):
+            raise ValueError(f"units outside of region {region.name!r} with {region.num_units} units")
+
+    def _span(self, name: str, job: Job) -> None:
+        if self.trace is not None:
+            self.trace(name, job.start_s, self._clock.now_s(), {"bytes": job.num_bytes})
+
+
+def _as_units(units: Units) -> Units:
+    return np.ascontiguousarray(units, dtype=np.int32)

@@ -1,0 +1,165 @@
+"""A pool of staging slots: first come first served, and never reissued while any transfer could still touch one.
+
+A slot is free, granted, or lingering: released by its owner, but held by a transfer that has not come to rest. Only the
+pool decides when a lingering slot is free again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import Counter, deque
+from collections.abc import Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+from dualpath.core.clock import Clock
+from dualpath.core.errors import ConfigError, DeadlineExceededError, TransferError
+
+
+@dataclass(slots=True, eq=False)
+class _Waiter:
+    num_slots: int
+    granted: Future[list[int]] = field(default_factory=Future)
+
+
+class SlotPool:
+    """Slots ``[first_slot, first_slot + num_slots)``. All methods are thread-safe and none but ``acquire`` waits."""
+
+    def __init__(self, num_slots: int, clock: Clock, *, first_slot: int = 0) -> None:
+        self.num_slots = num_slots
+        self._first_slot = first_slot
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._free = list(range(first_slot + num_slots - 1, first_slot - 1, -1))  # a stack, lowest slot on top
+        self._granted: set[int] = set()
+        self._lingering: set[int] = set()
+        self._holds: Counter[int] = Counter()  # transfers that may touch a slot
+        self._waiters: deque[_Waiter] = deque()
+        self._is_closed = False
+
+    @property
+    def num_free(self) -> int:
+        return len(self._free)
+
+    @property
+    def num_used(self) -> int:
+        """Slots that cannot be granted now: granted ones and lingering ones."""
+        return self.num_slots - len(self._free)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiters)
+
+    def __contains__(self, slot: int) -> bool:
+        return self._first_slot <= slot < self._first_slot + self.num_slots
+
+    async def acquire(self, num_slots: int, deadline_s: float | None = None) -> list[int]:
+        """Wait in line until ``num_slots`` slots are granted together. Any event loop.
+
+        Raises DeadlineExceededError after ``deadline_s``, ConfigError for more than the pool has, TransferError when it
+        closes. Cancelled or failed, it has taken nothing.
+        """
+        waiter = self._enqueue(num_slots)
+        if not waiter.granted.done():
+            await self._wait(waiter, deadline_s)
+        return waiter.granted.result()
+
+    def release(self, slots: Iterable[int]) -> None:
+        """Give granted slots back. Raises ValueError for one that is not granted, and then releases none."""
+        slots = list(slots)
+        with self._lock:
+            if len(set(slots)) != len(slots) or not self._granted.issuperset(slots):
+                raise ValueError(f"not granted, or twice: slots {sorted(slots)}")
+            self._granted.difference_update(slots)
+            for slot in slots:
+                if self._holds[slot]:
+                    self._lingering.add(slot)
+                else:
+                    self._free.append(slot)
+            self._grant()
+
+    def hold(self, slots: Iterable[int]) -> None:
+        """A transfer that may touch these slots begins. Raises ValueError for one that nobody owns."""
+        slots = list(slots)
+        with self._lock:
+            if not self._granted.issuperset(slots):
+                raise ValueError(f"a transfer may not use slots that are not granted: {sorted(slots)}")
+            self._holds.update(slots)
+
+    def unhold(self, slots: Iterable[int]) -> None:
+        """That transfer has come to rest."""
+        with self._lock:
+            for slot in slots:
+                self._holds[slot] -= 1
+                if self._holds[slot] == 0 and slot in self._lingering:
+                    self._lingering.remove(slot)
+                    self._free.append(slot)
+            self._grant()
+
+    def close(self) -> None:
+        """Send everybody in line away with TransferError."""
+        with self._lock:
+            self._is_closed = True
+            waiters, self._waiters = self._waiters, deque()
+        for waiter in waiters:
+            waiter.granted.set_exception(TransferError("the engine is closing"))
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError unless every slot is in exactly one state, holds are sane and nobody waits in vain."""
+        with self._lock:
+            states = [*self._free, *self._granted, *self._lingering]
+            expected = list(range(self._first_slot, self._first_slot + self.num_slots))
+            assert sorted(states) == expected, "a slot was lost or is in two states"
+            assert all(count >= 0 for count in self._holds.values()), "a hold was dropped twice"
+            held = {slot for slot, count in self._holds.items() if count}
+            assert held.isdisjoint(self._free), "a free slot is held by a transfer"
+            assert self._lingering <= held, "a slot lingers without a hold"
+            assert not self._waiters or self._waiters[0].num_slots > len(self._free), "the line stands still"
+
+    def _enqueue(self, num_slots: int) -> _Waiter:
+        if num_slots > self.num_slots:
+            raise ConfigError(f"{num_slots} staging slots wanted, there are {self.num_slots} in all")
+        waiter = _Waiter(num_slots)
+        waiter.granted.set_running_or_notify_cancel()  # a cancelled task must not cancel it: _withdraw decides
+        with self._lock:
+            if self._is_closed:
+                raise TransferError("the engine is closing")
+            self._waiters.append(waiter)
+            self._grant()
+        return waiter
+
+    async def _wait(self, waiter: _Waiter, deadline_s: float | None) -> None:
+        waits: set[asyncio.Future[Any]] = {asyncio.wrap_future(waiter.granted)}
+        timer = None if deadline_s is None else asyncio.ensure_future(self._clock.sleep_s(deadline_s))
+        if timer is not None:
+            waits.add(timer)
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            if not self._withdraw(waiter) and waiter.granted.exception() is None:
+                self.release(waiter.granted.result())
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+        if self._withdraw(waiter):
+            raise DeadlineExceededError(f"no {waiter.num_slots} staging slots became free within {deadline_s} s")
+
+    def _withdraw(self, waiter: _Waiter) -> bool:
+        """Leave the line. False: too late, the slots are granted (or the pool is closed)."""
+        with self._lock:
+            if waiter not in self._waiters:
+                return False
+            self._waiters.remove(waiter)
+            self._grant()  # those behind may need less
+            return True
+
+    def _grant(self) -> None:
+        """Serve the head of the line as long as there is enough for it. Under the lock."""
+        while self._waiters and self._waiters[0].num_slots <= len(self._free):
+            waiter = self._waiters.popleft()
+            slots = [self._free.pop() for _ in range(waiter.num_slots)]
+            self._granted.update(slots)
+            waiter.granted.set_result(slots)

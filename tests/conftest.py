@@ -1,0 +1,59 @@
+"""Shared fixtures, and what every test may count on: one thread per model, no network, skips that say why."""
+
+from __future__ import annotations
+
+import os
+
+# Before anything imports torch: small models gain nothing from threads, and tests run beside each other.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import importlib.util
+import shutil
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A function from family to the directory of a small random model, made at most once per session; read only."""
+    import torch
+
+    from dualpath.models.init import init_model
+
+    torch.set_num_threads(1)
+
+    @cache
+    def make(family: str = "llama") -> Path:
+        return init_model(family, tmp_path_factory.mktemp("tiny") / family, preset="tiny", seed=1)
+
+    return make
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what this machine cannot run; the reasons appear in the summary."""
+    for item in items:
+        for mark, missing in (("gpu", _no_gpu), ("root", _no_root), ("ray", _no_ray)):
+            if item.get_closest_marker(mark) and (reason := missing()):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@cache
+def _no_gpu() -> str:
+    import torch
+
+    return "" if torch.cuda.is_available() else "needs a CUDA device"
+
+
+@cache
+def _no_root() -> str:
+    return "" if os.geteuid() == 0 and shutil.which("ip") else "needs root and iproute2"
+
+
+@cache
+def _no_ray() -> str:
+    return "" if importlib.util.find_spec("ray") else "needs Ray"

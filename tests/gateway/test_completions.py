@@ -1,0 +1,174 @@
+"""/v1/completions through the official client: every shape of prompt and answer."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+from openai import AsyncOpenAI
+from tests.gateway.fakes import EOS_ID, FakeBackend, says
+
+
+async def test_one_answer(openai: AsyncOpenAI, backend: FakeBackend) -> None:
+    backend.num_hit_tokens = 2
+    answer = await openai.completions.create(model="fake", prompt="abc")
+    assert (answer.object, answer.model) == ("text_completion", "fake")
+    assert answer.id.startswith("cmpl-")
+    (choice,) = answer.choices
+    assert (choice.text, choice.finish_reason, choice.logprobs) == ("Hello", "stop", None)
+    assert choice.stop_reason is None  # type: ignore[attr-defined]
+    usage = answer.usage
+    assert usage is not None
+    assert (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens) == (3, 6, 9)
+    assert usage.prompt_tokens_details is not None
+    assert usage.prompt_tokens_details.cached_tokens == 2
+    (request,) = backend.requests
+    assert request.prompt_token_ids == (97, 98, 99)
+    assert (request.sampling.max_tokens, request.sampling.temperature, request.sampling.seed) == (16, 1.0, None)
+    assert backend.outcomes() == ["finished"]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("ab", [(97, 98)]),
+        (["ab", "c"], [(97, 98), (99,)]),
+        ([1, 2, 3], [(1, 2, 3)]),
+        ([[1, 2], [3]], [(1, 2), (3,)]),
+    ],
+)
+async def test_prompts(openai: AsyncOpenAI, backend: FakeBackend, prompt: object, expected: object) -> None:
+    answer = await openai.completions.create(model="fake", prompt=prompt)  # type: ignore[call-overload]
+    assert [request.prompt_token_ids for request in backend.requests] == expected
+    assert [choice.index for choice in answer.choices] == list(range(len(backend.requests)))
+
+
+async def test_several_choices_draw_from_seeds_of_their_own(openai: AsyncOpenAI, backend: FakeBackend) -> None:
+    backend.script = lambda request: [65 + (request.sampling.seed or 0) % 10, EOS_ID]
+    answer = await openai.completions.create(model="fake", prompt=["x", "yz"], n=2, seed=3)
+    assert [choice.text for choice in answer.choices] == ["D", "E", "D", "E"]
+    assert len({request.request_id for request in backend.requests}) == 4
+    assert answer.usage is not None
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (3, 8)
+
+
+async def test_parameters_reach_the_engine(openai: AsyncOpenAI, backend: FakeBackend) -> None:
+    await openai.completions.create(
+        model="fake",
+        prompt="x",
+        max_tokens=3,
+        temperature=0,
+        top_p=0.5,
+        seed=7,
+        presence_penalty=0,
+        user="me",
+        extra_body={"top_k": -1, "stop_token_ids": [5], "ignore_eos": True, "cache_salt": "s", "unheard_of": 1},
+    )
+    (request,) = backend.requests
+    sampling = request.sampling
+    assert request.cache_salt == "s"
+    assert (sampling.max_tokens, sampling.temperature, sampling.top_p, sampling.top_k) == (3, 0.0, 0.5, 0)
+    assert (sampling.seed, sampling.stop_token_ids, sampling.ignore_eos) == (7, (5,), True)
+
+
+async def test_length_and_echo(openai: AsyncOpenAI) -> None:
+    answer = await openai.completions.create(model="fake", prompt="abc ", max_tokens=2, echo=True)
+    assert (answer.choices[0].text, answer.choices[0].finish_reason) == ("abc He", "length")
+    answer = await openai.completions.create(model="fake", prompt=[97, 98], max_tokens=2, echo=True)
+    assert answer.choices[0].text == "abHe"
+
+
+async def test_stream(openai: AsyncOpenAI, backend: FakeBackend) -> None:
+    backend.script = says("hé😀")
+    stream = await openai.completions.create(
+        model="fake", prompt="p", echo=True, stream=True, stream_options={"include_usage": True}
+    )
+    chunks = [chunk async for chunk in stream]
+    assert [chunk.choices[0].text for chunk in chunks[:-1]] == ["ph", "é", "😀", ""]
+    assert [chunk.choices[0].finish_reason for chunk in chunks[:-1]] == [None, None, None, "stop"]
+    assert len({chunk.id for chunk in chunks}) == 1
+    assert all(chunk.usage is None for chunk in chunks[:-1])
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage is not None
+    assert (chunks[-1].usage.prompt_tokens, chunks[-1].usage.completion_tokens) == (1, 8)
+    assert backend.outcomes() == ["finished"]
+
+
+async def test_stream_of_several_choices(openai: AsyncOpenAI) -> None:
+    texts = {0: "", 1: "", 2: ""}
+    async for chunk in await openai.completions.create(model="fake", prompt="p", n=3, stream=True):
+        texts[chunk.choices[0].index] += chunk.choices[0].text
+    assert texts == {0: "Hello", 1: "Hello", 2: "Hello"}
+
+
+async def test_raw_stream_is_server_sent_events(http: httpx.AsyncClient) -> None:
+    answer = await http.post("/v1/completions", json={"prompt": "p", "stream": True})
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    lines = answer.text.split("\n\n")
+    assert all(line.startswith("data: ") for line in lines[:-1])
+    assert lines[-2:] == ["data: [DONE]", ""]
+    assert '"usage"' not in answer.text
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("include", "expected"), [(False, "one "), (True, "one STOP")])
+async def test_stop_strings(
+    openai: AsyncOpenAI, backend: FakeBackend, stream: bool, include: bool, expected: str
+) -> None:
+    backend.script = says("one STOP two")
+    arguments = {"model": "fake", "prompt": "p", "stop": ["xx", "STOP"]}
+    extra = {"include_stop_str_in_output": include}
+    if stream:
+        chunks = [c async for c in await openai.completions.create(**arguments, stream=True, extra_body=extra)]
+        text, last = "".join(chunk.choices[0].text for chunk in chunks), chunks[-1].choices[0]
+    else:
+        last = (await openai.completions.create(**arguments, extra_body=extra)).choices[0]
+        text = last.text
+    assert text == expected
+    assert (last.finish_reason, last.stop_reason) == ("stop", "STOP")
+    assert backend.outcomes() == ["cancelled"]  # the cluster works on nothing that is not shown
+
+
+async def test_a_stop_string_that_does_not_come_true_is_shown(openai: AsyncOpenAI, backend: FakeBackend) -> None:
+    backend.script = says("one STO")
+    answer = await openai.completions.create(model="fake", prompt="p", stop="STOP")
+    assert (answer.choices[0].text, answer.choices[0].finish_reason) == ("one STO", "stop")
+
+
+async def test_stop_tokens_are_named_and_not_shown(openai: AsyncOpenAI, backend: FakeBackend) -> None:
+    backend.script = says("abc")
+    answer = await openai.completions.create(model="fake", prompt="p", extra_body={"stop_token_ids": [98]})
+    (choice,) = answer.choices
+    assert (choice.text, choice.finish_reason, choice.stop_reason) == ("a", "stop", 98)  # type: ignore[attr-defined]
+
+
+async def test_logprobs(openai: AsyncOpenAI, backend: FakeBackend) -> None:
+    backend.script = says("ab", ends=False)
+    answer = await openai.completions.create(model="fake", prompt="p", logprobs=2)
+    logprobs = answer.choices[0].logprobs
+    assert logprobs is not None
+    assert (logprobs.tokens, logprobs.token_logprobs, logprobs.text_offset) == (["a", "b"], [-0.5, -0.5], [0, 1])
+    assert logprobs.top_logprobs == [{"a": -0.5, "b": -1.5}, {"b": -0.5, "c": -1.5}]
+    stream = await openai.completions.create(model="fake", prompt="p", logprobs=0, stream=True)
+    parts = [chunk.choices[0].logprobs async for chunk in stream]
+    assert [(part.tokens, part.text_offset, part.top_logprobs) for part in parts if part] == [
+        (["a"], [0], [{"a": -0.5}]),
+        (["b"], [1], [{"b": -0.5}]),
+    ]
+
+
+async def test_token_ids(openai: AsyncOpenAI, backend: FakeBackend) -> None:
+    backend.script = says("é")
+    extra = {"return_token_ids": True}
+    answer = await openai.completions.create(model="fake", prompt="p", extra_body=extra)
+    (choice,) = answer.choices
+    assert choice.prompt_token_ids == [112]  # type: ignore[attr-defined]
+    assert choice.token_ids == [0xC3, 0xA9, EOS_ID]  # type: ignore[attr-defined]
+    stream = await openai.completions.create(model="fake", prompt="p", stream=True, extra_body=extra)
+    parts = [chunk.choices[0].model_dump() async for chunk in stream]
+    assert [(part["text"], part["token_ids"]) for part in parts] == [("é", [0xC3, 0xA9]), ("", [EOS_ID])]
+    assert [part.get("prompt_token_ids") for part in parts] == [[112], None]
+
+
+async def test_the_default_length_gives_way_to_the_context(openai: AsyncOpenAI, backend: FakeBackend) -> None:
+    await openai.completions.create(model="fake", prompt=[1] * 1020)
+    assert backend.requests[0].sampling.max_tokens == 4

@@ -1,0 +1,119 @@
+"""A service over fake engines, and what every scenario checks at its end: nothing is held anywhere."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from tests.scheduler.fakes import FakeDecode, FakePrefill, FakeStorage, sampled
+from tests.scheduler.fixtures import GEOMETRY, NAMESPACE, keys_of
+from tests.scheduler.virtual_time import LoopClock
+
+from dualpath.core.ids import EngineId
+from dualpath.core.request import Request, RequestRecord, TokenEvent
+from dualpath.scheduler.config import SchedulerConfig
+from dualpath.scheduler.service import Service
+from dualpath.store.header import object_bytes
+from dualpath.store.index import BlockIndex
+
+
+@dataclass
+class Cluster:
+    service: Service
+    index: BlockIndex
+    storage: FakeStorage
+    prefill: list[FakePrefill]
+    decode: list[FakeDecode]
+
+    async def run(self, request: Request) -> list[int]:
+        return [event.token_id async for event in self.service.generate(request)]
+
+    def start(self, request: Request) -> asyncio.Task[list[int]]:
+        return asyncio.create_task(self.run(request))
+
+    def record(self, request: Request) -> RequestRecord:
+        record = self.service.record(request.request_id)
+        assert record is not None
+        return record
+
+    def store_prompt(self, tokens: tuple[int, ...]) -> None:
+        """As if an earlier turn had left these tokens' blocks."""
+        parent = None
+        for key in keys_of(tokens):
+            self.index.begin_write(key, parent)
+            self.index.publish(key)
+            self.storage.blocks.add(key)
+            parent = key
+
+    async def quiet(self) -> None:
+        """Until all background work has ended."""
+        assert await self.service._tasks.wait(600.0)
+
+    def check_nothing_held(self) -> None:
+        self.service.accounts.check_integrity()
+        self.index.check_integrity()
+        assert self.service.accounts.is_idle
+        assert not self.index._pins
+        for engine in (*self.prefill, *self.decode):
+            assert not engine.violations
+            assert engine.is_dead or engine.holds_nothing, engine.info.engine_id
+
+
+@asynccontextmanager
+async def cluster(
+    *,
+    prefill: int = 1,
+    decode: int = 1,
+    prefill_slots: int = 64,
+    decode_slots: int = 64,
+    device_tokens: int = 1 << 16,
+    config: SchedulerConfig | None = None,
+) -> AsyncIterator[Cluster]:
+    storage = FakeStorage()
+    decoders: dict[EngineId, FakeDecode] = {}
+    for i in range(decode):
+        engine = FakeDecode(f"d{i}", storage, decode_slots, device_tokens)
+        decoders[engine.info.engine_id] = engine
+    prefills = [FakePrefill(f"p{i}", storage, decoders, prefill_slots) for i in range(prefill)]
+    clock = LoopClock()
+    index = BlockIndex(object_bytes(GEOMETRY), clock)
+    service = Service(
+        prefill_engines=prefills,
+        decode_engines=list(decoders.values()),
+        index=index,
+        store=storage,  # type: ignore[arg-type]  # only ``delete`` is used
+        namespace=NAMESPACE,
+        model_name="fake",
+        max_context_tokens=4096,
+        config=config,
+        clock=clock,
+    )
+    await service.start()
+    built = Cluster(service, index, storage, prefills, list(decoders.values()))
+    yield built
+    await built.quiet()
+    built.check_nothing_held()
+    await service.close(0.0)
+    assert len(service._tasks) == 0
+
+
+def expected(request: Request) -> list[int]:
+    """What an uninterrupted run yields."""
+    start = len(request.prompt_token_ids)
+    return [sampled(request, start + i) for i in range(request.sampling.max_tokens)]
+
+
+async def until_phase(built: Cluster, request: Request, phase: str, timeout_s: float = 60.0) -> None:
+    """Wait until the request is in the phase."""
+    async with asyncio.timeout(timeout_s):
+        while True:
+            record = built.service.record(request.request_id)
+            if record is not None and phase in record.phases_s:
+                return
+            await asyncio.sleep(0.001)
+
+
+async def take(stream: AsyncIterator[TokenEvent], count: int) -> list[int]:
+    return [(await anext(stream)).token_id for _ in range(count)]

@@ -1,0 +1,311 @@
+"""Engines without a model: they keep the contract of dualpath.engine.api, take virtual time, and fail on command.
+
+They check what real engines rely on: slots before reads, every hit block where the order says it is, prefill released
+before decode, and nothing held at the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict, deque
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+
+from tests.scheduler.fixtures import BLOCK, NAMESPACE
+
+from dualpath.core.errors import DualPathError, EngineLostError
+from dualpath.core.ids import BlockKey, EngineId, NodeId, RequestId
+from dualpath.core.keys import child_key, root_key
+from dualpath.core.plan import Role
+from dualpath.core.request import FinishReason, Request, TokenEvent
+from dualpath.core.stats import EngineStats
+from dualpath.engine.api import DecodeOrder, DecodeStep, EngineInfo, PrefillOrder, ReadOutcome
+
+STOP_TOKEN = 7
+
+
+def sampled(request: Request, position: int) -> int:
+    """A function of (seed, position) and of everything before it."""
+    assert request.sampling.seed is not None
+    return 1000 + (request.sampling.seed * 31 + position * 7919) % 9973
+
+
+def token_event(request: Request, tokens: Sequence[int], num_generated: int) -> TokenEvent:
+    """The token behind ``tokens``, the ``num_generated``-th that these engines make for the request."""
+    reason = FinishReason.LENGTH if num_generated >= request.sampling.max_tokens else None
+    return TokenEvent(sampled(request, len(tokens)), finish_reason=reason)
+
+
+@dataclass
+class FakeStorage:
+    """What is durable, whoever wrote it. Also the BlockStore of the service."""
+
+    blocks: set[BlockKey] = field(default_factory=set)
+    deleted: list[BlockKey] = field(default_factory=list)
+
+    def delete(self, key: BlockKey) -> None:
+        self.blocks.discard(key)
+        self.deleted.append(key)
+
+
+@dataclass
+class Slots:
+    """A staging buffer: first come, first served."""
+
+    capacity: int
+    held: dict[RequestId, int] = field(default_factory=dict)
+    waiting: deque[tuple[int, asyncio.Future[None]]] = field(default_factory=deque)
+
+    @property
+    def free(self) -> int:
+        return self.capacity - sum(self.held.values())
+
+    async def acquire(self, request_id: RequestId, count: int) -> None:
+        assert count <= self.capacity
+        if self.waiting or count > self.free:
+            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self.waiting.append((count, turn))
+            try:
+                await turn
+            except asyncio.CancelledError:
+                self.waiting = deque(item for item in self.waiting if item[1] is not turn)
+                self.admit()
+                raise
+        self.held[request_id] = self.held.get(request_id, 0) + count
+
+    def release(self, request_id: RequestId) -> None:
+        self.held.pop(request_id, None)
+        self.admit()
+
+    def admit(self) -> None:
+        if self.waiting and self.waiting[0][0] <= self.free:
+            _, turn = self.waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                asyncio.get_running_loop().call_soon(self.admit)
+
+
+class FakeEngine:
+    """What both roles share. ``faults[operation]`` are raised one by one; an operation takes ``delay_s[operation]``."""
+
+    role: Role
+
+    def __init__(self, name: str, storage: FakeStorage, slots: int = 64, device_tokens: int = 1 << 16) -> None:
+        self.info = EngineInfo(
+            EngineId(name), NodeId(f"node-{name}"), self.role, slots * BLOCK, device_tokens, name.encode()
+        )
+        self.storage = storage
+        self.slots = Slots(slots)
+        self.delay_s: dict[str, float] = defaultdict(lambda: 0.01)
+        self.faults: dict[str, deque[Exception]] = defaultdict(deque)
+        self.failing_keys: set[BlockKey] = set()
+        self.is_dead = False
+        self.died = asyncio.Event()
+        self.peers: set[bytes] = set()
+        self.log: list[tuple[str, RequestId]] = []
+        self.read_blocks: dict[RequestId, set[int]] = defaultdict(set)
+        self.active: set[RequestId] = set()
+        self.violations: list[str] = []  # of the contract, noticed where an exception would be taken for a fault
+
+    def die(self) -> None:
+        self.is_dead = True
+        self.died.set()
+
+    def come_back(self) -> None:
+        """A fresh process: it remembers nothing."""
+        self.is_dead = False
+        self.died = asyncio.Event()
+        self.slots = Slots(self.slots.capacity)
+        self.read_blocks.clear()
+        self.active.clear()
+
+    async def work(self, operation: str, request_id: RequestId) -> None:
+        """Time passes; then the operation fails if it was told to, or if the engine died meanwhile."""
+        self.log.append((operation, request_id))
+        self.check_alive()
+        died = asyncio.ensure_future(self.died.wait())
+        try:
+            await asyncio.wait([died], timeout=self.delay_s[operation])
+        finally:
+            died.cancel()
+        self.check_alive()
+        if self.faults[operation]:
+            raise self.faults[operation].popleft()
+
+    def check_alive(self) -> None:
+        if self.is_dead:
+            raise EngineLostError(f"{self.info.engine_id} is dead")
+
+    def expect(self, is_kept: bool, rule: str) -> None:
+        if not is_kept:
+            self.violations.append(rule)
+
+    async def add_peer(self, peer_metadata: bytes) -> None:
+        self.check_alive()
+        self.peers.add(peer_metadata)
+
+    async def read(self, request_id: RequestId, blocks: Sequence[tuple[int, BlockKey]]) -> ReadOutcome:
+        await self.work("read", request_id)
+        ok, gone, failed = set(), set(), set()
+        for index, key in blocks:
+            kind = failed if key in self.failing_keys else ok if key in self.storage.blocks else gone
+            kind.add(index)
+        self.read_blocks[request_id] |= ok
+        return ReadOutcome(frozenset(ok), frozenset(gone), frozenset(failed), num_bytes=len(ok))
+
+    async def stats(self) -> EngineStats:
+        self.check_alive()
+        return EngineStats(self.info.engine_id, self.info.node_id, self.role)
+
+    def forget(self, request_id: RequestId) -> None:
+        self.slots.release(request_id)
+        self.read_blocks.pop(request_id, None)
+
+    @property
+    def holds_nothing(self) -> bool:
+        return not self.slots.held and not self.read_blocks and not self.active and not self.slots.waiting
+
+
+class FakePrefill(FakeEngine):
+    role = Role.PREFILL
+
+    def __init__(self, name: str, storage: FakeStorage, decode: dict[EngineId, FakeDecode], slots: int = 64) -> None:
+        super().__init__(name, storage, slots)
+        self.decode_engines = decode
+        self.busy_releases = 0  # so many releases answer False
+
+    async def reserve(self, request_id: RequestId, num_slots: int) -> None:
+        await self.work("reserve", request_id)
+        await self.slots.acquire(request_id, num_slots)
+
+    async def prefill(self, order: PrefillOrder) -> AsyncIterator[TokenEvent | None]:
+        request_id = order.request.request_id
+        self.active.add(request_id)
+        try:
+            await self.work("batch", request_id)
+            self._check(order)
+            yield None
+            await self.work("prefill", request_id)
+            yield token_event(order.request, order.request.prompt_token_ids, 1)
+        finally:
+            self.active.discard(request_id)
+
+    def _check(self, order: PrefillOrder) -> None:
+        """Every hit block is where the order says."""
+        request_id, num_hit = order.request.request_id, order.num_hit_tokens // BLOCK
+        decode = self.decode_engines[order.decode_engine]
+        assert order.num_hit_tokens < len(order.request.prompt_token_ids)
+        assert order.prefill_blocks <= self.read_blocks.get(request_id, set())
+        assert set(range(num_hit)) - order.prefill_blocks <= decode.read_blocks.get(request_id, set())
+        assert len(order.decode_slots) == decode.slots.held[request_id] or decode.is_dead
+
+    async def release(self, request_id: RequestId) -> bool:
+        await self.work("release", request_id)
+        self.expect(request_id not in self.active, f"{request_id} is released while it is prefilled")
+        if self.busy_releases:
+            self.busy_releases -= 1
+            return False
+        self.forget(request_id)
+        for decode in self.decode_engines.values():
+            decode.released_by_prefill.add(request_id)
+        return True
+
+
+class FakeDecode(FakeEngine):
+    role = Role.DECODE
+
+    def __init__(self, name: str, storage: FakeStorage, slots: int = 64, device_tokens: int = 1 << 16) -> None:
+        super().__init__(name, storage, slots, device_tokens)
+        self.released_by_prefill: set[RequestId] = set()
+        self.lossy_release = False  # True: prefill engines die in this scenario, so the order cannot be checked
+        self.preempt_after: dict[RequestId, int] = {}
+        self.failing_writes: set[BlockKey] = set()
+        self.num_decoding = self.max_decoding = 0
+
+    async def reserve(self, request_id: RequestId, num_slots: int) -> tuple[int, ...]:
+        await self.work("reserve", request_id)
+        await self.slots.acquire(request_id, num_slots)
+        return tuple(range(num_slots))
+
+    async def decode(self, order: DecodeOrder) -> AsyncIterator[DecodeStep]:
+        request_id = order.request.request_id
+        self.active.add(request_id)
+        writer = Writer(self, order)
+        try:
+            writing = order.keys[order.num_hit_tokens // BLOCK :]
+            writer.start(writing)
+            yield DecodeStep(writing=writing)
+            if order.first_token.finish_reason is None:
+                await self.work("admit", request_id)
+                yield DecodeStep(admitted=True)
+                async for step in self._steps(order, writer):
+                    yield step
+            while writer.tasks:
+                await asyncio.wait(writer.tasks)
+                yield writer.settled()
+        finally:
+            writer.cancel()
+            self.active.discard(request_id)
+
+    async def _steps(self, order: DecodeOrder, writer: Writer) -> AsyncIterator[DecodeStep]:
+        request = order.request
+        tokens = [*request.prompt_token_ids, order.first_token.token_id]
+        num_generated = order.num_generated
+        while True:
+            await self.work("step", request.request_id)
+            if num_generated == self.preempt_after.get(request.request_id):
+                raise EngineLostError("preempted")
+            event = token_event(request, tokens, num_generated + 1)
+            writing = writer.completed(tokens)
+            tokens.append(event.token_id)
+            num_generated += 1
+            done = writer.settled()
+            yield DecodeStep((event,), writing=writing, durable=done.durable, not_persisted=done.not_persisted)
+            if event.finish_reason is not None:
+                return
+
+    async def release(self, request_id: RequestId) -> None:
+        await self.work("release", request_id)
+        self.expect(request_id not in self.active, f"{request_id} is released while it decodes")
+        self.expect(self.lossy_release or request_id in self.released_by_prefill, f"{request_id}: decode went first")
+        self.forget(request_id)
+
+
+class Writer:
+    """One request's writes to storage."""
+
+    def __init__(self, engine: FakeDecode, order: DecodeOrder) -> None:
+        self.engine = engine
+        self.parent = order.keys[-1] if order.keys else root_key(NAMESPACE, order.request.cache_salt)
+        self.tasks: dict[asyncio.Task[None], BlockKey] = {}
+
+    def start(self, keys: Sequence[BlockKey]) -> None:
+        for key in keys:
+            self.tasks[asyncio.ensure_future(self._write(key))] = key
+
+    async def _write(self, key: BlockKey) -> None:
+        await asyncio.sleep(self.engine.delay_s["write"])
+        if key in self.engine.failing_writes:
+            raise DualPathError("storage is full")
+        self.engine.storage.blocks.add(key)
+
+    def completed(self, tokens: Sequence[int]) -> tuple[BlockKey, ...]:
+        """The KV of all ``tokens`` is there: perhaps one more Full Block."""
+        if len(tokens) % BLOCK:
+            return ()
+        self.parent = child_key(self.parent, tokens[-BLOCK:])
+        self.start([self.parent])
+        return (self.parent,)
+
+    def settled(self) -> DecodeStep:
+        done = [task for task in self.tasks if task.done()]
+        keys = {task: self.tasks.pop(task) for task in done}
+        failed = {task for task in done if task.exception() is not None}
+        return DecodeStep(
+            durable=tuple(key for task, key in keys.items() if task not in failed),
+            not_persisted=tuple(key for task, key in keys.items() if task in failed),
+        )
+
+    def cancel(self) -> None:
+        for task in self.tasks:
+            task.cancel()

@@ -1,0 +1,208 @@
+"""The queue in front of the engines: first come first served, both engines or none, no waiting for a lost group."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from tests.scheduler.virtual_time import run_virtual
+
+from dualpath.core.errors import InvalidRequestError
+from dualpath.core.ids import EngineId, NodeId, RequestId
+from dualpath.core.plan import Role
+from dualpath.engine.api import EngineInfo
+from dualpath.scheduler.accounts import Accounts
+from dualpath.scheduler.config import SchedulerConfig
+from dualpath.scheduler.placer import Demand, Placement, Placer
+
+
+def prefill(name: str, max_prompt_tokens: int = 1000) -> EngineInfo:
+    return EngineInfo(EngineId(name), NodeId(f"node-{name}"), Role.PREFILL, max_prompt_tokens, 0, b"")
+
+
+def decode(name: str, node: str, device_kv_tokens: int = 1000, max_prompt_tokens: int = 1000) -> EngineInfo:
+    return EngineInfo(EngineId(name), NodeId(node), Role.DECODE, max_prompt_tokens, device_kv_tokens, b"")
+
+
+class Bench:
+    """A placer and the requests that were given to it, numbered in order of arrival."""
+
+    def __init__(
+        self, prefills: list[EngineInfo], decodes: list[EngineInfo], beta_tokens: int = 10_000, alpha_tokens: int = 100
+    ) -> None:
+        self.accounts = Accounts([*prefills, *decodes])
+        config = SchedulerConfig(beta_tokens=beta_tokens, alpha_tokens=alpha_tokens)
+        self.placer = Placer(prefills, decodes, self.accounts, config)
+        self.placements: dict[int, Placement] = {}
+        self.order: list[int] = []
+        self.tasks: dict[int, asyncio.Task[None]] = {}
+
+    def arrive(self, number: int, num_prompt: int, num_tokens: int | None = None) -> None:
+        demand = Demand(RequestId(str(number)), number, num_prompt, num_tokens or num_prompt)
+        self.tasks[number] = asyncio.create_task(self._place(demand))
+
+    async def _place(self, demand: Demand) -> None:
+        self.placements[demand.sequence] = await self.placer.place(demand)
+        self.order.append(demand.sequence)
+
+    def leave(self, number: int) -> None:
+        placement = self.placements[number]
+        self.accounts.release(RequestId(str(number)), placement.prefill)
+        self.accounts.release(RequestId(str(number)), placement.decode)
+        self.placer.wake()
+
+    async def settle(self) -> None:
+        await asyncio.sleep(0.01)
+
+
+def test_requests_are_spread_over_engines_and_groups() -> None:
+    async def scenario() -> None:
+        bench = Bench([prefill("p0"), prefill("p1")], [decode("d0", "a"), decode("d1", "a"), decode("d2", "b")])
+        for number in range(4):
+            bench.arrive(number, 100)
+        await bench.settle()
+        assert bench.order == [0, 1, 2, 3]
+        assert [bench.placements[i].prefill for i in range(4)] == ["p0", "p1", "p0", "p1"]
+        assert [bench.placements[i].decode for i in range(4)] == ["d0", "d2", "d1", "d2"]
+
+    run_virtual(scenario())
+
+
+def test_the_head_of_the_line_waits_and_nobody_overtakes() -> None:
+    async def scenario() -> None:
+        bench = Bench([prefill("p")], [decode("d", "a", device_kv_tokens=500)])
+        bench.arrive(0, 300)
+        bench.arrive(1, 400)
+        bench.arrive(2, 10)
+        await bench.settle()
+        assert bench.order == [0], "request 2 would fit, but request 1 came first"
+        bench.leave(0)
+        await bench.settle()
+        assert bench.order == [0, 1, 2]
+
+    run_virtual(scenario())
+
+
+def test_an_overloaded_prefill_engine_gets_nothing_until_it_is_released() -> None:
+    async def scenario() -> None:
+        bench = Bench([prefill("p")], [decode("d", "a")], beta_tokens=50)
+        bench.arrive(0, 60)
+        bench.arrive(1, 60)
+        await bench.settle()
+        assert bench.order == [0]
+        assert bench.accounts.snapshot(EngineId("d")).num_requests == 1, "no decode engine is held meanwhile"
+        bench.leave(0)
+        await bench.settle()
+        assert bench.order == [0, 1]
+
+    run_virtual(scenario())
+
+
+def test_a_node_with_a_long_reading_queue_comes_last() -> None:
+    async def scenario() -> None:
+        bench = Bench([prefill("p0"), prefill("p1")], [decode("d", "a")])
+        bench.accounts.start_read(NodeId("node-p0"), 101)
+        bench.accounts.assign(RequestId("other"), EngineId("p1"), 500)
+        bench.arrive(0, 10)
+        await bench.settle()
+        assert bench.placements[0].prefill == "p1"
+
+    run_virtual(scenario())
+
+
+def test_a_resumed_request_goes_before_those_that_came_later() -> None:
+    async def scenario() -> None:
+        bench = Bench([prefill("p")], [decode("d", "a", device_kv_tokens=500)])
+        bench.arrive(0, 450)
+        bench.arrive(2, 400)
+        bench.arrive(3, 400)
+        await bench.settle()
+        bench.arrive(1, 400)
+        await bench.settle()
+        for number in (0, 1, 2):
+            bench.leave(number)
+            await bench.settle()
+        assert bench.order == [0, 1, 2, 3]
+
+    run_virtual(scenario())
+
+
+def test_waiting_requests_leave_a_group_that_has_lost_its_engines() -> None:
+    async def scenario() -> None:
+        bench = Bench([prefill("p")], [decode("d0", "a", 500), decode("d1", "b", 500)])
+        for number in range(4):
+            bench.arrive(number, 400)
+        await bench.settle()
+        assert sorted(bench.order) == [0, 1]
+        bench.placer.mark_lost(EngineId("d0"))
+        for number in (1, 2, 3):
+            bench.leave(number)  # always the one on d1
+            await bench.settle()
+        assert bench.order == [0, 1, 2, 3]
+        assert [bench.placements[i].decode for i in (2, 3)] == ["d1", "d1"]
+
+    run_virtual(scenario())
+
+
+def test_without_engines_requests_wait_until_one_is_back() -> None:
+    async def scenario() -> None:
+        bench = Bench([prefill("p")], [decode("d", "a")])
+        bench.placer.mark_lost(EngineId("p"))
+        bench.placer.mark_lost(EngineId("d"))
+        assert not bench.placer.has_engines
+        bench.arrive(0, 10)
+        await bench.settle()
+        assert bench.placer.num_waiting == 1
+        bench.placer.mark_back(EngineId("p"))
+        await bench.settle()
+        assert bench.placer.num_waiting == 1
+        bench.placer.mark_back(EngineId("d"))
+        await bench.settle()
+        assert bench.order == [0]
+        assert bench.placer.has_engines
+
+    run_virtual(scenario())
+
+
+def test_long_prompts_go_where_they_fit() -> None:
+    async def scenario() -> None:
+        small, large = decode("d0", "a", max_prompt_tokens=50), decode("d1", "b")
+        bench = Bench([prefill("p0", 50), prefill("p1", 2000)], [small, large])
+        assert bench.placer.max_prompt_tokens == 999, "one more token must fit the device"
+        bench.arrive(0, 900)
+        await bench.settle()
+        assert bench.placements[0] == Placement(EngineId("p1"), EngineId("d1"))
+        with pytest.raises(InvalidRequestError):
+            await bench.placer.place(Demand(RequestId("x"), 1, 1000, 1000))
+
+    run_virtual(scenario())
+
+
+def test_whoever_leaves_in_the_moment_of_being_placed_keeps_nothing() -> None:
+    async def scenario() -> None:
+        bench = Bench([prefill("p")], [decode("d", "a")])
+        bench.arrive(0, 10)
+        await asyncio.sleep(0)  # it is in the queue
+        await asyncio.sleep(0)  # it is placed, and has not heard of it
+        assert not bench.accounts.is_idle
+        bench.tasks[0].cancel()
+        await bench.settle()
+        assert not bench.placements
+        assert bench.accounts.is_idle
+        assert bench.placer.num_waiting == 0
+
+    run_virtual(scenario())
+
+
+def test_whoever_leaves_the_queue_lets_the_next_one_pass() -> None:
+    async def scenario() -> None:
+        bench = Bench([prefill("p")], [decode("d", "a", device_kv_tokens=500)])
+        bench.arrive(0, 300)
+        bench.arrive(1, 400)
+        bench.arrive(2, 100)
+        await bench.settle()
+        bench.tasks[1].cancel()
+        await bench.settle()
+        assert bench.order == [0, 2]
+
+    run_virtual(scenario())

@@ -1,0 +1,184 @@
+"""The paper's choices as properties that hold for any cluster and any queue."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dualpath.core.errors import ConfigError
+from dualpath.core.ids import EngineId, NodeId
+from dualpath.core.plan import Role
+from dualpath.scheduler.config import SchedulerConfig
+from dualpath.scheduler.decode_choice import assign_decode, balance_limit_tokens, choose_group, num_fitting
+from dualpath.scheduler.path_choice import PATH_POLICIES, PathQuestion, path_policy
+from dualpath.scheduler.prefill_choice import PrefillLimits, assign_prefill, choose_prefill
+from dualpath.scheduler.snapshot import EngineSnapshot, GroupId, group_of
+
+TOKENS = st.integers(0, 1000)
+LENGTHS = st.lists(st.integers(1, 500), max_size=20)
+
+
+def snapshot(number: int, role: Role, seq: int, tok: int, read_q: int, free: int) -> EngineSnapshot:
+    node = NodeId(f"n{number}")
+    return EngineSnapshot(EngineId(f"e{number}"), node, group_of(node, role), role, seq, tok, read_q, free)
+
+
+def engines_of(role: Role, min_size: int = 0) -> st.SearchStrategy[list[EngineSnapshot]]:
+    loads = st.lists(st.tuples(st.integers(0, 20), TOKENS, TOKENS, TOKENS), min_size=min_size, max_size=8)
+    return loads.map(lambda rows: [snapshot(i, role, *row) for i, row in enumerate(rows)])
+
+
+LIMITS = st.builds(PrefillLimits, alpha_tokens=TOKENS, beta_tokens=TOKENS)
+
+
+# -- prefill ----------------------------------------------------------------------------------------------------------
+
+
+@given(engines_of(Role.PREFILL), LIMITS)
+def test_prefill_is_the_least_loaded_of_the_best_class(engines: list[EngineSnapshot], limits: PrefillLimits) -> None:
+    chosen_id = choose_prefill(engines, limits)
+    allowed = [e for e in engines if e.num_tokens <= limits.beta_tokens]
+    if not allowed:
+        assert chosen_id is None
+        return
+    chosen = next(e for e in engines if e.engine_id == chosen_id)
+    assert chosen in allowed
+    short = [e for e in allowed if e.read_queue_tokens <= limits.alpha_tokens]
+    assert chosen in (short or allowed)
+    assert chosen.num_tokens == min(e.num_tokens for e in short or allowed)
+
+
+@given(LENGTHS, engines_of(Role.PREFILL), LIMITS)
+def test_a_prefill_fetch_is_one_choice_after_another(
+    lengths: list[int], engines: list[EngineSnapshot], limits: PrefillLimits
+) -> None:
+    assigned = assign_prefill(lengths, engines, limits)
+    added = dict.fromkeys((e.engine_id for e in engines), 0)
+    for length, engine_id in zip(lengths, assigned, strict=False):
+        now = [
+            snapshot(i, e.role, e.num_requests, e.num_tokens + added[e.engine_id], e.read_queue_tokens, 0)
+            for i, e in enumerate(engines)
+        ]
+        assert engine_id == choose_prefill(now, limits)
+        added[engine_id] += length
+    loads = [e.num_tokens + added[e.engine_id] for e in engines]
+    if len(assigned) < len(lengths):
+        assert all(load > limits.beta_tokens for load in loads), "the fetch ends only when all are overloaded"
+
+
+# -- decode -----------------------------------------------------------------------------------------------------------
+
+
+@given(st.dictionaries(st.text(max_size=3).map(GroupId), TOKENS, max_size=6))
+def test_the_group_is_the_least_loaded(loads: dict[GroupId, int]) -> None:
+    chosen = choose_group(loads)
+    assert (chosen is None) == (not loads)
+    assert chosen is None or loads[chosen] == min(loads.values())
+
+
+@given(LENGTHS, TOKENS)
+def test_r_is_the_longest_prefix_that_fits(lengths: list[int], free: int) -> None:
+    count = num_fitting(lengths, free)
+    assert sum(lengths[:count]) <= free
+    assert count == len(lengths) or sum(lengths[: count + 1]) > free
+
+
+@given(LENGTHS, engines_of(Role.DECODE, min_size=1))
+def test_decode_keeps_to_room_and_to_z(lengths: list[int], engines: list[EngineSnapshot]) -> None:
+    limit = balance_limit_tokens(lengths, engines)
+    state = {e.engine_id: [e.num_requests, e.num_tokens, e.free_device_tokens] for e in engines}
+    assigned = list(assign_decode(lengths, engines))
+    for length, engine_id in zip(lengths, assigned, strict=False):
+        seq, tok, free = state[engine_id]
+        assert free >= length, "never an engine without room"
+        roomy = [s for s in state.values() if s[2] >= length]
+        balanced = [s for s in roomy if s[1] + length <= limit]
+        if balanced:
+            assert tok + length <= limit
+            assert seq == min(s[0] for s in balanced)
+        else:
+            assert tok == min(s[1] for s in roomy)
+        state[engine_id] = [seq + 1, tok + length, free - length]
+    if len(assigned) < len(lengths):
+        assert all(s[2] < lengths[len(assigned)] for s in state.values()), "ends only where none has room"
+
+
+def test_z_is_the_papers() -> None:
+    engines = [snapshot(0, Role.DECODE, 1, 100, 0, 300), snapshot(1, Role.DECODE, 1, 200, 0, 200)]
+    assert balance_limit_tokens([200, 200, 200], engines) == pytest.approx(1.05 * (400 + 300) / 2)
+
+
+def test_decode_without_engines_assigns_nothing() -> None:
+    assert list(assign_decode([1, 2], [])) == []
+
+
+# -- path -------------------------------------------------------------------------------------------------------------
+
+QUESTIONS = st.builds(
+    PathQuestion,
+    num_hit_blocks=st.integers(0, 200),
+    block_tokens=st.sampled_from([1, 16, 64]),
+    prefill_queue_tokens=st.integers(0, 20_000),
+    decode_queue_tokens=st.integers(0, 20_000),
+    prefill_rate=st.floats(0.1, 10.0),
+    decode_rate=st.floats(0.1, 10.0),
+    sequence=st.integers(0, 9),
+)
+
+
+@given(QUESTIONS, st.sampled_from(sorted(PATH_POLICIES)))
+def test_every_policy_plans_every_block_once(question: PathQuestion, name: str) -> None:
+    plan = path_policy(name)(question)
+    assert plan.num_hit_blocks == question.num_hit_blocks
+    assert plan.num_prefill_blocks + plan.num_decode_blocks == question.num_hit_blocks
+
+
+@given(QUESTIONS)
+def test_shorter_reads_on_the_shorter_side(question: PathQuestion) -> None:
+    plan = path_policy("shorter")(question)
+    on_prefill = question.prefill_queue_tokens <= question.decode_queue_tokens
+    assert (plan.num_decode_blocks if on_prefill else plan.num_prefill_blocks) == 0
+
+
+@given(QUESTIONS)
+def test_split_ends_both_queues_together_within_a_block(question: PathQuestion) -> None:
+    q = question
+    plan = path_policy("split")(q)
+    prefill_end = (q.prefill_queue_tokens + plan.num_prefill_blocks * q.block_tokens) / q.prefill_rate
+    decode_end = (q.decode_queue_tokens + plan.num_decode_blocks * q.block_tokens) / q.decode_rate
+    slack = 0.5 * q.block_tokens * (1 / q.prefill_rate + 1 / q.decode_rate) + 1e-6 * (prefill_end + decode_end + 1)
+    if plan.num_prefill_blocks:
+        assert prefill_end <= decode_end + slack, "prefill does not end later than a block allows"
+    if plan.num_decode_blocks:
+        assert decode_end <= prefill_end + slack, "decode does not end later than a block allows"
+
+
+def test_split_with_equal_rates_is_half_the_difference() -> None:
+    plan = path_policy("split")(PathQuestion(10, 64, prefill_queue_tokens=0, decode_queue_tokens=4 * 64))
+    assert plan.num_prefill_blocks == 7
+
+
+def test_round_robin_alternates() -> None:
+    paths = [path_policy("round_robin")(PathQuestion(4, 64, 0, 0, sequence=i)).path for i in range(4)]
+    assert paths == ["prefill", "decode", "prefill", "decode"]
+
+
+def test_an_unknown_policy_is_named_with_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match="shorter"):
+        SchedulerConfig(path_policy="fastest")
+
+
+# -- speed ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_decision_is_cheap_for_hundreds_of_engines() -> None:
+    prefill = [snapshot(i, Role.PREFILL, 0, i * 7 % 100, i % 50, 0) for i in range(384)]
+    decode = [snapshot(i, Role.DECODE, 0, i * 7 % 100, 0, 1_000_000) for i in range(768)]
+    start = time.perf_counter()
+    for _ in range(100):
+        choose_prefill(prefill, PrefillLimits(25, 1000))
+        next(assign_decode([100] * 50, decode))
+    assert (time.perf_counter() - start) / 100 < 0.02

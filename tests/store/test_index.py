@@ -1,0 +1,223 @@
+"""The index against a model that recomputes everything from plain sets, and its waiting and rebuilding."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from tests.store.blocks import GEOMETRY, NAMESPACE, OBJECT_BYTES, block_bytes, key_of
+
+from dualpath.core.ids import BlockKey
+from dualpath.store.header import object_bytes
+from dualpath.store.index import BlockIndex, BlockState
+from dualpath.store.memory import MemoryStore
+from dualpath.store.parents import learn_parents
+
+NUM_KEYS = 12
+SIZE_BYTES = 10
+numbers = st.integers(0, NUM_KEYS - 1)
+
+
+def parent_number(number: int) -> int | None:
+    """A fixed tree: chains 0-1-2-3-4 and 5-6-7, and branches of them."""
+    return [None, 0, 1, 2, 3, None, 5, 6, 1, 8, 5, 10][number]
+
+
+def chain_to(number: int) -> list[BlockKey]:
+    parent = parent_number(number)
+    return [*(chain_to(parent) if parent is not None else []), key_of(number)]
+
+
+class IndexMachine(RuleBasedStateMachine):
+    """Every operation in any order, against the plainest possible bookkeeping."""
+
+    @initialize()
+    def start(self) -> None:
+        self.index = BlockIndex(SIZE_BYTES)
+        self.states: dict[int, BlockState] = {}
+        self.order: list[int] = []  # least recently used first
+        self.pins: Counter[int] = Counter()
+        self.lost: set[int] = set()  # gone, with children that have been here ever since
+
+    def use(self, number: int) -> None:
+        if number in self.order:
+            self.order.remove(number)
+        self.order.append(number)
+
+    def children(self, number: int) -> list[int]:
+        return [child for child in self.states if parent_number(child) == number]
+
+    def drop(self, number: int) -> None:
+        del self.states[number]
+        self.order.remove(number)
+        self.lost = {other for other in self.lost if self.children(other)}
+
+    def lose(self, number: int) -> None:
+        self.drop(number)
+        if self.children(number):
+            self.lost.add(number)
+
+    def is_cut_off(self, number: int) -> bool:
+        parent = parent_number(number)
+        if parent is None:
+            return False
+        return self.is_cut_off(parent) if parent in self.states else parent in self.lost
+
+    @rule(number=numbers)
+    def begin_write(self, number: int) -> None:
+        parent = parent_number(number)
+        is_new = self.index.begin_write(key_of(number), None if parent is None else key_of(parent))
+        assert is_new == (number not in self.states)
+        if is_new:
+            self.states[number] = BlockState.WRITING
+            self.lost.discard(number)
+            self.use(number)
+
+    @precondition(lambda self: self.states)
+    @rule(data=st.data())
+    def publish(self, data: st.DataObject) -> None:
+        number = data.draw(st.sampled_from(sorted(self.states)))
+        self.index.publish(key_of(number))
+        self.states[number] = BlockState.STORED
+
+    @rule(number=numbers)
+    def fail_write(self, number: int) -> None:
+        self.index.fail_write(key_of(number))
+        if self.states.get(number) is BlockState.WRITING:
+            self.lose(number)
+
+    @rule(number=numbers)
+    def forget(self, number: int) -> None:
+        self.index.forget(key_of(number))
+        if number in self.states:
+            self.lose(number)
+
+    @rule(number=numbers)
+    def touch(self, number: int) -> None:
+        self.index.touch(chain_to(number))
+        for key in chain_to(number):
+            for known in list(self.states):
+                if key_of(known) == key:
+                    self.use(known)
+
+    @rule(number=numbers)
+    def pin(self, number: int) -> None:
+        self.index.pin([key_of(number)])
+        self.pins[number] += 1
+
+    @precondition(lambda self: +self.pins)
+    @rule(data=st.data())
+    def unpin(self, data: st.DataObject) -> None:
+        number = data.draw(st.sampled_from(sorted(+self.pins)))
+        self.index.unpin([key_of(number)])
+        self.pins[number] -= 1
+
+    @rule(num_blocks=numbers)
+    def evict(self, num_blocks: int) -> None:
+        expected = []
+        while len(self.states) > num_blocks:
+            leaves = [
+                number
+                for number in self.order
+                if self.states[number] is BlockState.STORED and not self.children(number) and not self.pins[number]
+            ]
+            if not leaves:
+                break
+            expected.append(next((leaf for leaf in leaves if self.is_cut_off(leaf)), leaves[0]))
+            self.drop(expected[-1])
+        assert self.index.evict_to(num_blocks * SIZE_BYTES) == [key_of(number) for number in expected]
+
+    @rule(number=numbers)
+    def match(self, number: int) -> None:
+        known = [key_of(other) for other in self.states]
+        keys = chain_to(number)
+        expected = next((i for i, key in enumerate(keys) if key not in known), len(keys))
+        assert self.index.match(keys) == expected
+
+    @invariant()
+    def holds_together(self) -> None:
+        if hasattr(self, "index"):
+            self.index.check_integrity()
+            assert self.index.used_bytes() == len(self.states) * SIZE_BYTES
+
+
+TestIndexMachine = IndexMachine.TestCase
+TestIndexMachine.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+
+
+def stored(store: MemoryStore, *blocks: int) -> None:
+    for number in blocks:
+        store.put_raw(key_of(number), block_bytes(number))
+
+
+async def test_rebuild_lists_and_parents_come_later() -> None:
+    store = MemoryStore("memory://rebuild", NAMESPACE, GEOMETRY)
+    stored(store, 0, 1, 2, 3)
+    store.put_raw(key_of(9), b"torn")
+    index = BlockIndex(object_bytes(GEOMETRY))
+    assert index.rebuild(store) == [key_of(9)]
+    assert index.match([key_of(i) for i in range(6)]) == 4
+    assert index.unknown_parents(10) == []  # the match told them
+
+    assert index.rebuild(store) == [key_of(9)]
+    damaged = bytearray(block_bytes(2))
+    damaged[100] ^= 1
+    store.put_raw(key_of(2), bytes(damaged))
+    assert len(index.unknown_parents(10)) == 4
+    assert await learn_parents(index, store, batch_blocks=2) == [key_of(2)]
+    index.check_integrity()
+    assert index.unknown_parents(10) == []
+    assert index.match([key_of(i) for i in range(6)]) == 2
+    assert index.evict_to(OBJECT_BYTES) == [key_of(3), key_of(1)]  # block 3 cannot be reached any more
+
+
+async def test_leaves_go_first_after_a_restart_too() -> None:
+    store = MemoryStore("memory://leaves", NAMESPACE, GEOMETRY)
+    stored(store, 0, 1, 2, 3)
+    index = BlockIndex(object_bytes(GEOMETRY))
+    index.rebuild(store)
+    await learn_parents(index, store)
+    assert index.evict_to(2 * OBJECT_BYTES) == [key_of(3), key_of(2)]
+
+
+async def test_waiting_ends_with_the_last_publish_a_failure_or_the_time() -> None:
+    index = BlockIndex(SIZE_BYTES)
+    keys = [key_of(i) for i in range(3)]
+    for i, key in enumerate(keys):
+        index.begin_write(key, keys[i - 1] if i else None)
+    waits = [asyncio.ensure_future(index.wait_durable(keys, 5.0)) for _ in range(2)]
+    await asyncio.sleep(0)
+    index.publish(keys[1])
+    index.publish(keys[0])
+    await asyncio.sleep(0)
+    assert not waits[0].done()
+    assert await index.wait_durable(keys, 0.01) == 2
+    index.publish(keys[2])
+    assert await asyncio.gather(*waits) == [3, 3]
+
+    index.begin_write(key_of(3), keys[2])
+    failing = asyncio.ensure_future(index.wait_durable([*keys, key_of(3)], 5.0))
+    await asyncio.sleep(0)
+    index.fail_write(key_of(3))
+    assert await failing == 3
+    assert await index.wait_durable([key_of(99)], 5.0) == 0
+
+
+def test_a_block_published_after_it_was_given_up_is_known() -> None:
+    index = BlockIndex(SIZE_BYTES)
+    index.begin_write(key_of(1), None)
+    index.fail_write(key_of(1))
+    index.publish(key_of(1))
+    assert index.state(key_of(1)) is BlockState.STORED
+    index.check_integrity()
+
+
+def test_rebuilding_while_blocks_are_in_use_is_refused() -> None:
+    index = BlockIndex(object_bytes(GEOMETRY))
+    index.begin_write(key_of(1), None)
+    with pytest.raises(RuntimeError, match="in use"):
+        index.rebuild(MemoryStore("memory://busy", NAMESPACE, GEOMETRY))
