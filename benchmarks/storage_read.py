@@ -117,7 +117,7 @@ def time_s(action: Callable[[], None]) -> float:
 
 
 def measure(setup: Setup, repetitions: int) -> dict[str, float]:
-    """GB/s of each variant, and the ratio we care for: of the medians, and of the quietest turns on a shared machine."""
+    """GB/s and the ratios we care for: of the medians, and of the quietest turns on a shared machine."""
     views = [memoryview(slot.numpy()) for slot in setup.staging]
     with ThreadPoolExecutor(1) as pool:
         variants: dict[str, Callable[[], None]] = {

@@ -124,5 +124,13 @@ async def test_the_trace_shows_loads_beside_compute(model_dir, tmp_path):
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
     names = {event["name"] for event in events}
     assert {"forward", "compute layer 0", "compute layer 3", "step"} <= names
-    assert any("pull" in name for name in names)
-    assert any("push" in name for name in names)
+    assert {"pull", "push", "read", "write"} <= names
+    compute = [e for e in events if e["name"].startswith("compute layer")]
+    loads = [e for e in events if e["name"] == "pull"]
+    assert len(loads) == 4, "one pull per layer of the one forward that had a history"
+    beside = [load for load in loads for c in compute if _overlap_us(load, c) > 0]
+    assert beside, "no load ran beside compute"
+
+
+def _overlap_us(a: dict[str, float], b: dict[str, float]) -> float:
+    return min(a["ts"] + a["dur"], b["ts"] + b["dur"]) - max(a["ts"], b["ts"])

@@ -104,6 +104,7 @@ class FakeEngine:
         self.peers: set[bytes] = set()
         self.log: list[tuple[str, RequestId]] = []
         self.read_blocks: dict[RequestId, set[int]] = defaultdict(set)
+        self.slot_of: dict[RequestId, dict[int, int]] = {}
         self.active: set[RequestId] = set()
         self.violations: list[str] = []  # of the contract, noticed where an exception would be taken for a fault
 
@@ -117,6 +118,7 @@ class FakeEngine:
         self.died = asyncio.Event()
         self.slots = Slots(self.slots.capacity)
         self.read_blocks.clear()
+        self.slot_of.clear()
         self.active.clear()
 
     async def work(self, operation: str, request_id: RequestId) -> None:
@@ -151,7 +153,14 @@ class FakeEngine:
             kind = failed if key in self.failing_keys else ok if key in self.storage.blocks else gone
             kind.add(index)
         self.read_blocks[request_id] |= ok
-        return ReadOutcome(frozenset(ok), frozenset(gone), frozenset(failed), num_bytes=len(ok))
+        moved = tuple((index, self.move_slot(request_id, index)) for index in sorted(failed))
+        return ReadOutcome(frozenset(ok), frozenset(gone), frozenset(failed), len(ok), moved)
+
+    def move_slot(self, request_id: RequestId, index: int) -> int:
+        """A late read may still write the block's slot: it gets another."""
+        slots = self.slot_of.setdefault(request_id, {})
+        slots[index] = slots.get(index, index) + 1000
+        return slots[index]
 
     async def stats(self) -> EngineStats:
         self.check_alive()
@@ -160,6 +169,7 @@ class FakeEngine:
     def forget(self, request_id: RequestId) -> None:
         self.slots.release(request_id)
         self.read_blocks.pop(request_id, None)
+        self.slot_of.pop(request_id, None)
 
     @property
     def holds_nothing(self) -> bool:
@@ -197,7 +207,9 @@ class FakePrefill(FakeEngine):
         assert order.num_hit_tokens < len(order.request.prompt_token_ids)
         assert order.prefill_blocks <= self.read_blocks.get(request_id, set())
         assert set(range(num_hit)) - order.prefill_blocks <= decode.read_blocks.get(request_id, set())
-        assert len(order.decode_slots) == decode.slots.held[request_id] or decode.is_dead
+        if request_id in decode.slots.held:  # else it died
+            assert len(order.decode_slots) == decode.slots.held[request_id]
+            assert dict(enumerate(order.decode_slots)) == decode.slot_of[request_id]
 
     async def release(self, request_id: RequestId) -> bool:
         await self.work("release", request_id)
@@ -225,6 +237,7 @@ class FakeDecode(FakeEngine):
     async def reserve(self, request_id: RequestId, num_slots: int) -> tuple[int, ...]:
         await self.work("reserve", request_id)
         await self.slots.acquire(request_id, num_slots)
+        self.slot_of[request_id] = {index: index for index in range(num_slots)}
         return tuple(range(num_slots))
 
     async def decode(self, order: DecodeOrder) -> AsyncIterator[DecodeStep]:

@@ -98,6 +98,21 @@ def test_an_overloaded_prefill_engine_gets_nothing_until_it_is_released() -> Non
     run_virtual(scenario())
 
 
+def test_a_small_request_does_not_overtake_one_that_waits_for_a_large_engine() -> None:
+    async def scenario() -> None:
+        bench = Bench([prefill("small", 100), prefill("large")], [decode("d", "a", 5000)], beta_tokens=50)
+        bench.arrive(0, 500)
+        bench.arrive(1, 500)
+        bench.arrive(2, 10)
+        await bench.settle()
+        assert bench.order == [0]
+        bench.leave(0)
+        await bench.settle()
+        assert bench.order == [0, 1, 2]
+
+    run_virtual(scenario())
+
+
 def test_a_node_with_a_long_reading_queue_comes_last() -> None:
     async def scenario() -> None:
         bench = Bench([prefill("p0"), prefill("p1")], [decode("d", "a")])
@@ -204,5 +219,6 @@ def test_whoever_leaves_the_queue_lets_the_next_one_pass() -> None:
         bench.tasks[1].cancel()
         await bench.settle()
         assert bench.order == [0, 2]
+        assert bench.placer.num_waiting == 0
 
     run_virtual(scenario())

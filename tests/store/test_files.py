@@ -64,6 +64,19 @@ def test_more_blocks_than_may_be_open(bench: Bench) -> None:
     verify(bench.views[NUM_SLOTS - 1], NAMESPACE, key_of(NUM_SLOTS - 1), GEOMETRY)
 
 
+def test_hung_transfers_do_not_hold_up_the_queue(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the last, queued ticket is polled, and the first nine of those before it never end."""
+    bench.write(*range(NUM_SLOTS))
+    tickets = bench.io.submit_reads(bench.requests(range(NUM_SLOTS)))
+    hung = [ticket.handle for ticket in tickets[:9]]  # type: ignore[attr-defined]
+    real = bench.agent.check_xfer_state
+    monkeypatch.setattr(bench.agent, "check_xfer_state", lambda handle: "PROC" if handle in hung else real(handle))
+    bench.finish(tickets[-1:])
+    assert [bench.io.poll(ticket) for ticket in tickets[:9]] == [IoState.IN_PROGRESS] * 9
+    monkeypatch.undo()
+    bench.finish(tickets[:-1])
+
+
 def test_queued_tickets_can_be_given_up(bench: Bench) -> None:
     bench.write(*range(NUM_SLOTS))
     tickets = bench.io.submit_reads(bench.requests(range(NUM_SLOTS)))

@@ -77,6 +77,17 @@ class IndexMachine(RuleBasedStateMachine):
             self.lost.discard(number)
             self.use(number)
 
+    @rule(number=numbers)
+    def store_chain(self, number: int) -> None:
+        """The common case: a whole chain is written, from its first block on."""
+        chain = [number]
+        while (parent := parent_number(chain[0])) is not None:
+            chain.insert(0, parent)
+        for member in chain:
+            self.begin_write(member)
+            self.index.publish(key_of(member))
+            self.states[member] = BlockState.STORED
+
     @precondition(lambda self: self.states)
     @rule(data=st.data())
     def publish(self, data: st.DataObject) -> None:
@@ -116,8 +127,9 @@ class IndexMachine(RuleBasedStateMachine):
         self.index.unpin([key_of(number)])
         self.pins[number] -= 1
 
-    @rule(num_blocks=numbers)
-    def evict(self, num_blocks: int) -> None:
+    @rule(num_dropped=st.integers(0, 4))
+    def evict(self, num_dropped: int) -> None:
+        num_blocks = max(0, len(self.states) - num_dropped)
         expected = []
         while len(self.states) > num_blocks:
             leaves = [
@@ -147,6 +159,15 @@ class IndexMachine(RuleBasedStateMachine):
 
 TestIndexMachine = IndexMachine.TestCase
 TestIndexMachine.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+
+
+def test_a_use_after_it_became_a_leaf_saves_a_block() -> None:
+    index = BlockIndex(SIZE_BYTES)
+    for number in range(3):
+        index.begin_write(key_of(number), None)
+        index.publish(key_of(number))
+    index.touch([key_of(0)])
+    assert index.evict_to(SIZE_BYTES) == [key_of(1), key_of(2)]
 
 
 def stored(store: MemoryStore, *blocks: int) -> None:

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -225,6 +226,8 @@ class EmbeddedCluster:
             transfer_deadline_s=deadlines.transfer_s,
         )
         common = {"engine_id": place.engine_id, "node_id": place.node_id, "model": model, "geometry": geometry}
+        if self.trace is not None:
+            traffic.trace = self._transfer_spans(self.trace, place.engine_id)
         engine: PrefillEngine | DecodeEngine
         if is_prefill:
             prefill = PrefillConfig(
@@ -243,6 +246,11 @@ class EmbeddedCluster:
             self.decode_engines.append(engine)
         await engine.start()
         self._progress(f"{place.engine_id} ready on {place.device}")
+
+    @staticmethod
+    def _transfer_spans(trace: ChromeTrace, engine_id: EngineId) -> Callable[[str, float, float, Any], None]:
+        """Transfers of a kind share a row beside the engine's compute."""
+        return lambda name, start_s, end_s, args: trace.span(engine_id, name, name, start_s, end_s, dict(args))
 
     def _scheduler_config(self, geometry: KvGeometry) -> SchedulerConfig:
         config, cluster = self._config.scheduler, self._config.cluster

@@ -194,7 +194,7 @@ class Coordinator:
             for role, num_bytes in reader.num_bytes.items():
                 job.record.storage_read_bytes[role.value] += num_bytes
             self.placer.wake()  # reading queues are shorter now
-        _ = tuple(hit.moved_slots.get(i, slot) for i, slot in enumerate(attempt.decode_slots))
+        attempt.decode_slots = tuple(hit.moved_slots.get(i, slot) for i, slot in enumerate(attempt.decode_slots))
         for index in sorted(hit.gone, reverse=True):  # leaves first
             self.hits.index.forget(keys[index])
         if not job.generated:

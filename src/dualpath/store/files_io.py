@@ -244,7 +244,7 @@ class FileIo:
         path = self._store.path_of(ticket.key)
         if self._store.durable:
             os.fsync(ticket.fd)
-        os.link(ticket.temporary, path)
+        os.rename(ticket.temporary, path)
         ticket.temporary = ""
         if self._store.durable:
             _sync_directory(os.path.dirname(path))
