@@ -106,6 +106,8 @@ class FileIo:
 
     def _pump(self) -> None:
         """Start a few queued tickets if there is room. Few, because posting may do a buffered file's I/O at once."""
+        if self.num_open_files() >= self._max_open:
+            self._retire_files()
         batch: list[FileTicket] = []
         while self._queue and self.num_open_files() < self._max_open and len(batch) < _POSTS_PER_CALL:
             ticket = self._queue.popleft()

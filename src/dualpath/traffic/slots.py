@@ -131,7 +131,9 @@ class SlotPool:
         return waiter
 
     async def _wait(self, waiter: _Waiter, deadline_s: float | None) -> None:
-        waits: set[asyncio.Future[Any]] = {asyncio.wrap_future(waiter.granted)}
+        granted = asyncio.wrap_future(waiter.granted)
+        granted.add_done_callback(lambda future: future.cancelled() or future.exception())  # acquire raises it
+        waits: set[asyncio.Future[Any]] = {granted}
         timer = None if deadline_s is None else asyncio.ensure_future(self._clock.sleep_s(deadline_s))
         if timer is not None:
             waits.add(timer)
