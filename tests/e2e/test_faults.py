@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from dualpath.core.ids import RequestId
 from dualpath.core.keys import chain_keys, root_key
 from dualpath.core.request import Request, SamplingParams
 from dualpath.models.init import init_model
@@ -99,7 +100,7 @@ async def test_cancelled_requests_leave_nothing_behind(model_dir):
 
         async def give_up(number: int, after_s: float) -> None:
             params = SamplingParams(max_tokens=200, temperature=0.0, ignore_eos=True)
-            request = Request(f"cancel-{number}", (*PROMPT, 40 + number), params)  # type: ignore[arg-type]
+            request = Request(RequestId(f"cancel-{number}"), (*PROMPT, 40 + number), params)
             stream = embedded.service.generate(request)
 
             async def consume() -> None:
@@ -137,3 +138,20 @@ async def test_sampling_is_the_same_whatever_the_path_and_company(model_dir):
             other = await ask(embedded, [*PROMPT, 50], 30, **(sampling | {"seed": 6}))
             assert other.token_ids != reply.token_ids
     assert answers[0] == answers[1] == answers[2]
+
+
+async def test_a_turn_cut_short_by_its_client_is_still_found_by_the_next(model_dir, tmp_path):
+    """A stop string ends a turn this way: the gateway closes the stream."""
+    async with cluster(settings(model_dir, f"file://{tmp_path}", storage_nic_mbps=20)) as embedded:
+        params = SamplingParams(max_tokens=400, temperature=0.0, ignore_eos=True)
+        stream = embedded.service.generate(Request(RequestId("cut"), tuple(PROMPT), params))
+        tokens = []
+        async for event in stream:
+            tokens.append(event.token_id)
+            if len(tokens) == 30:
+                break
+        await stream.aclose()
+        reply = await ask(embedded, [*PROMPT, *tokens, 60, 61], 4)
+        kept = (len(PROMPT) + len(tokens) - 1) // BLOCK_TOKENS * BLOCK_TOKENS  # the last token's own KV was not needed
+        assert reply.record.num_hit_tokens >= kept
+        await all_zero(embedded)

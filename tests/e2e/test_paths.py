@@ -124,7 +124,7 @@ async def test_the_trace_shows_loads_beside_compute(model_dir, tmp_path):
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
     names = {event["name"] for event in events}
     assert {"forward", "compute layer 0", "compute layer 3", "step"} <= names
-    assert {"pull", "push", "read", "write"} <= names
+    assert {"pull", "push", "storage read", "storage write", "copy"} <= names
     compute = [e for e in events if e["name"].startswith("compute layer")]
     loads = [e for e in events if e["name"] == "pull"]
     assert len(loads) == 4, "one pull per layer of the one forward that had a history"

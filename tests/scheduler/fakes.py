@@ -233,6 +233,7 @@ class FakeDecode(FakeEngine):
         self.preempt_after: dict[RequestId, int] = {}
         self.failing_writes: set[BlockKey] = set()
         self.num_decoding = self.max_decoding = 0
+        self.stopped: dict[RequestId, asyncio.Event] = {}
 
     async def reserve(self, request_id: RequestId, num_slots: int) -> tuple[int, ...]:
         await self.work("reserve", request_id)
@@ -244,12 +245,12 @@ class FakeDecode(FakeEngine):
         request_id = order.request.request_id
         self.active.add(request_id)
         writer = Writer(self, order)
+        self.stopped[request_id] = asyncio.Event()
         try:
             writing = order.keys[order.num_hit_tokens // BLOCK :]
             writer.start(writing)
             yield DecodeStep(writing=writing)
-            if order.first_token.finish_reason is None:
-                await self.work("admit", request_id)
+            if order.first_token.finish_reason is None and await self._work_unless_stopped("admit", request_id):
                 yield DecodeStep(admitted=True)
                 async for step in self._steps(order, writer):
                     yield step
@@ -259,13 +260,33 @@ class FakeDecode(FakeEngine):
         finally:
             writer.cancel()
             self.active.discard(request_id)
+            del self.stopped[request_id]
+
+    async def stop(self, request_id: RequestId) -> None:
+        if request_id in self.stopped:
+            self.stopped[request_id].set()
+
+    async def _work_unless_stopped(self, call: str, request_id: RequestId) -> bool:
+        """False: the request was stopped in the meantime."""
+        work = asyncio.ensure_future(self.work(call, request_id))
+        stop = asyncio.ensure_future(self.stopped[request_id].wait())
+        try:
+            await asyncio.wait({work, stop}, return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                work.result()
+            return not stop.done()
+        finally:
+            for future in (work, stop):
+                future.cancel()
+            await asyncio.gather(work, stop, return_exceptions=True)
 
     async def _steps(self, order: DecodeOrder, writer: Writer) -> AsyncIterator[DecodeStep]:
         request = order.request
         tokens = [*request.prompt_token_ids, order.first_token.token_id]
-        num_generated = order.num_generated
+        num_generated = 1
         while True:
-            await self.work("step", request.request_id)
+            if not await self._work_unless_stopped("step", request.request_id):
+                return
             if num_generated == self.preempt_after.get(request.request_id):
                 raise EngineLostError("preempted")
             event = token_event(request, tokens, num_generated + 1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -31,18 +32,20 @@ def main() -> None:
     for slot in slots:
         engine.payload(slot)[:] = (np.arange(GEOMETRY.num_layers) + slot * GEOMETRY.num_layers)[:, None]
     print(engine.manager.metadata().hex(), flush=True)
+    expecting = ExitStack()
     for line in sys.stdin:
         command, *arguments = line.split()
         if command == "peer":
             engine.manager.add_peer(bytes.fromhex(arguments[0]))
         elif command == "expect":
-            engine.manager.expecting_peers().__enter__()
+            expecting.enter_context(engine.manager.expecting_peers())
         elif command == "sums":
             print(sums(engine, slots), flush=True)
             continue
         elif command == "quit":
             break
         print("ok", flush=True)
+    expecting.close()
     engine.manager.close()
 
 

@@ -19,7 +19,7 @@ from dualpath.core.clock import Clock, SystemClock
 from dualpath.core.geometry import KvGeometry
 from dualpath.core.ids import BlockKey, EngineId, NodeId
 from dualpath.core.plan import Role
-from dualpath.store.contract import BlockStore, StoreIo
+from dualpath.store.contract import BlockStore, IoRequest, IoTicket, StoreIo
 from dualpath.store.faults import FaultyIo
 from dualpath.store.header import HEADER_BYTES
 from dualpath.store.open import open_store
@@ -53,12 +53,24 @@ class ManualClock:
             await asyncio.sleep(0.001)
 
 
+class SpyIo(FaultyIo):
+    """Remembers in which order reads were started."""
+
+    def __init__(self, inner: StoreIo, clock: Clock) -> None:
+        super().__init__(inner, clock)
+        self.started: list[BlockKey] = []
+
+    def submit_reads(self, requests: Sequence[IoRequest]) -> Sequence[IoTicket]:
+        self.started.extend(request.key for request in requests)
+        return super().submit_reads(requests)
+
+
 @dataclass
 class Engine:
     """One traffic manager with its fault-injecting store I/O; the device region has as many units as staging."""
 
     manager: TrafficManager
-    io: FaultyIo
+    io: SpyIo
     device: torch.Tensor  # uint8 [units, unit bytes]
 
     def payload(self, slot: int) -> npt.NDArray[np.uint8]:
@@ -120,10 +132,10 @@ def make_engine(
     **settings: Any,
 ) -> Engine:
     clock = clock or SystemClock()
-    ios: list[FaultyIo] = []
+    ios: list[SpyIo] = []
 
     def open_io(transport: Transport) -> StoreIo:
-        ios.append(FaultyIo(store.open_io(transport.agent), clock))
+        ios.append(SpyIo(store.open_io(transport.agent), clock))
         return ios[0]
 
     manager = TrafficManager(

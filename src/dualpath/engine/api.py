@@ -69,7 +69,6 @@ class DecodeOrder:
     request: Request  # prompt_token_ids as prefilled; already generated tokens included after a resume
     num_hit_tokens: int
     first_token: TokenEvent  # sampled by the prefill engine, already sent to the client
-    num_generated: int = 1  # tokens of this request sent to the client so far, first_token included
     keys: tuple[BlockKey, ...] = field(default=())  # keys of the prompt's Full Blocks
 
 
@@ -129,6 +128,10 @@ class DecodeEngineClient(Protocol):
 
         Raises EngineLostError when the request was preempted for device memory. Closing the iterator cancels.
         """
+        ...
+
+    async def stop(self, request_id: RequestId) -> None:
+        """No more tokens; ``decode`` ends after the writes that are under way. Unknown requests are fine."""
         ...
 
     async def release(self, request_id: RequestId) -> None: ...

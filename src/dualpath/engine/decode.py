@@ -125,13 +125,16 @@ class DecodeEngine:
         finally:
             self._end(seq)
 
+    async def stop(self, request_id: RequestId) -> None:
+        for seq in list(self._roster):
+            if seq.request_id == request_id:
+                self._end(seq)
+
     async def release(self, request_id: RequestId) -> None:
         """Idempotent. The request's slots stay out of use for as long as a transfer of this engine can touch them."""
         self._stop_expecting(request_id)
         self._staged.release(request_id)
-        for seq in list(self._roster):
-            if seq.request_id == request_id:
-                self._end(seq)
+        await self.stop(request_id)
 
     async def stats(self) -> EngineStats:
         block_bytes = self._geometry.full_block_bytes

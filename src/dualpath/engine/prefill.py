@@ -140,6 +140,7 @@ class PrefillEngine:
         return True
 
     async def stats(self) -> EngineStats:
+        self._check_alive()
         return engine_stats(
             self._engine_id,
             self._node_id,

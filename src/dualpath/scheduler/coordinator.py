@@ -51,6 +51,7 @@ class Attempt:
     decode_slots: tuple[int, ...] = ()
     lost: EngineFailure | None = None  # why it was cancelled from outside
     needs_prefill: bool = True
+    is_decoding: bool = False
     ledger: WriteLedger = field(init=False)
 
     @property
@@ -113,6 +114,10 @@ class Coordinator:
         finally:
             self.attempts.discard(attempt)
             attempt.hold.drop()  # 7
+
+    def decoding(self, job: Job) -> Attempt | None:
+        """The job's attempt, if it is being decoded now."""
+        return next((a for a in self.attempts if a.job is job and a.is_decoding), None)
 
     def engine_lost(self, engine_id: EngineId) -> None:
         """Nobody waits for an engine's answer once the engine is known to be gone."""
@@ -222,7 +227,8 @@ class Coordinator:
                     first = event
                     job.enter(Phase.HANDED_OVER)
                     job.chain.append(event.token_id)
-                    job.emit(event)
+                    if event.finish_reason is None:
+                        job.emit(event)  # else when the prompt's writes are known: the next turn must find them
         if first is None:
             raise EngineFailure(engine.info.engine_id, EngineLostError("prefill ended without a token"))
         return first
@@ -241,9 +247,15 @@ class Coordinator:
         stream = EngineStream(engine.info.engine_id, engine.decode(order), self.config.decode_timeout_s)
         try:
             async with stream:
+                attempt.is_decoding = True
                 async for step in stream:
                     self._take(attempt, step)
+                    if first.finish_reason is not None:
+                        job.emit(first)
+            if first.finish_reason is not None:
+                job.emit(first)
         finally:
+            attempt.is_decoding = False
             attempt.ledger.close()
         if not job.is_over:
             raise EngineFailure(engine.info.engine_id, EngineLostError("decoding ended without a finish reason"))

@@ -22,7 +22,7 @@ from dualpath.engine.api import DecodeEngineClient, PrefillEngineClient
 from dualpath.scheduler.accounts import Accounts
 from dualpath.scheduler.blocks import Hits, IndexView, KeyChain
 from dualpath.scheduler.config import SchedulerConfig
-from dualpath.scheduler.coordinator import Coordinator
+from dualpath.scheduler.coordinator import Attempt, Coordinator
 from dualpath.scheduler.evictor import Evictor
 from dualpath.scheduler.health import Health
 from dualpath.scheduler.holding import Releaser
@@ -193,8 +193,22 @@ class Service:
                 self._cancel(job)
 
     def _cancel(self, job: Job, error: Exception | None = None) -> None:
+        """What has been computed is still persisted: a client that stops reading may well come back with a next turn."""
         job.end(Phase.CANCELLED, error)
-        self._running[job].cancel()
+        attempt = self._coordinator.decoding(job)
+        if attempt is None:
+            self._running[job].cancel()
+        else:
+            self._tasks.spawn(self._stop_decoding(job, attempt))
+
+    async def _stop_decoding(self, job: Job, attempt: Attempt) -> None:
+        try:
+            async with asyncio.timeout(self.config.release_timeout_s):
+                await attempt.decode.stop(attempt.request.request_id)
+        except Exception as error:
+            _log.warning("%s: stopping failed: %r", attempt.request.request_id, error)
+            if job in self._running:
+                self._running[job].cancel()
 
     async def _serve(self, job: Job) -> None:
         try:
