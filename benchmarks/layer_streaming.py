@@ -86,10 +86,10 @@ async def measure(model_dir: Path, cached: int, new: int, rounds: int, threads: 
             times["resident"].append(
                 time_s(lambda tail=tail: model.prefill([PrefillItem(tail, cached, 0)], resident))
             )
-            base.crop(cached)
             with torch.inference_mode():
                 ids = torch.tensor([tail])
                 times["transformers"].append(time_s(lambda ids=ids: hf(ids, past_key_values=base, logits_to_keep=1)))
+            base.crop(-new)
             for path, cluster in clusters.items():
                 times[path].append(await engine_forward_s(cluster, history + tail, number))
         for cluster in clusters.values():

@@ -56,9 +56,9 @@ class Script:
 
     num_agents: int = 3
     num_turns: int = 5
-    first_prompt_tokens: int = 1536
-    append_tokens: int = 256
-    answer_tokens: int = 24
+    first_prompt_tokens: int = 1280
+    append_tokens: int = 96
+    answer_tokens: int = 12
     seed: int = 0
 
 
@@ -123,6 +123,7 @@ async def _turn(
             first_s = first_s or time.perf_counter()
             text += chunk.choices[0].delta.content
     end_s = time.perf_counter()
+    assert usage is not None, "the stream ended without usage"
     cached = usage.prompt_tokens_details.cached_tokens if usage.prompt_tokens_details else 0
     return Turn(
         number, index, request_id, end_s - start_s, (first_s or end_s) - start_s, text, usage.prompt_tokens, cached or 0

@@ -193,7 +193,7 @@ class Service:
                 self._cancel(job)
 
     def _cancel(self, job: Job, error: Exception | None = None) -> None:
-        """What has been computed is still persisted: a client that stops reading may well come back with a next turn."""
+        """What has been computed is still persisted: who stops reading may well come back with a next turn."""
         job.end(Phase.CANCELLED, error)
         attempt = self._coordinator.decoding(job)
         if attempt is None:

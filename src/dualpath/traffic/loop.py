@@ -34,8 +34,9 @@ log = logging.getLogger(__name__)
 NOT_RUNNING = "the traffic manager is not running"
 _SPIN_S = 50e-6  # after an event, look again without waiting
 _MIN_WAIT_S = 20e-6
+_MIN_STORAGE_WAIT_S = 100e-6  # a look at many objects costs more, and they take longer
 _MAX_WAIT_S = 1e-3
-_EXPECTING_WAIT_S = 2e-3
+_EXPECTING_WAIT_S = 1e-3
 _LINGERING_WAIT_S = 5e-3
 _IDLE_WAIT_S = 50e-3  # how late an idle engine may notice a new peer's connection
 _PR_SET_TIMERSLACK = 29
@@ -182,7 +183,8 @@ class TrafficLoop:
         """How long to wait for a command before the next look."""
         idle_s = time.perf_counter() - self._moved_at_s
         if self.peers.num_active or self.reads.num_moving or self.writes.num_moving:
-            return 0.0 if idle_s < _SPIN_S else min(max(idle_s / 4, _MIN_WAIT_S), _MAX_WAIT_S)
+            least_s = _MIN_WAIT_S if self.peers.num_active else _MIN_STORAGE_WAIT_S
+            return 0.0 if idle_s < _SPIN_S else min(max(idle_s / 4, least_s), _MAX_WAIT_S)
         if self.reads.next_end_s() is not None or self.writes.next_end_s() is not None:
             return self._pacing_wait_s()
         if self._num_expecting:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +32,8 @@ from dualpath.traffic.slots import SlotPool
 from dualpath.traffic.staging import DEVICE, Staging, device_region
 from dualpath.traffic.storage_nic import StorageNic
 
+B = TypeVar("B")
+_SUBMIT_BLOCKS = 16
 _unquiet_memory: list[Region] = []  # of managers that closed while something could still write it: never freed
 
 
@@ -194,11 +198,15 @@ class TrafficManager:
 
         A transfer raises BlockMissingError, BlockCorruptError, another StoreError, or TransferTimeoutError.
         """
-        jobs = [self._read_job(key, slot, deadline_s) for key, slot in blocks]
+        self._hold(self._by_pool([slot for _, slot in blocks]))
         with self._lock:
-            self._counters.reads_submitted += len(jobs)
-        self._loop.submit(jobs, lambda: self._loop.reads.add(jobs))
-        return [job.transfer for job in jobs]
+            self._counters.reads_submitted += len(blocks)
+        transfers: list[Transfer[int]] = []
+        for chunk in _chunks(blocks):
+            jobs = [self._read_job(key, slot, deadline_s) for key, slot in chunk]
+            self._loop.submit(jobs, partial(self._loop.reads.add, jobs))
+            transfers.extend(job.transfer for job in jobs)
+        return transfers
 
     def write_blocks(
         self, blocks: Sequence[tuple[BlockKey, BlockKey, int, int]], deadline_s: float | None = None
@@ -207,9 +215,13 @@ class TrafficManager:
 
         The slot must not change until the transfer is quiescent. A transfer raises StoreError or TransferTimeoutError.
         """
-        jobs = [self._write_job(*block, deadline_s) for block in blocks]
-        self._loop.submit(jobs, lambda: self._loop.writes.add(jobs))
-        return [job.transfer for job in jobs]
+        self._hold(self._by_pool([slot for _, _, slot, _ in blocks]))
+        transfers: list[Transfer[int]] = []
+        for chunk in _chunks(blocks):
+            jobs = [self._write_job(*block, deadline_s) for block in chunk]
+            self._loop.submit(jobs, partial(self._loop.writes.add, jobs))
+            transfers.extend(job.transfer for job in jobs)
+        return transfers
 
     # --- local ----------------------------------------------------------------------------------------------------
 
@@ -279,7 +291,7 @@ class TrafficManager:
         return StorageJob(
             num_bytes=self._staging.object_bytes,
             deadline_s=self._storage_deadline_s if deadline_s is None else deadline_s,
-            holds=self._hold([(self._pool_of(slot), [slot])]),
+            holds=self._by_pool([slot]),  # held already
             request=self._staging.request(key, slot),
             after=lambda: verify(view, self._digest, key, self.geometry),
         )
@@ -291,19 +303,20 @@ class TrafficManager:
         return StorageJob(
             num_bytes=self._staging.object_bytes,
             deadline_s=self._storage_deadline_s if deadline_s is None else deadline_s,
-            holds=self._hold([(self._pool_of(slot), [slot])]),
+            holds=self._by_pool([slot]),  # held already
             request=self._staging.request(key, slot),
             before=lambda: write_header(view, self._digest, key, parent, self.geometry, num_tokens),
         )
 
     def _holds(self, region: str, units: Units) -> list[Hold]:
-        if region != self._staging.region.name:
-            return []
-        slots = self._staging.slots_of(units)
-        prompt, write = [s for s in slots if s in self.slots], [s for s in slots if s in self.write_slots]
+        return self._by_pool(self._staging.slots_of(units)) if region == self._staging.region.name else []
+
+    def _by_pool(self, slots: Sequence[int]) -> list[Hold]:
+        prompt, write = [s for s in slots if s in self.slots], [s for s in slots if s not in self.slots]
         return [(pool, mine) for pool, mine in ((self.slots, prompt), (self.write_slots, write)) if mine]
 
     def _hold(self, holds: Sequence[Hold]) -> Sequence[Hold]:
+        """Hold all of these slots, or raise ValueError and hold none."""
         for index, (pool, slots) in enumerate(holds):
             try:
                 pool.hold(slots)
@@ -312,9 +325,6 @@ class TrafficManager:
                     held.unhold(held_slots)
                 raise
         return holds
-
-    def _pool_of(self, slot: int) -> SlotPool:
-        return self.slots if slot in self.slots else self.write_slots
 
     def _check_units(self, region: Region, units: Units, num_others: int) -> None:
         if len(units) != num_others:
@@ -329,3 +339,9 @@ class TrafficManager:
 
 def _as_units(units: Units) -> Units:
     return np.ascontiguousarray(units, dtype=np.int32)
+
+
+def _chunks(blocks: Sequence[B]) -> Iterator[Sequence[B]]:
+    """A few blocks at a time: the first are on their way while the others' handles are still being made."""
+    for start in range(0, len(blocks), _SUBMIT_BLOCKS):
+        yield blocks[start : start + _SUBMIT_BLOCKS]

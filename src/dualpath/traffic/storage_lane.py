@@ -8,6 +8,7 @@ and the NIC's emulation has served those before it: a long queue alone fails not
 from __future__ import annotations
 
 import heapq
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import count
@@ -20,7 +21,10 @@ from dualpath.traffic.storage_nic import NicDirection, StorageNic
 from dualpath.traffic.worker import Worker
 
 Deliver = Callable[[Callable[[Exception | None], None], Exception | None], None]
-_BATCH = 8  # objects started together when others are under way: submitting costs less in batches
+_MAX_CHUNK = 16  # objects submitted together, which costs less than one by one
+_LONG_SUBMIT_S = (
+    500e-6  # submitting may do I/O on the spot (page cache); transfers between engines must not wait for it
+)
 
 
 class StorageLane:
@@ -39,7 +43,7 @@ class StorageLane:
         self._direction, self._io, self._submit_io = direction, io, submit
         self._nic, self._hasher, self._deliver, self._clock = nic, hasher, deliver, clock
         self._max_in_flight, self._on_end = max_in_flight, on_end
-        self._batch = max(1, min(_BATCH, max_in_flight // 4))
+        self._chunk = 4  # objects submitted together now
         self._queue: deque[StorageJob] = deque()
         self._moving: list[StorageJob] = []
         self._hashing: dict[StorageJob, None] = {}
@@ -70,7 +74,6 @@ class StorageLane:
                 self._queue.append(job)
             else:
                 self._hash(job, job.before, self._prepared)
-        self._start()
 
     def step(self) -> bool:
         """Advance everything once. True when something moved on."""
@@ -87,9 +90,7 @@ class StorageLane:
             num_before = len(self._lingering)
             self._lingering = [job for job in self._lingering if not self._is_quiet(job)]
             moved = moved or len(self._lingering) < num_before
-        if self._queue:
-            self._start()
-        return moved
+        return self._start() or moved
 
     def fail_all(self, error: Exception) -> None:
         """Fail what is under way; what can still touch memory lingers."""
@@ -106,25 +107,37 @@ class StorageLane:
         for job in self._hashing:
             job.abandon(error)  # the hash thread looks at its slot for a moment longer
 
-    def _start(self) -> None:
-        """Start queued jobs while there is room; a few at a time unless nothing is under way."""
+    def _start(self) -> bool:
+        """Start a few queued jobs if there is room. True when there were any."""
         room = self._max_in_flight - self._in_flight
-        if room <= 0 or not self._queue or (self._in_flight and room < min(self._batch, len(self._queue))):
-            return
-        jobs = [self._queue.popleft() for _ in range(min(room, len(self._queue)))]
+        jobs = [self._queue.popleft() for _ in range(min(room, len(self._queue), self._chunk))]
+        if not jobs:
+            return False
         self._in_flight += len(jobs)
         try:
-            tickets = self._submit_io([job.request for job in jobs])
+            tickets = self._submit([job.request for job in jobs])
         except Exception as error:  # against its contract; then nothing has begun
             for job in jobs:
                 self._end(job, StoreError(f"block {job.request.key.hex()}: {error!r}"))
-            return
+            return True
         now_s = self._clock.now_s()
         for job, ticket in zip(jobs, tickets, strict=True):
             job.ticket, job.start_s = ticket, now_s
             job.earliest_end_s = self._nic.begin(self._direction, job.num_bytes)
             job.deadline_at_s = job.earliest_end_s + job.deadline_s
         self._moving.extend(jobs)
+        return True
+
+    def _submit(self, requests: Sequence[IoRequest]) -> Sequence[IoTicket]:
+        """Submit, and find out how many objects may be submitted together without keeping peers waiting."""
+        start_s = time.perf_counter()
+        tickets = self._submit_io(requests)
+        took_s = time.perf_counter() - start_s
+        if took_s > _LONG_SUBMIT_S:
+            self._chunk = max(1, self._chunk // 2)
+        elif took_s < _LONG_SUBMIT_S / 4 and len(requests) == self._chunk:
+            self._chunk = min(_MAX_CHUNK, self._chunk * 2)
+        return tickets
 
     def _has_moved(self, job: StorageJob) -> bool:
         """Is the real transfer over? Then take the next step."""
@@ -168,7 +181,6 @@ class StorageLane:
             job.fail(error)
             return
         self._queue.append(job)
-        self._start()
 
     def _verified(self, job: StorageJob, error: Exception | None) -> None:
         if error is not None or job.transfer.future.done():

@@ -1,0 +1,94 @@
+"""Builds an engine with its traffic manager: the one place that chooses transport, sizes and deadlines for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dualpath.config import ServeConfig
+from dualpath.core.clock import Clock
+from dualpath.core.ids import NodeId
+from dualpath.core.keys import Namespace
+from dualpath.core.plan import Role
+from dualpath.engine.decode import DecodeConfig, DecodeEngine
+from dualpath.engine.prefill import PrefillConfig, PrefillEngine
+from dualpath.engine.trace import ChromeTrace
+from dualpath.launch.places import Place
+from dualpath.launch.sizes import NUM_WRITE_SLOTS, Sizes
+from dualpath.models.seam import Model
+from dualpath.store.contract import BlockStore
+from dualpath.traffic.manager import TrafficManager
+from dualpath.traffic.nixl_transport import NixlTransport
+from dualpath.traffic.storage_nic import StorageNic
+
+
+@dataclass(frozen=True, slots=True)
+class EngineBuilder:
+    """What all engines of a cluster have in common."""
+
+    config: ServeConfig
+    sizes: Sizes
+    namespace: Namespace
+    store: BlockStore
+    nics: Mapping[NodeId, StorageNic]
+    clock: Clock
+    trace: ChromeTrace | None
+
+    def prefill(self, place: Place, model: Model) -> PrefillEngine:
+        deadlines = self.config.deadlines
+        return PrefillEngine(
+            engine_id=place.engine_id,
+            node_id=place.node_id,
+            model=model,
+            geometry=self.namespace.geometry,
+            traffic=self._traffic(place),
+            config=PrefillConfig(
+                self.sizes.workspace_tokens,
+                self.config.memory.prefill_batch_tokens,
+                deadlines.slot_s,
+                deadlines.transfer_s,
+            ),
+            clock=self.clock,
+            trace=self.trace,
+        )
+
+    def decode(self, place: Place, model: Model) -> DecodeEngine:
+        return DecodeEngine(
+            engine_id=place.engine_id,
+            node_id=place.node_id,
+            model=model,
+            geometry=self.namespace.geometry,
+            namespace=self.namespace,
+            traffic=self._traffic(place),
+            config=DecodeConfig(self.sizes.decode_kv_tokens, slot_deadline_s=self.config.deadlines.slot_s),
+            clock=self.clock,
+            trace=self.trace,
+        )
+
+    def _traffic(self, place: Place) -> TrafficManager:
+        is_prefill, deadlines = place.role is Role.PREFILL, self.config.deadlines
+        transport = NixlTransport(place.engine_id)
+        traffic = TrafficManager(
+            engine_id=place.engine_id,
+            node_id=place.node_id,
+            role=place.role,
+            geometry=self.namespace.geometry,
+            namespace_digest=self.namespace.digest,
+            num_slots=self.sizes.prefill_slots if is_prefill else self.sizes.decode_slots,
+            num_write_slots=0 if is_prefill else NUM_WRITE_SLOTS,
+            transport=transport,
+            open_io=lambda _: self.store.open_io(transport.agent),
+            storage_nic=self.nics[place.node_id],
+            clock=self.clock,
+            storage_deadline_s=deadlines.storage_read_s,
+            transfer_deadline_s=deadlines.transfer_s,
+        )
+        trace = self.trace
+        if trace is not None:
+
+            def span(name: str, start_s: float, end_s: float, args: Mapping[str, Any]) -> None:
+                trace.span(place.engine_id, name, name, start_s, end_s, dict(args))
+
+            traffic.trace = span
+        return traffic
