@@ -21,7 +21,7 @@ from dualpath.core.ids import BlockKey, EngineId, NodeId
 from dualpath.core.plan import Role
 from dualpath.store.contract import BlockStore, IoRequest, IoTicket, StoreIo
 from dualpath.store.faults import FaultyIo
-from dualpath.store.header import HEADER_BYTES
+from dualpath.store.header import HEADER_BYTES, write_header
 from dualpath.store.open import open_store
 from dualpath.traffic.contract import Transport
 from dualpath.traffic.fake_transport import FakeFabric
@@ -106,6 +106,12 @@ class Rig:
     @property
     def engines(self) -> list[Engine]:
         return [self.prefill, self.decode, *self.more]
+
+    def object_bytes(self, key: BlockKey, slot: int) -> bytes:
+        """A stored object with the payload of this decode slot."""
+        view = self.decode.manager.slot_view(slot)
+        write_header(view, NAMESPACE, key, ROOT, GEOMETRY)
+        return bytes(view)
 
     def close(self) -> None:
         for engine in self.engines:

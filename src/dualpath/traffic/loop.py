@@ -34,11 +34,12 @@ log = logging.getLogger(__name__)
 NOT_RUNNING = "the traffic manager is not running"
 _SPIN_S = 50e-6  # after an event, look again without waiting
 _MIN_WAIT_S = 20e-6
-_MIN_STORAGE_WAIT_S = 100e-6  # a look at many objects costs more, and they take longer
+_MIN_STORAGE_WAIT_S = 200e-6  # a look at many objects costs more, and they take longer
 _MAX_WAIT_S = 1e-3
 _EXPECTING_WAIT_S = 1e-3
 _LINGERING_WAIT_S = 5e-3
 _IDLE_WAIT_S = 50e-3  # how late an idle engine may notice a new peer's connection
+_HURRY_S = 50e-3
 _PR_SET_TIMERSLACK = 29
 
 
@@ -62,7 +63,7 @@ class TrafficLoop:
         self._on_span = on_span
         self._hasher = Worker(f"{name}-hash")
         self.peers = PeerLane(transport, role, clock, counters, on_span)
-        common = (nic, self._hasher, self._deliver, clock)
+        common = (nic, self._hasher, self._deliver, clock, self._is_hurried)
         self.reads = StorageLane(
             NicDirection.READ, io, io.submit_reads, *common, max_reads_in_flight, self._on_read_end
         )
@@ -182,14 +183,19 @@ class TrafficLoop:
     def _wait_s(self) -> float:
         """How long to wait for a command before the next look."""
         idle_s = time.perf_counter() - self._moved_at_s
-        if self.peers.num_active or self.reads.num_moving or self.writes.num_moving:
-            least_s = _MIN_WAIT_S if self.peers.num_active else _MIN_STORAGE_WAIT_S
-            return 0.0 if idle_s < _SPIN_S else min(max(idle_s / 4, least_s), _MAX_WAIT_S)
+        if self.peers.num_active or self.reads.num_startable or self.writes.num_startable:
+            return 0.0 if idle_s < _SPIN_S else min(max(idle_s / 4, _MIN_WAIT_S), _MAX_WAIT_S)
+        if self.reads.num_moving or self.writes.num_moving:
+            return min(max(idle_s / 4, _MIN_STORAGE_WAIT_S), _MAX_WAIT_S)
         if self.reads.next_end_s() is not None or self.writes.next_end_s() is not None:
             return self._pacing_wait_s()
         if self._num_expecting:
             return _EXPECTING_WAIT_S
         return _LINGERING_WAIT_S if self.num_lingering else _IDLE_WAIT_S
+
+    def _is_hurried(self) -> bool:
+        """Transfers between engines are going on: a layer's compute may wait for one."""
+        return self.peers.num_active > 0 or self._clock.now_s() - self.peers.posted_at_s < _HURRY_S
 
     def _pacing_wait_s(self) -> float:
         """Until the NIC's emulation releases the next block; at most a millisecond, for the clock may not be real."""

@@ -2,12 +2,13 @@
 
 One thread owns the transport (a NIXL agent, which is not thread-safe) and the store's I/O, and does nothing but post
 and poll; checksums and local copies run on two helper threads. Everybody else submits and gets a ``Transfer``. An idle
-manager blocks on its queue; one whose peers may be moving bytes polls every half millisecond (``expecting_peers``).
+manager blocks on its queue; one whose peers may be moving bytes polls every millisecond (``expecting_peers``).
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -22,19 +23,17 @@ from dualpath.core.geometry import KvGeometry
 from dualpath.core.ids import BlockKey, EngineId, NodeId
 from dualpath.core.plan import Role
 from dualpath.store.contract import StoreIo
-from dualpath.store.header import verify, write_header
-from dualpath.traffic.contract import Op, Region, Transfer, Transport, Units
+from dualpath.traffic.contract import Op, Transfer, Transport, Units
 from dualpath.traffic.copier import Copier, pin, unpin
 from dualpath.traffic.counters import Counters, TrafficStats
-from dualpath.traffic.jobs import Hold, Job, PeerJob, StorageJob, Trace
+from dualpath.traffic.jobs import Job, PeerJob, Trace
 from dualpath.traffic.loop import NOT_RUNNING, TrafficLoop
-from dualpath.traffic.slots import SlotPool
-from dualpath.traffic.staging import DEVICE, Staging, device_region
+from dualpath.traffic.memory import EngineMemory
 from dualpath.traffic.storage_nic import StorageNic
 
 B = TypeVar("B")
 _SUBMIT_BLOCKS = 16
-_unquiet_memory: list[Region] = []  # of managers that closed while something could still write it: never freed
+_unquiet_memory: list[EngineMemory] = []  # of managers that closed while something could still write it: never freed
 
 
 class TrafficManager:
@@ -66,13 +65,13 @@ class TrafficManager:
         max_writes_in_flight: int = 16,
     ) -> None:
         self.engine_id, self.node_id, self.role, self.geometry = engine_id, node_id, role, geometry
-        self.slots = SlotPool(num_slots, clock)  # for prompts
-        self.write_slots = SlotPool(num_write_slots, clock, first_slot=num_slots)  # for persistence
+        self._memory = EngineMemory(geometry, namespace_digest, num_slots, num_write_slots, clock)
+        self._staging = self._memory.staging
+        self.slots = self._memory.slots  # for prompts
+        self.write_slots = self._memory.write_slots  # for persistence, so that writes never wait for prompts
         self.trace: Trace | None = None  # called on traffic threads with every ended transfer's span
-        self._digest, self._clock = namespace_digest, clock
+        self._clock = clock
         self._storage_deadline_s, self._transfer_deadline_s = storage_deadline_s, transfer_deadline_s
-        self._staging = Staging(geometry, num_slots + num_write_slots)
-        self._regions = {self._staging.region.name: self._staging.region}
         self._transport = transport
         self._counters = Counters()
         self._copier = Copier(f"{engine_id}-copy", clock, self._counters, self._span)
@@ -109,10 +108,9 @@ class TrafficManager:
 
     def register_device(self, tensor: torch.Tensor) -> None:
         """Make ``uint8 [..., layer_block_bytes]``, contiguous, on CPU or CUDA, region "device". Before ``start``."""
-        region = device_region(tensor, self.geometry.layer_block_bytes)
+        region = self._memory.add_device(tensor)
         if region.storage.is_cuda:
             pin(self._staging.region.storage)
-        self._regions[DEVICE] = region
         self._transport.register(region)
 
     # --- life -----------------------------------------------------------------------------------------------------
@@ -136,8 +134,8 @@ class TrafficManager:
         is_quiet = self._loop.close(deadline_s)
         self._copier.close()
         if not is_quiet:
-            _unquiet_memory.extend(self._regions.values())
-        elif any(region.storage.is_cuda for region in self._regions.values()):
+            _unquiet_memory.append(self._memory)
+        elif self._memory.has_cuda:
             unpin(self._staging.region.storage)
 
     # --- peers ----------------------------------------------------------------------------------------------------
@@ -198,12 +196,13 @@ class TrafficManager:
 
         A transfer raises BlockMissingError, BlockCorruptError, another StoreError, or TransferTimeoutError.
         """
-        self._hold(self._by_pool([slot for _, slot in blocks]))
+        deadline_s = self._storage_deadline_s if deadline_s is None else deadline_s
+        self._memory.hold_slots([slot for _, slot in blocks])
         with self._lock:
             self._counters.reads_submitted += len(blocks)
         transfers: list[Transfer[int]] = []
         for chunk in _chunks(blocks):
-            jobs = [self._read_job(key, slot, deadline_s) for key, slot in chunk]
+            jobs = [self._memory.read_job(key, slot, deadline_s) for key, slot in chunk]
             self._loop.submit(jobs, partial(self._loop.reads.add, jobs))
             transfers.extend(job.transfer for job in jobs)
         return transfers
@@ -215,10 +214,11 @@ class TrafficManager:
 
         The slot must not change until the transfer is quiescent. A transfer raises StoreError or TransferTimeoutError.
         """
-        self._hold(self._by_pool([slot for _, _, slot, _ in blocks]))
+        deadline_s = self._storage_deadline_s if deadline_s is None else deadline_s
+        self._memory.hold_slots([slot for _, _, slot, _ in blocks])
         transfers: list[Transfer[int]] = []
         for chunk in _chunks(blocks):
-            jobs = [self._write_job(*block, deadline_s) for block in chunk]
+            jobs = [self._memory.write_job(*block, deadline_s) for block in chunk]
             self._loop.submit(jobs, partial(self._loop.writes.add, jobs))
             transfers.extend(job.transfer for job in jobs)
         return transfers
@@ -227,12 +227,10 @@ class TrafficManager:
 
     def copy(self, src_region: str, src_units: Units, dst_region: str, dst_units: Units) -> Transfer[int]:
         """Copy between our own regions, on the copier's thread. Submitted copies run in order."""
-        source, target = self._regions[src_region], self._regions[dst_region]
-        src_units, dst_units = _as_units(src_units), _as_units(dst_units)
-        self._check_units(source, src_units, len(dst_units))
-        self._check_units(target, dst_units, len(src_units))
-        holds = [*self._holds(src_region, src_units), *self._holds(dst_region, dst_units)]
-        job = Job(num_bytes=len(src_units) * source.unit_bytes, holds=self._hold(holds))
+        source, src_units = self._memory.select(src_region, src_units, len(dst_units))
+        target, dst_units = self._memory.select(dst_region, dst_units, len(src_units))
+        holds = self._memory.hold_units((source, src_units), (target, dst_units))
+        job = Job(num_bytes=len(src_units) * source.unit_bytes, holds=holds)
         if not len(src_units):
             job.succeed()
         elif not self._loop.is_open or not self._copier.submit(job, source, src_units, target, dst_units):
@@ -266,19 +264,17 @@ class TrafficManager:
         remote_units: Units,
         deadline_s: float | None,
     ) -> Transfer[int]:
-        local_units, remote_units = _as_units(local_units), _as_units(remote_units)
-        region = self._regions[local_region]
-        self._check_units(region, local_units, len(remote_units))
+        region, local_units = self._memory.select(local_region, local_units, len(remote_units))
         job = PeerJob(
             num_bytes=len(local_units) * region.unit_bytes,
             deadline_s=self._transfer_deadline_s if deadline_s is None else deadline_s,
-            holds=self._hold(self._holds(local_region, local_units)),
+            holds=self._memory.hold_units((region, local_units)),
             op=op,
             peer=peer,
             local_region=local_region,
             local_units=local_units,
             remote_region=remote_region,
-            remote_units=remote_units,
+            remote_units=np.ascontiguousarray(remote_units, dtype=np.int32),
         )
         if len(local_units):
             self._loop.submit([job], lambda: self._loop.peers.post(job))
@@ -286,62 +282,14 @@ class TrafficManager:
             job.succeed()
         return job.transfer
 
-    def _read_job(self, key: BlockKey, slot: int, deadline_s: float | None) -> StorageJob:
-        view = self._staging.object_view(slot)
-        return StorageJob(
-            num_bytes=self._staging.object_bytes,
-            deadline_s=self._storage_deadline_s if deadline_s is None else deadline_s,
-            holds=self._by_pool([slot]),  # held already
-            request=self._staging.request(key, slot),
-            after=lambda: verify(view, self._digest, key, self.geometry),
-        )
-
-    def _write_job(
-        self, key: BlockKey, parent: BlockKey, slot: int, num_tokens: int, deadline_s: float | None
-    ) -> StorageJob:
-        view = self._staging.object_view(slot)
-        return StorageJob(
-            num_bytes=self._staging.object_bytes,
-            deadline_s=self._storage_deadline_s if deadline_s is None else deadline_s,
-            holds=self._by_pool([slot]),  # held already
-            request=self._staging.request(key, slot),
-            before=lambda: write_header(view, self._digest, key, parent, self.geometry, num_tokens),
-        )
-
-    def _holds(self, region: str, units: Units) -> list[Hold]:
-        return self._by_pool(self._staging.slots_of(units)) if region == self._staging.region.name else []
-
-    def _by_pool(self, slots: Sequence[int]) -> list[Hold]:
-        prompt, write = [s for s in slots if s in self.slots], [s for s in slots if s not in self.slots]
-        return [(pool, mine) for pool, mine in ((self.slots, prompt), (self.write_slots, write)) if mine]
-
-    def _hold(self, holds: Sequence[Hold]) -> Sequence[Hold]:
-        """Hold all of these slots, or raise ValueError and hold none."""
-        for index, (pool, slots) in enumerate(holds):
-            try:
-                pool.hold(slots)
-            except ValueError:
-                for held, held_slots in holds[:index]:
-                    held.unhold(held_slots)
-                raise
-        return holds
-
-    def _check_units(self, region: Region, units: Units, num_others: int) -> None:
-        if len(units) != num_others:
-            raise ValueError(f"{len(units)} units on one side, {num_others} on the other")
-        if len(units) and not (int(units.min()) >= 0 and int(units.max()) < region.num_units):
-            raise ValueError(f"units outside of region {region.name!r} with {region.num_units} units")
-
     def _span(self, name: str, job: Job) -> None:
         if self.trace is not None:
             self.trace(name, job.start_s, self._clock.now_s(), {"bytes": job.num_bytes})
 
 
-def _as_units(units: Units) -> Units:
-    return np.ascontiguousarray(units, dtype=np.int32)
-
-
 def _chunks(blocks: Sequence[B]) -> Iterator[Sequence[B]]:
     """A few blocks at a time: the first are on their way while the others' handles are still being made."""
     for start in range(0, len(blocks), _SUBMIT_BLOCKS):
+        if start:
+            time.sleep(0)  # leave the interpreter to the traffic thread for a moment
         yield blocks[start : start + _SUBMIT_BLOCKS]

@@ -196,13 +196,16 @@ class NixlTransport:
         for peer in list(self._peers):
             if not self._num_active[peer]:
                 self.remove_peer(peer)
+        self._peers.clear()
         for side in self._own.values():
             side.dlist.release()
         for registration in self._registrations:
             self.agent.deregister_memory(registration)
         self._registrations.clear()
         self._own.clear()
-        self.agent = None  # the binding frees the agent, its endpoints and its descriptors
+        # The native agent goes, with its endpoints and descriptors, whoever still holds the Python object around it.
+        self.agent.agent = None
+        self.agent = None
 
     def _remote(self, peer: EngineId, region: str) -> _Side:
         known = self._peers.get(peer)

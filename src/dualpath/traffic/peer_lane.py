@@ -30,6 +30,7 @@ class PeerLane:
         self._counters, self._on_span = counters, on_span
         self._active: list[PeerJob] = []
         self._lingering: list[PeerJob] = []
+        self.posted_at_s = float("-inf")  # when the last transfer began
         self._leaving: set[EngineId] = set()  # removed, but a transfer with them lingers
 
     @property
@@ -41,7 +42,7 @@ class PeerLane:
         return len(self._lingering)
 
     def post(self, job: PeerJob) -> None:
-        job.start_s = self._clock.now_s()
+        self.posted_at_s = job.start_s = self._clock.now_s()
         job.deadline_at_s = job.start_s + job.deadline_s
         try:
             if job.peer in self._leaving:

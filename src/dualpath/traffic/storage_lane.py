@@ -8,7 +8,6 @@ and the NIC's emulation has served those before it: a long queue alone fails not
 from __future__ import annotations
 
 import heapq
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import count
@@ -21,10 +20,13 @@ from dualpath.traffic.storage_nic import NicDirection, StorageNic
 from dualpath.traffic.worker import Worker
 
 Deliver = Callable[[Callable[[Exception | None], None], Exception | None], None]
-_MAX_CHUNK = 16  # objects submitted together, which costs less than one by one
-_LONG_SUBMIT_S = (
-    500e-6  # submitting may do I/O on the spot (page cache); transfers between engines must not wait for it
-)
+Stage = Callable[[StorageJob], Callable[[], None] | None]
+Outcome = Callable[[StorageJob, Exception | None], None]
+# Objects submitted, and hashed, together: that costs less than one by one. But submitting may do the I/O on the spot
+# (0.3 ms for 2 MiB from the page cache), and a transfer between engines would have to wait for it.
+_CHUNK, _SHORT_CHUNK = 16, 4
+_UNENDED_IN_A_LOOK = 8
+_FULL_LOOK_EVERY = 8
 
 
 class StorageLane:
@@ -37,13 +39,13 @@ class StorageLane:
         hasher: Worker,
         deliver: Deliver,  # runs a call on the traffic thread
         clock: Clock,
+        is_hurried: Callable[[], bool],  # other work waits for the traffic thread
         max_in_flight: int,
         on_end: Callable[[StorageJob, Exception | None], None],
     ) -> None:
         self._direction, self._io, self._submit_io = direction, io, submit
         self._nic, self._hasher, self._deliver, self._clock = nic, hasher, deliver, clock
-        self._max_in_flight, self._on_end = max_in_flight, on_end
-        self._chunk = 4  # objects submitted together now
+        self._max_in_flight, self._is_hurried, self._on_end = max_in_flight, is_hurried, on_end
         self._queue: deque[StorageJob] = deque()
         self._moving: list[StorageJob] = []
         self._hashing: dict[StorageJob, None] = {}
@@ -51,10 +53,16 @@ class StorageLane:
         self._lingering: list[StorageJob] = []
         self._in_flight = 0  # started and not yet ended
         self._order = count()
+        self._looks = 0
 
     @property
     def num_moving(self) -> int:
         return len(self._moving)
+
+    @property
+    def num_startable(self) -> int:
+        """Queued objects that there is room for."""
+        return min(len(self._queue), self._max_in_flight - self._in_flight)
 
     @property
     def num_active(self) -> int:
@@ -69,20 +77,16 @@ class StorageLane:
         return self._pacing[0][0] if self._pacing else None
 
     def add(self, jobs: Sequence[StorageJob]) -> None:
-        for job in jobs:
-            if job.before is None:
-                self._queue.append(job)
-            else:
-                self._hash(job, job.before, self._prepared)
+        """Take on jobs of one kind, all with ``before`` or all without."""
+        if jobs[0].before is None:
+            self._queue.extend(jobs)
+        else:
+            self._hash(jobs, lambda job: job.before, self._prepared)
 
     def step(self) -> bool:
         """Advance everything once. True when something moved on."""
         now_s = self._clock.now_s()
-        moved = False
-        if self._moving:
-            num_before = len(self._moving)
-            self._moving = [job for job in self._moving if not self._has_moved(job) and not self._is_late(job, now_s)]
-            moved = len(self._moving) < num_before
+        moved = self._poll_moving(now_s)
         while self._pacing and self._pacing[0][0] <= now_s:
             self._end(heapq.heappop(self._pacing)[2], None)
             moved = True
@@ -109,13 +113,13 @@ class StorageLane:
 
     def _start(self) -> bool:
         """Start a few queued jobs if there is room. True when there were any."""
-        room = self._max_in_flight - self._in_flight
-        jobs = [self._queue.popleft() for _ in range(min(room, len(self._queue), self._chunk))]
+        chunk = _SHORT_CHUNK if self._is_hurried() else _CHUNK
+        jobs = [self._queue.popleft() for _ in range(min(self.num_startable, chunk))]
         if not jobs:
             return False
         self._in_flight += len(jobs)
         try:
-            tickets = self._submit([job.request for job in jobs])
+            tickets = self._submit_io([job.request for job in jobs])
         except Exception as error:  # against its contract; then nothing has begun
             for job in jobs:
                 self._end(job, StoreError(f"block {job.request.key.hex()}: {error!r}"))
@@ -128,19 +132,36 @@ class StorageLane:
         self._moving.extend(jobs)
         return True
 
-    def _submit(self, requests: Sequence[IoRequest]) -> Sequence[IoTicket]:
-        """Submit, and find out how many objects may be submitted together without keeping peers waiting."""
-        start_s = time.perf_counter()
-        tickets = self._submit_io(requests)
-        took_s = time.perf_counter() - start_s
-        if took_s > _LONG_SUBMIT_S:
-            self._chunk = max(1, self._chunk // 2)
-        elif took_s < _LONG_SUBMIT_S / 4 and len(requests) == self._chunk:
-            self._chunk = min(_MAX_CHUNK, self._chunk * 2)
-        return tickets
+    def _poll_moving(self, now_s: float) -> bool:
+        """Look at real transfers, now and then at all; what has arrived goes on together. True when any has ended."""
+        num_before = len(self._moving)
+        arrived: list[StorageJob] = []
+        self._looks += 1
+        if self._looks % _FULL_LOOK_EVERY == 0:
+            still = [job for job in self._moving if not self._has_ended(job, arrived)]
+            self._moving = [job for job in still if not self._is_late(job, now_s)]
+        else:
+            self._poll_oldest(arrived)
+        if arrived and arrived[0].after is not None:
+            self._hash(arrived, lambda job: job.after, self._verified)
+        else:
+            for job in arrived:
+                self._pace(job)
+        return len(self._moving) < num_before
 
-    def _has_moved(self, job: StorageJob) -> bool:
-        """Is the real transfer over? Then take the next step."""
+    def _poll_oldest(self, arrived: list[StorageJob]) -> None:
+        """Storage ends transfers about in order: once several in a row have not ended, hardly any behind them has."""
+        still: list[StorageJob] = []
+        for index, job in enumerate(self._moving):
+            if len(still) == _UNENDED_IN_A_LOOK:
+                still.extend(self._moving[index:])
+                break
+            if not self._has_ended(job, arrived):
+                still.append(job)
+        self._moving = still
+
+    def _has_ended(self, job: StorageJob, arrived: list[StorageJob]) -> bool:
+        """Is the real transfer over? A good one joins ``arrived``, a bad one is dealt with."""
         assert job.ticket is not None
         try:
             state = self._io.poll(job.ticket)
@@ -153,25 +174,25 @@ class StorageLane:
         if state is IoState.FAILED:
             self._nic.cancel(self._direction, job.num_bytes)
             self._end(job, job.ticket.error or StoreError(f"block {job.request.key.hex()}: the transfer failed"))
-            return True
-        job.has_moved = True
-        if job.after is None:
-            self._pace(job)
         else:
-            self._hash(job, job.after, self._verified)
+            job.has_moved = True
+            arrived.append(job)
         return True
 
-    def _hash(
-        self, job: StorageJob, call: Callable[[], None], then: Callable[[StorageJob, Exception | None], None]
-    ) -> None:
-        self._hashing[job] = None
-        self._hasher.run(call, lambda error: self._deliver(lambda e: self._hashed(job, e, then), error))
+    def _hash(self, jobs: Sequence[StorageJob], stage: Stage, then: Outcome) -> None:
+        """Run a stage of each job on the hash thread, then ``then`` here; together, for hand-overs are what costs."""
+        self._hashing.update(dict.fromkeys(jobs))
+        errors: list[Exception | None] = []
 
-    def _hashed(
-        self, job: StorageJob, error: Exception | None, then: Callable[[StorageJob, Exception | None], None]
-    ) -> None:
-        del self._hashing[job]
-        then(job, error)
+        def call() -> None:
+            errors.extend(_attempt(stage(job)) for job in jobs)
+
+        def end(_: Exception | None) -> None:
+            for job, error in zip(jobs, errors, strict=True):
+                del self._hashing[job]
+                then(job, error)
+
+        self._hasher.run(call, lambda error: self._deliver(end, error))
 
     def _prepared(self, job: StorageJob, error: Exception | None) -> None:
         """The header of an object to be written is filled in."""
@@ -231,3 +252,12 @@ class StorageLane:
             return False
         job.quiesce()
         return True
+
+
+def _attempt(call: Callable[[], None] | None) -> Exception | None:
+    try:
+        if call is not None:
+            call()
+    except Exception as error:
+        return error
+    return None

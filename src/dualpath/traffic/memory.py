@@ -1,0 +1,91 @@
+"""An engine's registered memory, and the rule that a transfer holds the staging slots it may touch while it may."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from dualpath.core.clock import Clock
+from dualpath.core.geometry import KvGeometry
+from dualpath.core.ids import BlockKey
+from dualpath.store.header import verify, write_header
+from dualpath.traffic.contract import Region, Units
+from dualpath.traffic.jobs import Hold, StorageJob
+from dualpath.traffic.slots import SlotPool
+from dualpath.traffic.staging import DEVICE, Staging, device_region
+
+
+class EngineMemory:
+    """The staging buffer with its two pools of slots, and the device region. Any thread."""
+
+    def __init__(
+        self, geometry: KvGeometry, namespace_digest: bytes, num_slots: int, num_write_slots: int, clock: Clock
+    ) -> None:
+        self._geometry, self._digest = geometry, namespace_digest
+        self.slots = SlotPool(num_slots, clock)
+        self.write_slots = SlotPool(num_write_slots, clock, first_slot=num_slots)
+        self.staging = Staging(geometry, num_slots + num_write_slots)
+        self.regions: dict[str, Region] = {self.staging.region.name: self.staging.region}
+
+    @property
+    def has_cuda(self) -> bool:
+        return any(region.storage.is_cuda for region in self.regions.values())
+
+    def add_device(self, tensor: torch.Tensor) -> Region:
+        region = device_region(tensor, self._geometry.layer_block_bytes)
+        self.regions[DEVICE] = region
+        return region
+
+    def select(self, region_name: str, units: Units, num_others: int) -> tuple[Region, Units]:
+        """The region and its checked units, int32. Raises ValueError where they do not fit it or the other side."""
+        region, units = self.regions[region_name], np.ascontiguousarray(units, dtype=np.int32)
+        if len(units) != num_others:
+            raise ValueError(f"{len(units)} units on one side, {num_others} on the other")
+        if len(units) and not (int(units.min()) >= 0 and int(units.max()) < region.num_units):
+            raise ValueError(f"units outside of region {region_name!r} with {region.num_units} units")
+        return region, units
+
+    def hold_units(self, *places: tuple[Region, Units]) -> list[Hold]:
+        """Hold the staging slots among these units; device units have none."""
+        staged = [units for region, units in places if region is self.staging.region]
+        return self.hold_slots([slot for units in staged for slot in self.staging.slots_of(units)])
+
+    def hold_slots(self, slots: Sequence[int]) -> list[Hold]:
+        """Hold all of these slots, or raise ValueError and hold none."""
+        holds = self._by_pool(slots)
+        for index, (pool, mine) in enumerate(holds):
+            try:
+                pool.hold(mine)
+            except ValueError:
+                for held, held_slots in holds[:index]:
+                    held.unhold(held_slots)
+                raise
+        return holds
+
+    def read_job(self, key: BlockKey, slot: int, deadline_s: float) -> StorageJob:
+        """Storage to slot, then verified. The slot is held already, for this job to let go of."""
+        view = self.staging.object_view(slot)
+        job = self._storage_job(key, slot, deadline_s)
+        job.after = lambda: verify(view, self._digest, key, self._geometry)
+        return job
+
+    def write_job(self, key: BlockKey, parent: BlockKey, slot: int, num_tokens: int, deadline_s: float) -> StorageJob:
+        """Header and checksum into the slot, then slot to storage. The slot is held already."""
+        view = self.staging.object_view(slot)
+        job = self._storage_job(key, slot, deadline_s)
+        job.before = lambda: write_header(view, self._digest, key, parent, self._geometry, num_tokens)
+        return job
+
+    def _storage_job(self, key: BlockKey, slot: int, deadline_s: float) -> StorageJob:
+        return StorageJob(
+            num_bytes=self.staging.object_bytes,
+            deadline_s=deadline_s,
+            holds=self._by_pool([slot]),
+            request=self.staging.request(key, slot),
+        )
+
+    def _by_pool(self, slots: Sequence[int]) -> list[Hold]:
+        prompt, write = [s for s in slots if s in self.slots], [s for s in slots if s not in self.slots]
+        return [(pool, mine) for pool, mine in ((self.slots, prompt), (self.write_slots, write)) if mine]

@@ -1,0 +1,60 @@
+"""A traffic manager that moves nothing and says that all is done: what the oracle of the comparisons runs on.
+
+Storage reads, host-device copies and transfers between engines end at once with zero bytes (paper section 7); nothing
+reaches the store. Staging slots are granted as ever, so requests wait for the same memory. Since history is whatever
+the memory held before, every answer is invalid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dualpath.core.ids import BlockKey, EngineId
+from dualpath.traffic.contract import Transfer, Units
+from dualpath.traffic.jobs import Job
+from dualpath.traffic.manager import TrafficManager
+
+
+def _done() -> Transfer[int]:
+    job = Job(num_bytes=0)
+    job.succeed()
+    return job.transfer
+
+
+class StillTrafficManager(TrafficManager):
+    """Every submission succeeds before it returns."""
+
+    def read_blocks(
+        self, blocks: Sequence[tuple[BlockKey, int]], deadline_s: float | None = None
+    ) -> list[Transfer[int]]:
+        return [_done() for _ in blocks]
+
+    def write_blocks(
+        self, blocks: Sequence[tuple[BlockKey, BlockKey, int, int]], deadline_s: float | None = None
+    ) -> list[Transfer[int]]:
+        return [_done() for _ in blocks]
+
+    def pull(
+        self,
+        peer: EngineId,
+        local_region: str,
+        local_units: Units,
+        remote_region: str,
+        remote_units: Units,
+        deadline_s: float | None = None,
+    ) -> Transfer[int]:
+        return _done()
+
+    def push(
+        self,
+        peer: EngineId,
+        local_region: str,
+        local_units: Units,
+        remote_region: str,
+        remote_units: Units,
+        deadline_s: float | None = None,
+    ) -> Transfer[int]:
+        return _done()
+
+    def copy(self, src_region: str, src_units: Units, dst_region: str, dst_units: Units) -> Transfer[int]:
+        return _done()
