@@ -27,6 +27,9 @@ LIGHT_MODULES = [
     "dualpath.scheduler.prefill_choice",
     "dualpath.scheduler.decode_choice",
     "dualpath.scheduler.path_choice",
+    "dualpath.scheduler.systems",
+    "dualpath.scheduler.cost",
+    "dualpath.scheduler.quota",
 ]
 HEAVY_PACKAGES = {"torch", "transformers", "nixl", "nixl_cu12", "fastapi", "uvicorn"}
 

@@ -1,4 +1,4 @@
-"""The systems of the comparisons: the same tokens from all but the oracle, each with the memory and the bytes it says."""
+"""The systems of the comparisons: the same tokens from all but the oracle, each with its own memory and bytes."""
 
 from __future__ import annotations
 
@@ -142,6 +142,17 @@ async def test_the_oracle_neither_stores_over_nor_evicts_what_others_stored(mode
         first, _ = await oracle_turns(embedded)
         assert first.record.num_hit_tokens > 0
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.kv")} == stored
+
+
+@pytest.mark.parametrize("family", ["gpt_oss", "deepseek_v32"])
+async def test_the_oracle_s_nonsense_is_finite_in_every_kind_of_attention(family, tmp_path):
+    directory = init_model(family, tmp_path / "model", layers=2)
+    async with cluster(settings(directory, f"memory://{family}", system="oracle")) as embedded:
+        first = await ask(embedded, HISTORY, 4, temperature=1.0, seed=1)
+        second = await ask(embedded, [*HISTORY, *first.token_ids, 40], 8, temperature=1.0, seed=1)
+        assert second.record.num_hit_tokens > 0
+        assert len(second.token_ids) == 8
+        await all_zero(embedded)
 
 
 def test_the_server_refuses_the_oracle_unless_told_otherwise(model_dir):

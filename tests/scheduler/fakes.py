@@ -184,7 +184,8 @@ class FakePrefill(FakeEngine):
         self.decode_engines = decode
         self.busy_releases = 0  # so many releases answer False
 
-    async def reserve(self, request_id: RequestId, num_slots: int) -> None:
+    async def reserve(self, request_id: RequestId, num_slots: int, num_prompt_blocks: int) -> None:
+        assert 0 < num_slots <= num_prompt_blocks
         await self.work("reserve", request_id)
         await self.slots.acquire(request_id, num_slots)
 

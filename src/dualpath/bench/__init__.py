@@ -1,4 +1,4 @@
-"""Demonstrations and comparisons: workloads replayed against a running server, and what comes of them.
+"""Demonstrations and comparisons: agents replayed against a cluster or a server, and what comes of them.
 
-Called by ``launch``. Talks to servers over HTTP only, like any client.
+Called by ``launch``, which brings the clusters. Knows them as the gateway does (``gateway.backend``) or over HTTP only.
 """

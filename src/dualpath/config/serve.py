@@ -13,6 +13,7 @@ from dualpath.config.fields import Table, setting
 GIB = 1024**3
 PATHS = ("prefill", "decode", "shorter", "split", "round_robin")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+SYSTEMS = ("basic", "layerwise", "round_robin", "shorter", "split", "oracle")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -32,6 +33,12 @@ class ModelConfig(Table):
     )
     served_name: str | None = setting(
         None, flag="served-model-name", none_means="the directory's name", help="the model's name in the API"
+    )
+    profile: Path | None = setting(
+        None,
+        metavar="FILE",
+        none_means="dualpath-profile.json beside the model, if there",
+        help="what dualpath model profile measured; read where it was measured on this device, else defaults hold",
     )
 
 
@@ -63,6 +70,16 @@ class ClusterConfig(Table):
         help="whose storage NIC reads a request's stored blocks: always the prefill node's, always the decode node's, "
         "the one with the shorter queue, both so that they end together, or each in turn",
     )
+    system: str | None = setting(
+        None,
+        choices=SYSTEMS,
+        none_means="full scheduling with --path",
+        help="a system to compare with, instead of --path: the paper's baseline basic, its ablation layerwise and "
+        "round_robin, its own shorter, ours split; oracle moves no KV, so it answers nonsense as fast as can be",
+    )
+    allow_invalid_answers: bool = setting(
+        False, help="serve although --system oracle makes every answer invalid; for benchmarks only"
+    )
     storage_nic_mbps: float | None = setting(
         None,
         above=0,
@@ -93,18 +110,29 @@ class MemoryConfig(Table):
     prefill_staging_bytes: int = setting(
         GIB,
         minimum=1,
-        help="host buffer of a prefill engine: blocks read from storage wait here for their layer's turn",
+        help="most host memory for a prefill engine's buffer, where blocks read from storage wait for their layer's turn; "
+        "no more than four longest contexts are taken",
     )
     decode_staging_bytes: int = setting(
-        GIB, minimum=1, help="host buffer of a decode engine: whole prompts wait here for device memory"
+        GIB,
+        minimum=1,
+        help="most host memory for a decode engine's buffer, where whole prompts wait for device memory; "
+        "no more than four longest contexts are taken",
     )
     prefill_batch_tokens: int = setting(
         8192, minimum=1, help="most new tokens in one forward pass of a prefill engine; longer prompts go in pieces"
     )
+    prefill_kv_tokens: int | None = setting(
+        None,
+        minimum=2,
+        none_means="one longest context",
+        help="tokens whose KV fits a prefill engine's device at once, histories included: two layers of each where "
+        "layers are streamed, all layers of each with --system basic",
+    )
     decode_kv_tokens: int | None = setting(
         None,
         minimum=2,
-        none_means="2 GiB of them on a CPU, device-memory-fraction on CUDA",
+        none_means="8 longest contexts, at most 2 GiB, on a CPU; device-memory-fraction on CUDA",
         help="tokens whose KV a decode engine's device holds, over all running requests",
     )
     device_memory_fraction: float = setting(
@@ -136,6 +164,12 @@ class SchedulerConfig(Table):
     TABLE = "scheduler"
     max_queued_requests: int = setting(
         1024, minimum=1, maximum=1_000_000, help="requests that may wait for an engine; more get HTTP 429"
+    )
+    prefill_quota_ms: float = setting(
+        300.0,
+        above=0,
+        maximum=3.6e6,
+        help="most predicted attention time of one prefill forward; longer ones go in pieces; needs a profile",
     )
     max_retries: int = setting(3, minimum=0, maximum=100, help="times a request is resumed after it lost its engine")
 

@@ -89,8 +89,11 @@ class PrefillEngineClient(Protocol):
 
     async def add_peer(self, peer_metadata: bytes) -> None: ...
 
-    async def reserve(self, request_id: RequestId, num_slots: int) -> None:
-        """Wait, first come first served, until ``num_slots`` prefill-buffer slots are the request's."""
+    async def reserve(self, request_id: RequestId, num_slots: int, num_prompt_blocks: int) -> None:
+        """Wait, first come first served, until ``num_slots`` prefill-buffer slots are the request's.
+
+        An engine that does not stream layers also sets device memory aside for all ``num_prompt_blocks`` of it.
+        """
         ...
 
     async def read(self, request_id: RequestId, blocks: Sequence[tuple[int, BlockKey]]) -> ReadOutcome:

@@ -2,6 +2,7 @@
 
 Two workspaces alternate (layer l uses l % 2). While layer l computes, layer l+1 loads; when l is handed back its new
 rows are pushed to the decode buffers, and once they have left, layer l+2 loads into the same memory (paper section 4).
+``WholeStream`` is what that is compared with: a workspace for every layer, all loaded before, all pushed after.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class WorkspaceStream:
     def __init__(
         self,
         traffic: TrafficManager,
-        workspace: torch.Tensor,  # uint8 [NUM_WORKSPACES, blocks, block_tokens, bytes_per_token_layer]
+        workspace: torch.Tensor,  # uint8 [num_workspaces, blocks, block_tokens, bytes_per_token_layer]
         num_layers: int,
         loads: Sequence[Flow],
         pushes: Sequence[Flow],
@@ -57,6 +58,7 @@ class WorkspaceStream:
     ) -> None:
         self._traffic = traffic
         self._workspace = workspace
+        self._num_workspaces = workspace.shape[0]
         self._num_layers = num_layers
         self._loads, self._pushes = loads, pushes
         self._clock = clock
@@ -68,7 +70,7 @@ class WorkspaceStream:
         self._closed = False
         self._acquired_at_s = 0.0
         self.wait_s = 0.0  # time the compute stood still for loads
-        for layer in range(min(NUM_WORKSPACES, num_layers)):
+        for layer in range(min(self._num_workspaces, num_layers)):
             self._start_layer(layer)
 
     def acquire(self, layer: int) -> torch.Tensor:
@@ -77,21 +79,21 @@ class WorkspaceStream:
             self._span(f"compute layer {layer - 1}", "compute", self._acquired_at_s, start_s)
         if not self._started[layer].wait(self._deadline_s):
             # The pushes that free this workspace did not end: surface their error, which has its own deadline.
-            self._wait(self._push_transfers[layer - NUM_WORKSPACES])
-        self._wait(self._push_transfers[layer - NUM_WORKSPACES] if layer >= NUM_WORKSPACES else [])
+            self._wait(self._push_transfers[layer - self._num_workspaces])
+        self._wait(self._push_transfers[layer - self._num_workspaces] if layer >= self._num_workspaces else [])
         self._wait(self._load_transfers[layer])
         self._acquired_at_s = self._clock.now_s()
         self.wait_s += self._acquired_at_s - start_s
         if self._acquired_at_s - start_s > 20e-6:
             self._span(f"wait for layer {layer}", "compute", start_s, self._acquired_at_s)
-        return self._workspace[layer % NUM_WORKSPACES].view(-1, self._workspace.shape[-1])
+        return self._workspace[layer % self._num_workspaces].view(-1, self._workspace.shape[-1])
 
     def release(self, layer: int) -> None:
         if self._workspace.is_cuda:
             torch.cuda.current_stream(self._workspace.device).synchronize()  # the NIC reads what the kernels wrote
         transfers = [self._push(flow, layer) for flow in self._pushes]
         self._push_transfers[layer] = transfers
-        follower = layer + NUM_WORKSPACES
+        follower = layer + self._num_workspaces
         if follower >= self._num_layers:
             return
         if not transfers:
@@ -103,8 +105,14 @@ class WorkspaceStream:
 
     def finish(self) -> None:
         """Wait until every push has arrived. Raises TransferError. Model thread."""
+        self._compute_ended()
+        self._await_pushes()
+
+    def _compute_ended(self) -> None:
         self._span(f"compute layer {self._num_layers - 1}", "compute", self._acquired_at_s, self._clock.now_s())
-        for transfers in self._push_transfers[-NUM_WORKSPACES:]:
+
+    def _await_pushes(self) -> None:
+        for transfers in self._push_transfers[-self._num_workspaces :]:
             self._wait(transfers)
 
     def abandon(self, deadline_s: float) -> bool:
@@ -138,7 +146,7 @@ class WorkspaceStream:
         return self._traffic.push(flow.peer, "device", local, "staging", remote, self._deadline_s)
 
     def _workspace_units(self, flow: Flow, layer: int) -> Units:
-        base = (layer % NUM_WORKSPACES) * self._workspace.shape[1]
+        base = (layer % self._num_workspaces) * self._workspace.shape[1]
         return flow.workspace_blocks + np.int32(base)
 
     def _wait(self, transfers: Sequence[Transfer[int]]) -> None:
@@ -148,6 +156,32 @@ class WorkspaceStream:
     def _span(self, name: str, track: str, start_s: float, end_s: float) -> None:
         if self._trace is not None:
             self._trace.span(self._track, track, name, start_s, end_s)
+
+
+class WholeStream(WorkspaceStream):
+    """Without layer streaming (the paper's Basic): no transfer runs beside the compute.
+
+    Needs as many workspaces as layers. The first ``acquire`` waits for every layer's history; ``finish`` pushes every
+    layer's rows and waits for them.
+    """
+
+    def acquire(self, layer: int) -> torch.Tensor:
+        if layer == 0:
+            assert self._num_workspaces == self._num_layers
+            start_s = self._clock.now_s()
+            for transfers in self._load_transfers:
+                self._wait(transfers)
+            self.wait_s += self._clock.now_s() - start_s
+        return super().acquire(layer)
+
+    def release(self, layer: int) -> None:
+        """The rows stay where they are until the forward has ended."""
+
+    def finish(self) -> None:
+        self._compute_ended()
+        for layer in range(self._num_layers):
+            super().release(layer)
+        self._await_pushes()
 
 
 class _Countdown:

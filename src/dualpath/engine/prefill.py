@@ -20,12 +20,13 @@ from dualpath.core.stats import EngineStats
 from dualpath.engine.api import EngineInfo, PrefillOrder, ReadOutcome
 from dualpath.engine.batch import BatchLimits, Quota, no_quota
 from dualpath.engine.finish import finish_reason
-from dualpath.engine.layer_stream import NUM_WORKSPACES, WorkspaceStream
+from dualpath.engine.layer_stream import WorkspaceStream
 from dualpath.engine.prefill_batch import Batch, Job, blocks_used, choose, flows
 from dualpath.engine.sampling import SampleJob, sample
 from dualpath.engine.staged import StagedReads
 from dualpath.engine.stats import engine_stats
 from dualpath.engine.trace import ChromeTrace
+from dualpath.engine.workspace import Workspace
 from dualpath.models.seam import Model
 from dualpath.traffic.manager import TrafficManager
 
@@ -37,6 +38,7 @@ class PrefillConfig:
     """Sizes are fixed at start; all memory is allocated once."""
 
     workspace_tokens: int  # device KV rows of one layer: the longest prompt, or the sum of a batch's prompts
+    streams_layers: bool = True  # False: all layers of whole requests in device memory, no transfer beside compute
     max_batch_tokens: int = 8192  # new tokens in one forward
     slot_deadline_s: float = 120.0
     transfer_deadline_s: float = 30.0
@@ -62,13 +64,17 @@ class PrefillEngine:
         self._model, self._geometry, self._traffic = model, geometry, traffic
         self._config, self._clock = config, clock or SystemClock()
         self._quota, self._trace = quota, trace
-        blocks = geometry.blocks_for(config.workspace_tokens)
-        shape = (NUM_WORKSPACES, blocks, geometry.block_tokens, geometry.bytes_per_token_layer)
-        self._workspace = torch.zeros(shape, dtype=torch.uint8, device=model.device)
-        traffic.register_device(self._workspace.view(NUM_WORKSPACES * blocks, geometry.layer_block_bytes))
-        self._limits = BatchLimits(
-            config.max_batch_tokens, blocks, geometry.block_tokens, model.spec.max_requests_per_forward
+        self._workspace = workspace = Workspace(
+            geometry,
+            config.workspace_tokens,
+            model.device,
+            streams_layers=config.streams_layers,
+            clock=self._clock,
+            deadline_s=config.slot_deadline_s,
         )
+        traffic.register_device(workspace.tensor.view(-1, geometry.layer_block_bytes))
+        max_requests = model.spec.max_requests_per_forward
+        self._limits = BatchLimits(config.max_batch_tokens, workspace.num_blocks, geometry.block_tokens, max_requests)
         self._staged = StagedReads(traffic, config.slot_deadline_s)
         self._ready: list[Job] = []
         self._running: list[Job] = []
@@ -78,7 +84,7 @@ class PrefillEngine:
         self._lost: WorkspaceStream | None = None
         self._worker = ThreadPoolExecutor(1, thread_name_prefix=f"{engine_id}-model")
         self._loop_task: asyncio.Task[None] | None = None
-        self._blocks_used = self._blocks_peak = self._num_forwards = 0
+        self._num_forwards = 0
 
     async def start(self) -> None:
         self._traffic.start()
@@ -89,6 +95,7 @@ class PrefillEngine:
             self._loop_task.cancel()
             await asyncio.gather(self._loop_task, return_exceptions=True)
         await asyncio.to_thread(self._worker.shutdown, True)
+        self._workspace.close()
         for job in [*self._ready, *self._running]:
             job.events.put_nowait(EngineLostError(f"{self._engine_id} is closing"))
         await asyncio.to_thread(self._traffic.close)
@@ -104,8 +111,9 @@ class PrefillEngine:
     async def add_peer(self, peer_metadata: bytes) -> None:
         await asyncio.to_thread(self._traffic.add_peer, peer_metadata)
 
-    async def reserve(self, request_id: RequestId, num_slots: int) -> None:
+    async def reserve(self, request_id: RequestId, num_slots: int, num_prompt_blocks: int) -> None:
         self._check_alive()
+        await self._workspace.reserve(request_id, num_prompt_blocks)
         await self._staged.reserve(request_id, num_slots)
 
     async def read(self, request_id: RequestId, blocks: Sequence[tuple[int, BlockKey]]) -> ReadOutcome:
@@ -114,7 +122,10 @@ class PrefillEngine:
 
     async def prefill(self, order: PrefillOrder) -> AsyncIterator[TokenEvent | None]:
         self._check_alive()
-        slots = self._staged.slots(order.request.request_id)
+        request_id = order.request.request_id
+        num_blocks = self._geometry.blocks_for(len(order.request.prompt_token_ids))
+        await self._workspace.reserve(request_id, num_blocks)  # without hits nothing has been reserved yet
+        slots = self._staged.slots(request_id)
         job = Job(order, {b: slots[b] for b in order.prefill_blocks}, order.num_hit_tokens)
         self._ready.append(job)
         self._work.set()
@@ -137,6 +148,7 @@ class PrefillEngine:
         if self._lost is not None:
             return False  # a forward left transfers behind that may still write decode buffers
         self._staged.release(request_id)
+        self._workspace.release(request_id)
         return True
 
     async def stats(self) -> EngineStats:
@@ -148,13 +160,10 @@ class PrefillEngine:
             self._traffic,
             num_requests=self._staged.num_requests,
             num_forwards=self._num_forwards,
-            device_kv_bytes=self._workspace.numel(),
-            device_kv_used_bytes=self._device_bytes(self._blocks_used),
-            device_kv_peak_bytes=self._device_bytes(self._blocks_peak),
+            device_kv_bytes=self._workspace.num_bytes,
+            device_kv_used_bytes=self._workspace.used_bytes,
+            device_kv_peak_bytes=self._workspace.peak_bytes,
         )
-
-    def _device_bytes(self, blocks: int) -> int:
-        return NUM_WORKSPACES * blocks * self._geometry.layer_block_bytes
 
     def _check_alive(self) -> None:
         if self._lost is not None:
@@ -189,7 +198,7 @@ class PrefillEngine:
             self._after_failure(batch, EngineLostError(repr(error)))
         finally:
             self._running = []
-            self._blocks_used = 0
+            self._workspace.set_batch(0)
             self._idle.set()
 
     async def _forward(self, batch: Batch) -> torch.Tensor:
@@ -197,8 +206,7 @@ class PrefillEngine:
             if not job.started:
                 job.started = True
                 job.events.put_nowait(None)
-        self._blocks_used = blocks_used(batch, self._geometry)
-        self._blocks_peak = max(self._blocks_peak, self._blocks_used)
+        self._workspace.set_batch(blocks_used(batch, self._geometry))
         self._num_forwards += 1
         return await asyncio.get_running_loop().run_in_executor(self._worker, self._forward_blocking, batch)
 
@@ -221,9 +229,9 @@ class PrefillEngine:
 
     def _open_stream(self, batch: Batch) -> WorkspaceStream:
         loads, pushes = flows(batch, self._geometry)
-        return WorkspaceStream(
+        return self._workspace.stream(
             self._traffic,
-            self._workspace,
+            self._workspace.tensor,
             self._geometry.num_layers,
             loads,
             pushes,
@@ -247,6 +255,8 @@ class PrefillEngine:
         if not done:
             return
         jobs = [SampleJob(j.order.request.sampling, len(j.order.request.prompt_token_ids)) for _, j in done]
+        for _, job in done:
+            self._workspace.release(job.order.request.request_id)
         for (_, job), event in zip(done, sample(logits[[row for row, _ in done]], jobs), strict=True):
             job.events.put_nowait(finish_reason(event, job.order.request.sampling, 1, self._model.spec))
 

@@ -1,8 +1,9 @@
-"""``dualpath model init``: make a small random model, for trying things out without a download."""
+"""``dualpath model``: make a small random model to try things out with; measure how fast a model runs here."""
 
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,13 @@ _SIZES = {
 
 
 def add(verbs: Any) -> None:
-    model = verbs.add_parser("model", help="make test models")
+    model = verbs.add_parser("model", help="make test models, measure models")
     actions = model.add_subparsers(title="commands", dest="action", metavar="COMMAND", required=True)
+    _add_init(actions)
+    _add_profile(actions)
+
+
+def _add_init(actions: Any) -> None:
     parser = actions.add_parser(
         "init",
         help="write a small random model that transformers loads as it is",
@@ -37,6 +43,29 @@ def add(verbs: Any) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the random weights (default: 0)")
     parser.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16 (default: float32)")
     parser.set_defaults(run=_init)
+
+
+def _add_profile(actions: Any) -> None:
+    threads = max(1, (os.cpu_count() or 1) // 2)
+    parser = actions.add_parser(
+        "profile",
+        help="measure a model's speed on this machine, for the scheduler",
+        description="Measure prefill and decode times, checksum and copy rates in under a minute. dualpath serve reads "
+        "the result and sets the scheduler's limits and the compute quota by it.",
+    )
+    parser.add_argument("--model", required=True, type=Path, metavar="DIR", help="model directory")
+    parser.add_argument("--device", default="auto", help="cpu, cuda or cuda:N (default: cuda where there is one)")
+    parser.add_argument("--dtype", default="auto", help="as for serve (default: the checkpoint's own)")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=threads,
+        metavar="N",
+        help=f"CPU threads of one engine's model, as serve will have (default: cores / 2 = {threads})",
+    )
+    parser.add_argument("--budget-s", type=float, default=40.0, metavar="X", help="seconds to measure (default: 40)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="default: dualpath-profile.json beside the model")
+    parser.set_defaults(run=_profile)
 
 
 def _init(arguments: argparse.Namespace) -> int:
@@ -56,4 +85,34 @@ def _init(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"cannot write {arguments.out}: {error.strerror or error}") from error
     num_bytes = sum(file.stat().st_size for file in path.iterdir())
     print(f"{path}: {arguments.family}, {num_bytes / 1e6:.1f} MB")
+    return 0
+
+
+def _profile(arguments: argparse.Namespace) -> int:
+    if arguments.threads < 1 or not arguments.budget_s > 0:
+        raise ConfigError("--threads and --budget-s must be positive")
+    if not arguments.model.is_dir():
+        raise ConfigError(f"no such model directory: {arguments.model}")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # our own lines say how far we are
+    import torch
+
+    from dualpath.core.clock import SystemClock
+    from dualpath.launch.measure import Measurer
+    from dualpath.launch.profile import FILE_NAME
+    from dualpath.models.load import load_model
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_num_threads(arguments.threads)
+    path = (arguments.out or arguments.model / FILE_NAME).absolute()
+    if not os.access(path.parent, os.W_OK):
+        raise ConfigError(f"cannot write {path}; --out names another place")
+    print(f"loading {arguments.model}", flush=True)
+    model = load_model(
+        arguments.model, dtype=arguments.dtype, device=device if arguments.device == "auto" else arguments.device
+    )
+    measurer = Measurer(model, SystemClock(), arguments.budget_s, lambda line: print(f"  {line}", flush=True))
+    profile = measurer.profile(arguments.threads)
+    profile.write(path)
+    rate = profile.beta_tokens / 5
+    print(f"{path}: {rate:.0f} tokens/s of prefill on {profile.setup.device}, beta {profile.beta_tokens} tokens")
     return 0

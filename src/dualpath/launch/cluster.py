@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,11 +18,12 @@ from dualpath.engine.decode import DecodeEngine
 from dualpath.engine.prefill import PrefillEngine
 from dualpath.engine.trace import ChromeTrace
 from dualpath.launch.engines import EngineBuilder
+from dualpath.launch.limits import LimitsFinder
 from dualpath.launch.places import Place, Progress, free_device_bytes, load_models, places
 from dualpath.launch.sizes import derive_sizes
 from dualpath.models.seam import Model
-from dualpath.scheduler.config import SchedulerConfig
 from dualpath.scheduler.service import Service
+from dualpath.scheduler.systems import system_policy
 from dualpath.store.contract import BlockStore
 from dualpath.store.header import object_bytes
 from dualpath.store.index import BlockIndex
@@ -33,8 +33,6 @@ from dualpath.traffic.storage_nic import StorageNic
 
 log = logging.getLogger(__name__)
 
-READ_AHEAD_S = 3.0  # alpha: tokens a node reads in this time (paper section 6)
-
 
 class EmbeddedCluster:
     """Build with ``start``, take apart with ``close``; ``service`` serves requests in between."""
@@ -42,6 +40,7 @@ class EmbeddedCluster:
     def __init__(self, config: ServeConfig, progress: Progress = log.info) -> None:
         self._config = config
         self._progress = progress
+        self.system = system_policy(config.cluster.system, config.cluster.path)
         self._clock = SystemClock()
         self.trace = ChromeTrace() if config.observe.trace_out else None
         self.model_dir: Path = config.model.dir
@@ -82,7 +81,10 @@ class EmbeddedCluster:
     async def _start(self) -> None:
         config = self._config
         engines = places(config.cluster, config.model.device)
-        torch.set_num_threads(config.cluster.threads_per_engine or max(1, (os.cpu_count() or 1) // len(engines)))
+        if self.system.skips_io:
+            log.warning("system %s moves no KV: every answer is invalid", self.system.name)
+        threads = config.cluster.threads_per_engine or max(1, (os.cpu_count() or 1) // len(engines))
+        torch.set_num_threads(threads)
         models = await asyncio.to_thread(load_models, config.model, engines, self._clock, self._progress)
         spec, device = models[0].spec, models[0].device
         geometry = spec.geometry(config.store.block_tokens)
@@ -91,8 +93,20 @@ class EmbeddedCluster:
         self._namespace = Namespace(spec.fingerprint, str(spec.kv_dtype).removeprefix("torch."), geometry, device.type)
         self._store = await asyncio.to_thread(open_store, config.store.url, self._namespace, geometry)
         index = await asyncio.to_thread(self._index, self._store)
+        finder = LimitsFinder(config, self.system, geometry, sizes.max_context_tokens, self._clock, self._progress)
+        limits = await asyncio.to_thread(finder.find, models[0], threads)
         nics = {place.node_id: self._storage_nic() for place in engines}
-        builder = EngineBuilder(config, sizes, self._namespace, self._store, nics, self._clock, self.trace)
+        builder = EngineBuilder(
+            config=config,
+            sizes=sizes,
+            namespace=self._namespace,
+            store=self._store,
+            nics=nics,
+            clock=self._clock,
+            trace=self.trace,
+            system=self.system,
+            quota=limits.quota,
+        )
         for place, model in zip(engines, models, strict=True):
             await self._start_engine(builder, place, model)
         self._service = Service(
@@ -102,7 +116,7 @@ class EmbeddedCluster:
             store=self._store,
             namespace=self._namespace,
             model_name=config.model.served_name or spec.name,
-            config=self._scheduler_config(geometry),
+            config=limits.scheduler,
             clock=self._clock,
             max_context_tokens=sizes.max_context_tokens,
         )
@@ -151,20 +165,3 @@ class EmbeddedCluster:
             self.decode_engines.append(decode)
             await decode.start()
         self._progress(f"{place.engine_id} ready on {place.device}")
-
-    def _scheduler_config(self, geometry: KvGeometry) -> SchedulerConfig:
-        config, cluster = self._config.scheduler, self._config.cluster
-        settings = SchedulerConfig(
-            path_policy=cluster.path,
-            max_queued_requests=config.max_queued_requests,
-            max_retries=config.max_retries,
-            capacity_bytes=self._config.store.capacity_bytes,
-        )
-        if cluster.storage_nic_mbps is None:
-            return settings
-        rate = cluster.storage_nic_mbps * 1e6 / 8
-        return replace(
-            settings,
-            default_nic_bytes_per_s=rate,
-            alpha_tokens=max(1, int(READ_AHEAD_S * rate / geometry.bytes_per_token)),
-        )

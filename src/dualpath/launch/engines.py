@@ -11,15 +11,18 @@ from dualpath.core.clock import Clock
 from dualpath.core.ids import NodeId
 from dualpath.core.keys import Namespace
 from dualpath.core.plan import Role
+from dualpath.engine.batch import Quota
 from dualpath.engine.decode import DecodeConfig, DecodeEngine
 from dualpath.engine.prefill import PrefillConfig, PrefillEngine
 from dualpath.engine.trace import ChromeTrace
 from dualpath.launch.places import Place
 from dualpath.launch.sizes import NUM_WRITE_SLOTS, Sizes
 from dualpath.models.seam import Model
+from dualpath.scheduler.systems import SystemPolicy
 from dualpath.store.contract import BlockStore
 from dualpath.traffic.manager import TrafficManager
 from dualpath.traffic.nixl_transport import NixlTransport
+from dualpath.traffic.still import StillTrafficManager
 from dualpath.traffic.storage_nic import StorageNic
 
 
@@ -34,6 +37,8 @@ class EngineBuilder:
     nics: Mapping[NodeId, StorageNic]
     clock: Clock
     trace: ChromeTrace | None
+    system: SystemPolicy
+    quota: Quota
 
     def prefill(self, place: Place, model: Model) -> PrefillEngine:
         deadlines = self.config.deadlines
@@ -44,12 +49,14 @@ class EngineBuilder:
             geometry=self.namespace.geometry,
             traffic=self._traffic(place),
             config=PrefillConfig(
-                self.sizes.workspace_tokens,
-                self.config.memory.prefill_batch_tokens,
-                deadlines.slot_s,
-                deadlines.transfer_s,
+                workspace_tokens=self.sizes.workspace_tokens,
+                streams_layers=self.system.streams_layers,
+                max_batch_tokens=self.config.memory.prefill_batch_tokens,
+                slot_deadline_s=deadlines.slot_s,
+                transfer_deadline_s=deadlines.transfer_s,
             ),
             clock=self.clock,
+            quota=self.quota,
             trace=self.trace,
         )
 
@@ -69,7 +76,8 @@ class EngineBuilder:
     def _traffic(self, place: Place) -> TrafficManager:
         is_prefill, deadlines = place.role is Role.PREFILL, self.config.deadlines
         transport = NixlTransport(place.engine_id)
-        traffic = TrafficManager(
+        kind = StillTrafficManager if self.system.skips_io else TrafficManager
+        traffic = kind(
             engine_id=place.engine_id,
             node_id=place.node_id,
             role=place.role,

@@ -16,6 +16,7 @@ from typing import Any
 from dualpath.config import ServeConfig
 from dualpath.core.errors import ConfigError
 from dualpath.launch.signals import Stopper
+from dualpath.scheduler.systems import system_policy
 from dualpath.store.open import parse_url
 
 
@@ -79,6 +80,8 @@ def _check(config: ServeConfig) -> None:
     if not config.model.dir.is_dir():
         raise ConfigError(f"no such model directory: {config.model.dir}")
     parse_url(config.store.url)
+    if system_policy(config.cluster.system, config.cluster.path).skips_io and not config.cluster.allow_invalid_answers:
+        raise ConfigError("--system oracle gives invalid answers; --allow-invalid-answers true serves them")
     trace = config.observe.trace_out
     if trace is not None and (trace.is_dir() or not os.access(trace.absolute().parent, os.W_OK)):
         raise ConfigError(f"cannot write the trace to {trace}")

@@ -10,6 +10,8 @@ from dualpath.core.geometry import KvGeometry
 
 DEFAULT_CONTEXT_TOKENS = 32768
 DEFAULT_CPU_KV_BYTES = 2 * 1024**3
+CPU_KV_CONTEXTS = 8  # longest contexts that a decode engine on a CPU holds by default
+STAGED_CONTEXTS = 4  # longest contexts that a staging buffer holds: more would not be read any sooner
 NUM_WRITE_SLOTS = 8  # staging slots of a decode engine set aside for persistence
 
 
@@ -20,7 +22,7 @@ class Sizes:
     max_context_tokens: int  # prompt + answer of one request
     prefill_slots: int
     decode_slots: int
-    workspace_tokens: int  # rows of each of a prefill engine's two device workspaces
+    workspace_tokens: int  # rows of each of a prefill engine's device workspaces, two or one per layer
     decode_kv_tokens: int
 
 
@@ -51,10 +53,18 @@ def derive_sizes(
     kv_tokens = memory.decode_kv_tokens or _default_kv_tokens(geometry, context, free_device_bytes)
     if kv_tokens < context + 1:
         raise ConfigError(f"decode-kv-tokens {kv_tokens} holds less than one context of {context} tokens and a token")
-    workspace = geometry.blocks_for(context) * geometry.block_tokens
-    return Sizes(context, slots["prefill-staging-bytes"], slots["decode-staging-bytes"], workspace, kv_tokens)
+    if memory.prefill_kv_tokens is not None and memory.prefill_kv_tokens < context:
+        raise ConfigError(f"prefill-kv-tokens {memory.prefill_kv_tokens} holds less than a context of {context} tokens")
+    workspace = geometry.blocks_for(memory.prefill_kv_tokens or context) * geometry.block_tokens
+    most_slots = STAGED_CONTEXTS * geometry.blocks_for(context)
+    prefill_slots, decode_slots = (min(count, most_slots) for count in slots.values())
+    return Sizes(context, prefill_slots, decode_slots, workspace, kv_tokens)
 
 
 def _default_kv_tokens(geometry: KvGeometry, context: int, free_device_bytes: int | None) -> int:
-    available = DEFAULT_CPU_KV_BYTES if free_device_bytes is None else free_device_bytes
-    return max(available // geometry.bytes_per_token, context + geometry.block_tokens)
+    """All that a GPU has left; on a CPU no more than a few contexts, as the memory is everybody's."""
+    if free_device_bytes is None:
+        available_tokens = min(DEFAULT_CPU_KV_BYTES // geometry.bytes_per_token, CPU_KV_CONTEXTS * context)
+    else:
+        available_tokens = free_device_bytes // geometry.bytes_per_token
+    return max(available_tokens, context + geometry.block_tokens)

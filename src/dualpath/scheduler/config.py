@@ -9,6 +9,7 @@ from dualpath.core.errors import ConfigError
 from dualpath.core.ids import NodeId
 from dualpath.scheduler.path_choice import path_policy
 from dualpath.scheduler.prefill_choice import PrefillLimits
+from dualpath.scheduler.systems import Assignment
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +18,8 @@ class SchedulerConfig:
 
     # policy
     path_policy: str = "shorter"  # a name in PATH_POLICIES
+    prefill_choice: Assignment = Assignment.LOAD
+    decode_choice: Assignment = Assignment.LOAD
     alpha_tokens: int = 1_000_000  # tokens a node reads from storage in 3 s; profiled, never guessed
     beta_tokens: int = 100_000  # tokens one prefill engine computes in 5 s; profiled, never guessed
     nic_bytes_per_s: Mapping[NodeId, float] = field(default_factory=dict)  # storage NICs that differ from the default

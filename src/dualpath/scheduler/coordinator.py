@@ -190,7 +190,8 @@ class Coordinator:
     async def _read(self, attempt: Attempt, keys: Sequence[BlockKey], reader: HitReader) -> HitRead:
         job, engine = attempt.job, attempt.prefill
         if reader.num_prefill_blocks:
-            reserve = engine.reserve(attempt.request.request_id, reader.num_prefill_blocks)
+            num_blocks = len(attempt.decode_slots)  # of the whole prompt
+            reserve = engine.reserve(attempt.request.request_id, reader.num_prefill_blocks, num_blocks)
             await ask(engine.info.engine_id, reserve, self.config.reserve_timeout_s)
         job.enter(Phase.READING)
         try:

@@ -20,6 +20,11 @@ def choose_group(group_tokens: Mapping[GroupId, int]) -> GroupId | None:
     return min(group_tokens, key=group_tokens.__getitem__, default=None)
 
 
+def choose_group_in_turn(groups: Sequence[GroupId], turn: int) -> GroupId | None:
+    """The comparison systems' phase 1: group ``turn`` of a rotation; every engine is a group of its own there."""
+    return groups[turn % len(groups)] if groups else None
+
+
 def num_fitting(request_tokens: Sequence[int], free_tokens: int) -> int:
     """|R|: how many requests from the head of the queue fit into the group's free device memory taken as one piece."""
     for index, length in enumerate(request_tokens):

@@ -20,10 +20,10 @@ from dualpath.core.errors import InvalidRequestError, OverloadedError
 from dualpath.core.ids import EngineId, RequestId
 from dualpath.engine.api import EngineInfo
 from dualpath.scheduler.accounts import Accounts
+from dualpath.scheduler.chooser import Chooser
 from dualpath.scheduler.config import SchedulerConfig
-from dualpath.scheduler.decode_choice import assign_decode, choose_group
-from dualpath.scheduler.prefill_choice import choose_prefill
-from dualpath.scheduler.snapshot import EngineSnapshot, GroupId, group_of
+from dualpath.scheduler.decode_choice import assign_decode
+from dualpath.scheduler.snapshot import EngineSnapshot, GroupId
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class _Ticket:
 
 @dataclass(slots=True)
 class _Group:
-    """Decode engines of one node, and the requests waiting for one of them, in order of arrival."""
+    """Decode engines that share a private queue: those of a node, or a single one where they are taken in turn."""
 
     engines: list[EngineInfo] = field(default_factory=list)
     queue: list[_Ticket] = field(default_factory=list)
@@ -80,11 +80,12 @@ class Placer:
         config: SchedulerConfig,
     ) -> None:
         self._prefill = {info.engine_id: info for info in prefill_engines}
-        self._groups: dict[GroupId, _Group] = {}
-        for info in decode_engines:
-            self._groups.setdefault(group_of(info.node_id, info.role), _Group()).engines.append(info)
         self._accounts = accounts
         self._config = config
+        self._chooser = Chooser(config)
+        self._groups: dict[GroupId, _Group] = {}
+        for info in decode_engines:
+            self._groups.setdefault(self._chooser.group_id(info), _Group()).engines.append(info)
         self._lost: set[EngineId] = set()
         self._homeless: list[_Ticket] = []  # arrived while no group could take them
         self._fetch_due = False
@@ -189,7 +190,7 @@ class Placer:
         loads = {group_id: self._load_tokens(group) for group_id, group in self._groups.items()} if waiting else {}
         for ticket in waiting:
             suitable = {g: load for g, load in loads.items() if self._suits(self._groups[g], ticket)}
-            group_id = choose_group(suitable)
+            group_id = self._chooser.group(suitable)
             if group_id is None:
                 self._homeless.append(ticket)
                 continue
@@ -219,8 +220,8 @@ class Placer:
 
     def _choose_prefill(self, ticket: _Ticket, engines: dict[EngineId, EngineSnapshot]) -> EngineId | None:
         needed = ticket.demand.num_prompt_tokens
-        large = (snap for engine_id, snap in engines.items() if self._prefill[engine_id].max_prompt_tokens >= needed)
-        return choose_prefill(large, self._config.prefill_limits)
+        large = [snap for engine_id, snap in engines.items() if self._prefill[engine_id].max_prompt_tokens >= needed]
+        return self._chooser.prefill(large)
 
     def _commit(self, group: _Group, ticket: _Ticket, placement: Placement) -> None:
         group.queue.remove(ticket)

@@ -34,6 +34,18 @@ def choose_prefill(engines: Iterable[EngineSnapshot], limits: PrefillLimits) -> 
     return best
 
 
+def choose_prefill_in_turn(engines: Sequence[EngineSnapshot], limits: PrefillLimits, turn: int) -> EngineId | None:
+    """The comparison systems' choice: engine ``turn`` of a rotation, or the next one that is not overloaded.
+
+    The limit stays, as back-pressure: what is compared is the choice, not what happens without any bound.
+    """
+    for index in range(len(engines)):
+        engine = engines[(turn + index) % len(engines)]
+        if engine.num_tokens <= limits.beta_tokens:
+            return engine.engine_id
+    return None
+
+
 def assign_prefill(
     request_tokens: Sequence[int], engines: Sequence[EngineSnapshot], limits: PrefillLimits
 ) -> list[EngineId]:

@@ -1,0 +1,3 @@
+from dualpath.launch.api import Cluster as Cluster
+
+__version__: str

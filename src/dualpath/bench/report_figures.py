@@ -1,0 +1,103 @@
+"""A report's figures: which numbers go into which chart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from dualpath.bench.headline import title
+from dualpath.bench.svg import Mark, lines, stacked_bars
+
+TTFT_PARTS: Mapping[str, tuple[str, ...]] = {
+    "scheduling": ("queued",),
+    "allocation": ("placed",),
+    "reading": ("reading",),
+    "prefill": ("ready", "prefilling"),
+}
+PATHS = {"none": "nothing to read", "prefill": "prefill node", "decode": "decode node", "split": "both"}
+
+
+def ttft_parts(phases: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Mean seconds before the first token, by what was waited for."""
+    return {part: sum(phases.get(phase, {}).get("mean", 0.0) for phase in names) for part, names in TTFT_PARTS.items()}
+
+
+def jct_bars(report: Mapping[str, Any]) -> str:
+    systems = report["systems"]
+    first = next(iter(systems))
+    limit = report["limits"]["pooled_over_prefill"]
+    marks = [Mark(systems[first]["jct_s"] / limit, f"limit: pooled NICs, (P+D)/P = {limit:.3g}")]
+    if "oracle" in systems:
+        marks.append(Mark(systems["oracle"]["jct_s"], "Oracle: no I/O at all"))
+    rows = {title(name): [one["jct_s"]] for name, one in systems.items()}
+    return stacked_bars(rows, ["JCT"], "seconds", marks, label="Job completion time by system")
+
+
+def nic_lines(report: Mapping[str, Any]) -> str:
+    """A small chart for each system, all on one scale."""
+    systems = report["systems"]
+    loads = [value for one in systems.values() for windows in one["nic_series"].values() for value in windows]
+    nodes = list(dict.fromkeys(node for one in systems.values() for node in one["nic_series"]))
+    top_s = max((len(windows) for one in systems.values() for windows in one["nic_series"].values()), default=1)
+    out = legend(nodes)
+    for name, one in systems.items():
+        if not any(map(sum, one["nic_series"].values())):
+            out += f'<p class="dim">{escape(title(name))}: no reads from storage.</p>'
+            continue
+        series = {
+            node: [(second + 0.5, value / 1e6) for second, value in enumerate(windows)]
+            for node, windows in one["nic_series"].items()
+        }
+        balance = one["snic_max_avg"]
+        caption = f"{title(name)}: max/avg {balance:.2f}" if balance is not None else title(name)
+        out += f"<figcaption>{escape(caption)}</figcaption>"
+        out += lines(
+            series,
+            "seconds",
+            "MB/s",
+            y_top=max(loads) / 1e6,
+            x_top=float(top_s),
+            height=170,
+            label=f"Storage reads, {caption}",
+        )
+    return out
+
+
+def ttft_bars(phases_of: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    rows = {name: list(ttft_parts(phases).values()) for name, phases in phases_of.items()}
+    return legend(list(TTFT_PARTS)) + stacked_bars(
+        rows, list(TTFT_PARTS), "seconds", label="Time to first token by part"
+    )
+
+
+def path_bars(report: Mapping[str, Any]) -> str:
+    rows = {
+        title(name): [100 * one["path_shares"].get(path, 0.0) for path in PATHS]
+        for name, one in report["systems"].items()
+    }
+    parts = list(PATHS.values())
+    return legend(parts) + stacked_bars(rows, parts, "% of requests", label="Read paths by system", show_sum=False)
+
+
+def serving_lines(report: Mapping[str, Any]) -> str:
+    series = {
+        title(name): [(p["aps"], p["ttft_s"]["mean"]) for p in one["points"] if p["ttft_s"]]
+        for name, one in report["systems"].items()
+    }
+    limit = report["slo"]["ttft_s"]
+    peak = max((y for line in series.values() for _, y in line), default=1.0)
+    return legend(list(series)) + lines(
+        series,
+        "agents arriving per second",
+        "seconds",
+        limit=Mark(limit, f"limit {limit:g} s") if limit <= 5 * peak else None,
+        points=True,
+        height=280,
+        label="Mean time to first token against arrival rate",
+    )
+
+
+def legend(names: Sequence[str]) -> str:
+    items = "".join(f'<span><i class="c{i % 8}"></i>{escape(name)}</span>' for i, name in enumerate(names))
+    return f'<div class="legend">{items}</div>'

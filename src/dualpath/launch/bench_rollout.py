@@ -1,0 +1,122 @@
+"""What ``dualpath bench rollout`` does: a fresh cluster for each system, the same agents on all, one report."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import tempfile
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from dualpath.bench.compare import compare_rollouts, differing_systems, report
+from dualpath.bench.progress import RunProgress
+from dualpath.bench.terminal import print_rollout
+from dualpath.bench.workload import Script, max_context_tokens, scripts_of, vocabulary
+from dualpath.core.errors import ConfigError
+from dualpath.launch.bench_settings import BenchSettings, RolloutSettings, as_json, serve_config, system_names
+from dualpath.launch.cluster import EmbeddedCluster
+from dualpath.scheduler.service import Service
+from dualpath.store.open import parse_url
+from dualpath.trace.load import load_trace
+
+DRAIN_S = 30.0
+
+
+def run(settings: RolloutSettings) -> int:
+    """Compare, print, write. Exit code 1 if systems that compute in fp32 do not generate the same tokens."""
+    console = Console()
+    scripts = load_scripts(settings)
+    opener = ClusterOpener(settings, scripts, console)
+    systems = system_names(settings.workload.systems)
+    runs = asyncio.run(compare_rollouts(opener.open, systems, scripts, RunProgress(console)))
+    cluster = settings.cluster
+    result = report(as_json(settings), cluster.prefill, cluster.decode, runs)
+    print_rollout(console, result)
+    write_outputs(settings, result)
+    return check_tokens(console, result["systems"], opener.kv_dtype)
+
+
+def load_scripts(settings: RolloutSettings) -> list[Script]:
+    """The agents' conversations in token ids of the model's vocabulary."""
+    work = settings.workload
+    trajectories = load_trace(work.trace, agents=work.agents, rounds=work.rounds, scale=work.scale, seed=work.seed)
+    return scripts_of(trajectories, seed=work.seed, vocab=vocabulary(vocab_size(settings.model.dir)))
+
+
+def vocab_size(model_dir: Path) -> int:
+    """From config.json: of the text part, if the model has several."""
+    try:
+        config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
+        size = config.get("vocab_size") or config["text_config"]["vocab_size"]
+        return int(size)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"cannot read the vocabulary's size from {model_dir}/config.json: {error}") from None
+
+
+class ClusterOpener:
+    """Makes each system's cluster, with a store that nobody has used."""
+
+    def __init__(self, settings: RolloutSettings, scripts: list[Script], console: Console) -> None:
+        self._settings, self._console = settings, console
+        self._num_agents = len(scripts)
+        self._context_tokens = max_context_tokens(scripts)
+        self.kv_dtype = "unknown"
+
+    @asynccontextmanager
+    async def open(self, system: str) -> AsyncIterator[Service]:
+        with fresh_store(self._settings.store.url, system) as url:
+            config = serve_config(self._settings, system, url, self._context_tokens, self._num_agents)
+            cluster = EmbeddedCluster(config, progress=lambda _: None)
+            with self._console.status(f"{system}: starting"):
+                await cluster.start()
+            self.kv_dtype = cluster.namespace.kv_dtype
+            try:
+                yield cluster.service
+            finally:
+                await cluster.close(DRAIN_S)
+
+
+@contextmanager
+def fresh_store(url: str | None, system: str) -> Iterator[str]:
+    """A store URL for one system: a temporary directory, or a new and lasting one inside the store that was named."""
+    if url is None:
+        with tempfile.TemporaryDirectory(prefix="dualpath-bench-", ignore_cleanup_errors=True) as directory:
+            yield f"file://{directory}"
+        return
+    scheme, base, _ = parse_url(url)
+    if scheme == "memory":
+        yield f"memory://bench-{system}-{uuid.uuid4().hex}"
+        return
+    try:
+        Path(base).mkdir(parents=True, exist_ok=True)
+        directory = tempfile.mkdtemp(prefix=f"{system}-", dir=base)
+    except OSError as error:
+        raise ConfigError(f"--store: cannot write to {base}: {error.strerror or error}") from None
+    yield f"file://{directory}"
+
+
+def write_outputs(settings: BenchSettings, result: dict[str, Any]) -> None:
+    output = settings.output
+    if output.json is not None:
+        output.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if output.html is not None:
+        from dualpath.bench.report_html import render
+
+        output.html.write_text(render(result), encoding="utf-8")
+
+
+def check_tokens(console: Console, systems: dict[str, Any], kv_dtype: str) -> int:
+    wrong = differing_systems(systems)
+    if not wrong:
+        return 0
+    names = ", ".join(wrong)
+    if kv_dtype != "float32":
+        console.print(f"Tokens differ in {names}: in {kv_dtype} the composition of a batch can change the last bits.")
+        return 0
+    console.print(f"[bold red]TOKENS DIFFER: {names} did not generate what {next(iter(systems))} did, in fp32.[/]")
+    return 1

@@ -1,0 +1,100 @@
+"""The numbers the paper's policies need, from where they are known: emulated NICs, a profile, or documented defaults.
+
+alpha is what a node reads in 3 s: by the storage NIC's rate if one is given, else, beside a profile, by a measured read
+rate of the store's file system. beta (what one engine computes in 5 s) and the compute quota come from the profile.
+Without either: alpha 1,000,000 tokens, beta 100,000 tokens, no quota.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dualpath.config import ServeConfig
+from dualpath.core.clock import Clock
+from dualpath.core.errors import ConfigError
+from dualpath.core.geometry import KvGeometry
+from dualpath.engine.batch import Quota, no_quota
+from dualpath.launch.places import Progress
+from dualpath.launch.profile import FILE_NAME, Profile, Setup
+from dualpath.launch.read_rate import read_bytes_per_s
+from dualpath.models.seam import Model
+from dualpath.scheduler.config import SchedulerConfig
+from dualpath.scheduler.quota import ComputeQuota
+from dualpath.scheduler.systems import SystemPolicy
+from dualpath.store.open import parse_url
+
+READ_AHEAD_S = 3.0  # alpha: tokens a node reads in this time (paper section 6)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the scheduler and the prefill engines are told."""
+
+    scheduler: SchedulerConfig
+    quota: Quota = no_quota
+
+
+@dataclass(frozen=True, slots=True)
+class LimitsFinder:
+    config: ServeConfig
+    system: SystemPolicy
+    geometry: KvGeometry
+    max_context_tokens: int
+    clock: Clock
+    progress: Progress
+
+    def find(self, model: Model, threads: int) -> Limits:
+        """May read a file beside the model and, with a profile, measure the store's file system for a moment."""
+        profile = self._profile(Setup.of(model, threads))
+        settings = self._with_alpha(self._plain(), is_profiled=profile is not None)
+        if profile is None:
+            return Limits(settings)
+        # tok_e counts whole prompts, hits too: below two of the longest, nothing would be read while one is computed.
+        beta = max(profile.beta_tokens, 2 * self.max_context_tokens)
+        quota_ms = self.config.scheduler.prefill_quota_ms
+        self.progress(f"profile: beta {beta} tokens, alpha {settings.alpha_tokens} tokens, quota {quota_ms:g} ms")
+        quota = ComputeQuota(profile.prefill_cost, quota_ms / 1e3) if self.system.uses_quota else no_quota
+        return Limits(replace(settings, beta_tokens=beta), quota)
+
+    def _plain(self) -> SchedulerConfig:
+        config = self.config
+        return SchedulerConfig(
+            path_policy=self.system.path,
+            prefill_choice=self.system.prefill_choice,
+            decode_choice=self.system.decode_choice,
+            max_queued_requests=config.scheduler.max_queued_requests,
+            max_retries=config.scheduler.max_retries,
+            # The oracle's index names blocks that were never stored; it must not evict those of others.
+            capacity_bytes=None if self.system.skips_io else config.store.capacity_bytes,
+        )
+
+    def _with_alpha(self, settings: SchedulerConfig, *, is_profiled: bool) -> SchedulerConfig:
+        mbps = self.config.cluster.storage_nic_mbps
+        rate = None if mbps is None else mbps * 1e6 / 8
+        if rate is None and is_profiled:
+            scheme, name, _ = parse_url(self.config.store.url)
+            rate = read_bytes_per_s(Path(name), self.clock) if scheme == "file" else None
+        if rate is None:
+            return settings
+        alpha = max(1, int(READ_AHEAD_S * rate / self.geometry.bytes_per_token))
+        return replace(settings, default_nic_bytes_per_s=rate, alpha_tokens=alpha)
+
+    def _profile(self, setup: Setup) -> Profile | None:
+        """The model's profile if it holds here; one line says why not."""
+        asked = self.config.model.profile
+        path = asked or self.config.model.dir / FILE_NAME
+        how = f"measure with: dualpath model profile --model {self.config.model.dir}"
+        if setup.threads:
+            how += f" --threads {setup.threads}"
+        if not path.exists():
+            if asked is not None:
+                raise ConfigError(f"no such profile: {path}")
+            self.progress(f"no profile of this model: default scheduling limits; {how}")
+            return None
+        profile = Profile.read(path)
+        reason = profile.mismatch(setup)
+        if reason is not None:
+            self.progress(f"{path} does not hold here ({reason}): default scheduling limits; {how}")
+            return None
+        return profile
