@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from dualpath.launch import signals
-from dualpath.launch.signals import INTERRUPTED, Stopper
+from dualpath.launch.signals import INTERRUPTED, SAME_WISH_S, Stopper
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +55,7 @@ def test_second_signal_cuts_the_drain_short_and_still_closes() -> None:
             stopper.started()
             _send()
             await stopper.stop.wait()
+            await asyncio.sleep(1.5 * SAME_WISH_S)
             _send()
             await asyncio.sleep(60)
             return 0
@@ -91,6 +92,7 @@ def test_when_closing_hangs_the_process_still_ends(monkeypatch: pytest.MonkeyPat
         stopper.started()
         _send()
         await stopper.stop.wait()
+        await asyncio.sleep(1.5 * SAME_WISH_S)
         _send()
         try:
             await asyncio.sleep(60)

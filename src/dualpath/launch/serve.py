@@ -42,8 +42,10 @@ async def _serve(config: ServeConfig, stopper: Stopper) -> int:
     from dualpath.gateway.settings import GatewaySettings
     from dualpath.gateway.tokenizer import Tokenizer
     from dualpath.launch.cluster import EmbeddedCluster
+    from dualpath.models.families import check_model_dir
 
     gateway = config.gateway
+    check_model_dir(config.model.dir)
     tokenizer = await asyncio.to_thread(Tokenizer.load, config.model.dir)
     cluster = EmbeddedCluster(config, progress=_say)
     await cluster.start()

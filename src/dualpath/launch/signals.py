@@ -10,6 +10,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 INTERRUPTED = 130  # what shells report for a process that Ctrl-C ended
+SAME_WISH_S = 0.5  # signals closer together than this are one: process groups and supervisors send some twice
 FORCED_CLOSE_S = 5.0  # how long closing may take after the second signal
 
 
@@ -23,6 +24,7 @@ class Stopper:
         self._is_started = False
         self._task: asyncio.Task[int] | None = None
         self._num_signals = 0
+        self._first_at_s = 0.0
 
     def started(self) -> None:
         """From now on the first signal drains; before, it ends the start."""
@@ -42,8 +44,12 @@ class Stopper:
             return INTERRUPTED
 
     def _on_signal(self) -> None:
+        now_s = asyncio.get_running_loop().time()
+        if self._num_signals == 1 and now_s - self._first_at_s < SAME_WISH_S:
+            return
         self._num_signals += 1
         if self._num_signals == 1:
+            self._first_at_s = now_s
             self._first()
         elif self._num_signals == 2:
             self._force()
