@@ -101,6 +101,28 @@ def test_a_serving_report_shows_latency_against_load():
     assert page.count("<circle") == 4
 
 
+def test_agents_arrive_at_a_server_of_their_own(tiny_model_dir, tmp_path: Path):
+    arguments = [
+        "bench",
+        "serving",
+        "--model",
+        str(tiny_model_dir("llama")),
+        "--trace",
+        "synth:32K",
+        "--scale",
+        "0.005",
+    ]
+    arguments += ["--rounds", "3", "--systems", "split", "--aps", "3", "--warm-up-s", "0.5", "--duration-s", "3"]
+    arguments += ["--json", str(tmp_path / "s.json")]
+    assert main([*arguments, *CLUSTER, *SMALL]) == 0
+    report = json.loads((tmp_path / "s.json").read_text())
+    [point] = report["systems"]["split"]["points"]
+    assert point["requests"] > 0
+    assert point["ttft_s"]["mean"] > 0
+    assert {"queued", "placed", "reading", "ready", "prefilling"} <= set(point["phases_s"])
+    assert report["slo"] == {"ttft_s": 4.0, "tpot_s": 0.05}
+
+
 OK = ["--model", "/", "--trace", "synth:64K"]
 BAD_INPUT = [
     (["rollout"], "--model is required"),
@@ -113,14 +135,15 @@ BAD_INPUT = [
     (["rollout", *OK, "--systems", "basic,fast"], "--systems: no system 'fast'"),
     (["rollout", *OK, "--systems", "basic,basic"], "--systems: name every system once"),
     (["rollout", *OK, "--storage-nic-mbps", "0"], "--storage-nic-mbps: must be more than 0"),
+    (["rollout", *OK, "--path", "split"], "--path: a benchmark compares whole systems"),
     (["rollout", *OK, "--json", "/no/such/dir/x"], "--json: cannot write to /no/such/dir/x"),
     (["rollout", "--model", "/no/such", "--trace", "synth:64K"], "no such model directory: /no/such"),
-    (["serving", *OK], "give either --aps or --find-capacity true"),
-    (["serving", *OK, "--aps", "1", "--find-capacity", "true"], "give either --aps or --find-capacity true"),
+    (["serving", *OK], "give either --aps or --find-capacity"),
+    (["serving", *OK, "--aps", "1", "--find-capacity"], "give either --aps or --find-capacity"),
     (["serving", *OK, "--aps", "0"], "--aps: rates must be more than 0"),
     (["serving", *OK, "--aps", "fast"], "--aps: must be numbers"),
     (["serving", *OK, "--aps", "1e9"], "--aps: rates must be more than 0 and at most 1e6"),
-    (["serving", *OK, "--find-capacity", "true", "--min-aps", "5", "--max-aps", "1"], "--min-aps 5 is more than"),
+    (["serving", *OK, "--find-capacity", "--min-aps", "5", "--max-aps", "1"], "--min-aps 5 is more than"),
     (["serving", *OK, "--aps", "1", "--ttft-slo-s", "0"], "--ttft-slo-s: must be more than 0"),
 ]
 

@@ -16,12 +16,12 @@ REQUEST_DEADLINE_S = 3600.0
 
 
 def arrival_times_s(rate_per_s: float, until_s: float, seed: int) -> Iterator[float]:
-    """Exponential gaps from a seeded source: the same moments for every system at this rate."""
-    source = random.Random(f"arrivals/{seed}/{rate_per_s!r}")
-    moment = source.expovariate(rate_per_s)
+    """Exponential gaps from a seeded source: the same for every system, and the same but for scale at every rate."""
+    source = random.Random(f"arrivals/{seed}")
+    moment = source.expovariate(1.0) / rate_per_s
     while moment < until_s:
         yield moment
-        moment += source.expovariate(rate_per_s)
+        moment += source.expovariate(1.0) / rate_per_s
 
 
 class Visitors:

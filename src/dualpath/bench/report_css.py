@@ -34,7 +34,7 @@ table{{border-collapse:collapse;font-size:.9rem;width:100%;font-variant-numeric:
 th,td{{padding:.3em .6em;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}}
 th:first-child,td:first-child{{text-align:left}} th{{color:var(--dim);font-weight:600;
  white-space:normal;vertical-align:bottom;line-height:1.25}}
-td.text{{text-align:left;white-space:normal;overflow-wrap:anywhere}}
+td.text{{text-align:left;width:60%;white-space:normal;overflow-wrap:anywhere}}
 svg text{{fill:var(--fg);font-size:12px}} svg text.tick{{fill:var(--dim);font-size:11px}}
 svg text.marktext{{fill:var(--mark)}} svg text.value{{font-weight:600}}
 svg .grid{{stroke:var(--line);stroke-width:1}} svg .mark{{stroke:var(--mark);stroke-width:1.5;stroke-dasharray:5 3}}

@@ -56,7 +56,7 @@ def print_serving(console: Console, report: Mapping[str, Any]) -> None:
             table.add_row(
                 name,
                 f"{point['aps']:.3g}",
-                str(point["re-\nquests"]),
+                str(point["requests"]),
                 _number(point["ttft_s"].get("mean"), 1, ".3f"),
                 _number(point["ttft_s"].get("p99"), 1, ".3f"),
                 _number(point["tpot_s"].get("mean"), 1000, ".1f"),

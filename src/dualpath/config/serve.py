@@ -110,7 +110,7 @@ class MemoryConfig(Table):
     prefill_staging_bytes: int = setting(
         GIB,
         minimum=1,
-        help="most host memory for a prefill engine's buffer, where blocks read from storage wait for their layer's turn; "
+        help="most host memory for a prefill engine's buffer, where blocks from storage wait for their layer's turn; "
         "no more than four longest contexts are taken",
     )
     decode_staging_bytes: int = setting(

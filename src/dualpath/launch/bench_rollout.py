@@ -77,8 +77,10 @@ class ClusterOpener:
             self.kv_dtype = cluster.namespace.kv_dtype
             try:
                 yield cluster.service
-            finally:
-                await cluster.close(DRAIN_S)
+            except BaseException:
+                await cluster.close(0.0)
+                raise
+            await cluster.close(DRAIN_S)
 
 
 @contextmanager

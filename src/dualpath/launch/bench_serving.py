@@ -58,11 +58,11 @@ async def _point(
     settings: ServingSettings, system: str, aps: float, limits: Limits, progress: RunProgress
 ) -> dict[str, Any]:
     window = Window(settings.serving.warm_up_s, settings.serving.duration_s)
+    if not 1 <= aps * window.end_s <= MAX_AGENTS:
+        raise ConfigError(f"{aps:g} agents per second for {window.end_s:g} s are not between 1 and {MAX_AGENTS} agents")
     moments = list(arrival_times_s(aps, window.end_s, settings.workload.seed))
-    if not 1 <= len(moments) <= MAX_AGENTS:
-        raise ConfigError(
-            f"{aps:g} agents per second for {window.end_s:g} s are {len(moments)} agents: too few or many"
-        )
+    if not moments:
+        raise ConfigError(f"at {aps:g} agents per second none arrives within {window.end_s:g} s; see --duration-s")
     scripts = _scripts(settings, len(moments))
     with fresh_store(settings.store.url, system) as url:
         config = serve_config(settings, system, url, max_context_tokens(scripts))

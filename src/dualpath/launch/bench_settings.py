@@ -13,7 +13,7 @@ from dualpath.config.serve import SYSTEMS, SchedulerConfig
 from dualpath.core.errors import ConfigError
 
 MAX_AGENTS = 1_000_000
-_PER_SYSTEM = ("path", "system", "allow_invalid_answers")  # of the cluster: not the same for all
+PER_SYSTEM = ("path", "system", "allow_invalid_answers")  # of the cluster: not the same for all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ class ServingTable(Table):
 
     TABLE = "serving"
     aps: str | None = setting(
-        None, metavar="X,...", none_means="give --find-capacity true", help="agents that arrive per second, to try"
+        None, metavar="X,...", none_means="give --find-capacity", help="agents that arrive per second, to try"
     )
     find_capacity: bool = setting(False, help="search the highest rate that keeps both limits")
     ttft_slo_s: float = setting(4.0, above=0, maximum=3600, help="limit on the mean time to first token")
@@ -157,6 +157,6 @@ def as_json(settings: BenchSettings) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for table in fields(settings):
         values = getattr(settings, table.name)
-        found = {one.name: getattr(values, one.name) for one in fields(values) if one.name not in _PER_SYSTEM}
+        found = {one.name: getattr(values, one.name) for one in fields(values) if one.name not in PER_SYSTEM}
         out[table.name] = {k: str(v) if isinstance(v, Path) else v for k, v in found.items() if v is not None}
     return out

@@ -11,7 +11,14 @@ from typing import Any, TypeVar
 from dualpath.config import load_config
 from dualpath.config.flags import add_flags, given_flags
 from dualpath.core.errors import ConfigError
-from dualpath.launch.bench_settings import BenchSettings, RolloutSettings, ServingSettings, rates, system_names
+from dualpath.launch.bench_settings import (
+    PER_SYSTEM,
+    BenchSettings,
+    RolloutSettings,
+    ServingSettings,
+    rates,
+    system_names,
+)
 
 ROLLOUT = """\
 Replay the same agents on one system after the other, all agents at once, each system on a fresh in-process cluster.
@@ -25,7 +32,7 @@ SERVING = """\
 Let agents arrive as a Poisson process and talk to a server over HTTP, a fresh one for every system and rate; measure
 the requests that arrive in a window after the warm-up. A rate is met if mean TTFT and mean TPOT are within their limits
 and TTFT does not keep growing: it does if each quarter of the window has a higher mean than the one before and the last
-is 1.5 times the first. A measurement ends early when mean TTFT is beyond twice its limit. --find-capacity true searches
+is 1.5 times the first. A measurement ends early when mean TTFT is beyond twice its limit. --find-capacity searches
 the highest rate that is met, doubling from --min-aps and then bisecting.
 """
 
@@ -36,15 +43,29 @@ def add(verbs: Any) -> None:
     bench = verbs.add_parser("bench", help="compare systems: basic, the paper's, ours, oracle")
     actions = bench.add_subparsers(title="commands", dest="action", metavar="COMMAND", required=True)
     _add(actions, "rollout", "all agents at once, to completion", ROLLOUT, RolloutSettings, _rollout)
-    _add(actions, "serving", "agents that arrive over time", SERVING, ServingSettings, _serving)
+    serving = _add(actions, "serving", "agents that arrive over time", SERVING, ServingSettings, _serving)
+    serving.add_argument(  # instead of the generated one, which insists on a value
+        "--find-capacity",
+        dest="serving.find_capacity",
+        nargs="?",
+        const="true",
+        metavar="BOOL",
+        help="search the highest rate that keeps both limits, instead of trying --aps (default: false)",
+    )
 
 
-def _add(actions: Any, name: str, text: str, description: str, settings: type, run: Any) -> None:
+def _add(actions: Any, name: str, text: str, description: str, settings: type, run: Any) -> Any:
     parser = actions.add_parser(
-        name, help=text, description=description, formatter_class=_Formatter, usage=f"dualpath bench {name} [options]"
+        name,
+        help=text,
+        description=description,
+        formatter_class=_Formatter,
+        usage=f"dualpath bench {name} [options]",
+        conflict_handler="resolve",
     )
     add_flags(parser, settings)
     parser.set_defaults(run=run)
+    return parser
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
@@ -63,7 +84,7 @@ def _serving(arguments: argparse.Namespace) -> int:
     settings = _settings(arguments, ServingSettings)
     serving = settings.serving
     if (serving.aps is None) != serving.find_capacity:
-        raise ConfigError("give either --aps or --find-capacity true")
+        raise ConfigError("give either --aps or --find-capacity")
     if serving.aps is not None:
         rates(serving.aps)
     if serving.min_aps > serving.max_aps:
@@ -77,7 +98,11 @@ def _serving(arguments: argparse.Namespace) -> int:
 
 def _settings(arguments: argparse.Namespace, kind: type[S]) -> S:
     """Checked as far as possible without loading anything."""
-    settings = load_config(kind, None, given_flags(arguments, kind))
+    given = given_flags(arguments, kind)
+    for name in PER_SYSTEM:
+        if ("cluster", name) in given:
+            raise ConfigError(f"--{name.replace('_', '-')}: a benchmark compares whole systems; see --systems")
+    settings = load_config(kind, None, given)
     system_names(settings.workload.systems)
     if not settings.model.dir.is_dir():
         raise ConfigError(f"no such model directory: {settings.model.dir}")

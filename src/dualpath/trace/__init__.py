@@ -1,12 +1,13 @@
 """Agent trajectories: recorded or synthesised conversations whose lengths a benchmark replays against a server.
 
-Called by ``bench`` and ``launch``. Knows ``core`` only: no server, no model, no torch. A trace says how long things are,
-never what they say; token ids are made up, the same ones every time (``tokens``).
+Called by ``bench`` and ``launch``. Knows ``core`` only: no server, no model. A trace says how long things are, never
+what they say; token ids are made up, the same ones every time (``tokens``).
 """
 
 from dualpath.trace.hits import CacheHits, infinite_cache_hits
 from dualpath.trace.load import load_trace
-from dualpath.trace.read import Recording, read_trace
+from dualpath.trace.read import read_trace
+from dualpath.trace.recording import Recording
 from dualpath.trace.stats import TraceStats, describe, format_table
 from dualpath.trace.synth import SHAPES, synthesize
 from dualpath.trace.tokens import prompt_tokens

@@ -1,11 +1,11 @@
 """Claude-Code traces: one conversation a file, prompts as ids of 64-token blocks that mean something in that file only.
 
-* A request continues the run of requests whose latest prompt it keeps at least KEPT_SHARE of, from the front. Otherwise the
-  context was compacted or replaced: a trajectory of its own begins, ``parent`` naming the conversation's first.
-* A subagent is a trajectory of its own too; ``parent`` names the conversation, and its requests' times, which count from
-  its start, are moved. Replay does not make parents wait: the recorded ``think_s`` of the parent contains the wait.
-* Tools and system prompt come first in a prompt. Conversations with equal ``tool_tokens`` are taken to share the tools, and
-  those with equal ``system_tokens`` besides the system prompt; the files name sizes only.
+* A request continues the run of requests whose latest prompt it keeps at least KEPT_SHARE of, from the front. Otherwise
+  the context was compacted or replaced: a trajectory of its own begins, ``parent`` naming the conversation's first.
+* A subagent is a trajectory of its own too; ``parent`` names the conversation, and its requests' times, which count
+  from its start, are moved. Replay does not make parents wait for them: their recorded ``think_s`` contains that.
+* Tools and system prompt come first in a prompt. Conversations with equal ``tool_tokens`` are taken to share the tools,
+  and those with equal ``system_tokens`` besides the system prompt; the files name sizes only.
 
 ``think_s`` is the recorded ``think_time``; where it is missing, what remains between two requests after ``api_time``.
 """
@@ -45,7 +45,7 @@ class _Talk:
     requests: list[_Request] = field(default_factory=list)
 
     def block_names(self, request: _Request) -> list[BlockName]:
-        """Global names: whole blocks of the tools and of the system prompt by what they are, the rest by file and id."""
+        """Global names: whole blocks of tools and system prompt by what they are, the rest by file and id."""
         tools, both = self.tool_tokens, self.tool_tokens + self.system_tokens
         names: list[BlockName] = []
         for place, block in enumerate(request.blocks):

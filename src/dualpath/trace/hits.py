@@ -1,7 +1,7 @@
 """What a cache that never forgets would hit: the ceiling for any replay of a trace, from its lengths alone.
 
-Counted as the server counts (``docs/architecture.md``): whole blocks only, at most prompt - 1 tokens, generated tokens are
-stored like any other, and a trajectory's shared prefix hits once another of its group has been seen.
+Counted as the server counts (``docs/architecture.md``): whole blocks only, at most prompt - 1 tokens, generated tokens
+are stored like any other, and a trajectory's shared prefix hits once another of its group has been seen.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ def unique_block_rate(requests: Iterable[Sequence[object]]) -> float:
 def _shared_tokens(one: Trajectory, seen_tokens: dict[tuple[str, str], int]) -> int:
     """Tokens of the first prompt that an earlier trajectory brought; notes what this one brings.
 
-    Tools are shared by tool set; a system prompt is shared when the tools before it are, so it is noted with their length.
+    Tools are shared by tool set; a system prompt is shared when the tools before it are, so it is noted with their
+    length.
     """
     prefix = one.prefix
     if prefix is None:

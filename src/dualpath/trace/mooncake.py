@@ -1,13 +1,13 @@
 """Mooncake traces: one request a line, no conversations; they are rebuilt from the ids of the prompts' blocks.
 
-A row continues an earlier one if its blocks begin with all whole blocks of the earlier prompt, and if it has room for what
-that one generated and at least one new token. The longest match wins, then the latest. A match proves nothing if other rows
-have that last block too: then it is a shared prompt. Each row is continued once: of two that branch, the second begins a
-trajectory of its own, as does every row without a match.
+A row continues an earlier one if its blocks begin with all whole blocks of the earlier prompt, and if it has room for
+what that one generated and at least one new token. The longest match wins, then the latest. A match proves nothing if
+other rows have that last block too: then it is a shared prompt. Each row is continued once: of two that branch, the
+second begins a trajectory of its own, as does every row without a match.
 
-The first block, when trajectories have it in common, is declared as a shared prefix. What branches share beyond it is lost:
-compare ``Recording.block_rate`` with the trajectories' own hit rate. The trace has no service times, so ``think_s`` is the
-time between two rows' timestamps.
+The first block, when trajectories have it in common, is declared as a shared prefix. What branches share beyond it is
+lost: compare ``Recording.block_rate`` with the trajectories' own hit rate. The trace has no service times, so
+``think_s`` is the time between two rows' timestamps.
 """
 
 from __future__ import annotations

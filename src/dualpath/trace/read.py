@@ -7,8 +7,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import dualpath.trace.claude_code as claude_code
+import dualpath.trace.mooncake as mooncake
 from dualpath.core.errors import ConfigError
-from dualpath.trace import claude_code, mooncake
 from dualpath.trace.recording import BlockName, Recording
 from dualpath.trace.trajectory import Trajectory, numbered_lines, read_trajectories
 

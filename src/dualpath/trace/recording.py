@@ -49,7 +49,8 @@ def rounds_of(calls: Iterable[Call]) -> tuple[Round, ...]:
     return tuple(rounds)
 
 
-Source, Parsed = TypeVar("Source"), TypeVar("Parsed")
+Source = TypeVar("Source")
+Parsed = TypeVar("Parsed")
 
 
 def located(where: Path | str, parse: Callable[[Source], Parsed], source: Source) -> Parsed:

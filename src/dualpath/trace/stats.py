@@ -1,15 +1,15 @@
 """What a trace looks like: the columns of the paper's Table 2, and the same things counted per request.
 
 Conventions. The table's columns do not multiply out (157 turns of 429 + 176 tokens are not 55,958) unless append and
-generate are averages over trajectories of each one's own mean: short trajectories with large turns then count as much as
-long ones with small turns. So here, in the table's columns:
+generate are averages over trajectories of each one's own mean: short trajectories with large turns then count as
+much as long ones with small turns. So here, in the table's columns:
 
 * turns, total: means over trajectories; total is the context at the end, everything appended and generated;
 * append, gen: mean over trajectories of the trajectory's mean round. The first prompt is the first round's append;
 * context: mean over *requests* of the whole prompt's length.
 
-A server sees requests, not trajectories: ``request_append`` and ``request_gen`` are the means over all requests, and what
-compute per request follows from; in the paper's traces they are about 0.6 times the table's.
+A server sees requests, not trajectories: ``request_append`` and ``request_gen`` are the means over all requests, what
+the compute per request follows from; in the paper's traces they are about 0.6 times the table's.
 """
 
 from __future__ import annotations
@@ -110,7 +110,8 @@ def format_table(stats: TraceStats) -> str:
     )
     hits = stats.hits
     lines.append(
-        f"infinite cache: {hits.block_rate:.1%} of blocks of {stats.block_tokens} tokens, {hits.token_rate:.1%} of tokens"
+        f"infinite cache: {hits.block_rate:.1%} of blocks of {stats.block_tokens} tokens,"
+        f" {hits.token_rate:.1%} of tokens"
     )
     if stats.recorded_block_rate is not None:
         lines.append(f"by the recording's own block ids: {stats.recorded_block_rate:.1%} of blocks")

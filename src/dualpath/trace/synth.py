@@ -3,14 +3,15 @@
 The paper's traces are not public; their means are. One model meets all five columns of the three of them:
 
 * a trajectory's mean turn is lognormal over trajectories, which explains why the table's columns do not multiply out
-  (``stats``); within it, appends are lognormal with sigma 1.2 and generations with sigma 0.8;
+  (``stats``); within it, appends are lognormal with sigma 1.2 and generations with sigma 0.8, and no append
+  is more than a quarter of the limit;
 * the first prompt is 3.3 to 4.6 thousand tokens;
-* most end when the next turn would pass the limit; a fifth to a quarter end early, anywhere from 15 % of it on; none has
-  more than 500 turns.
+* most end when the next turn would pass the limit; a fifth to a quarter end early, anywhere from 15 % of it on; none
+  has more than 500 turns.
 
-What differs between trajectories (mean turn, first prompt, end) is taken from an evenly spread sequence with a random shift,
-not from independent draws: so few agents, and any seed, still have the table's means. Trajectory i is the same one however
-many are made.
+What differs between trajectories (mean turn, first prompt, end) is taken from an evenly spread sequence with a random
+shift, not from independent draws: so few agents, and any seed, still come near the table's means. Trajectory i is the
+same one however many are made.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ PAPER_TRAJECTORIES = 500
 MAX_TURNS = 500
 APPEND_SIGMA, GENERATE_SIGMA = 1.2, 0.8
 MAX_DEVIATION = 2.5  # of a trajectory's mean turn, in sigmas: one agent in 80 is pulled in, and no seed is all outlier
+LARGEST_APPEND = 4  # at most 1/4 of the limit: one result that fills a whole context would move the table's mean
 FIRST_PROMPT_SPREAD = 0.15  # first prompts are uniform within this share of the mean, both ways
 EARLIEST_END = 0.15  # of the limit
 MAX_AGENTS = 1_000_000
@@ -54,9 +56,9 @@ class Shape:
 
 
 SHAPES = {
-    "32K": Shape(32 * 1024, 547.2, 0.638, 0.780, 0.215, 3889.0, Columns(60, 608, 148, 28639, 17183)),
-    "48K": Shape(48 * 1024, 476.8, 0.655, 0.708, 0.233, 4092.0, Columns(106, 474, 172, 42607, 25120)),
-    "64K": Shape(64 * 1024, 438.7, 0.717, 0.689, 0.242, 3957.0, Columns(157, 429, 176, 55958, 32721)),
+    "32K": Shape(32 * 1024, 533.9, 0.6413, 0.7747, 0.2217, 3894.0, Columns(60, 608, 148, 28639, 17183)),
+    "48K": Shape(48 * 1024, 461.4, 0.6684, 0.7010, 0.2432, 4100.0, Columns(106, 474, 172, 42607, 25120)),
+    "64K": Shape(64 * 1024, 428.1, 0.7419, 0.6860, 0.2571, 4100.0, Columns(157, 429, 176, 55958, 32721)),
 }
 
 
@@ -84,6 +86,7 @@ def _rounds(shape: Shape, place: npt.NDArray[np.float64], rng: np.random.Generat
     appends = _lengths(turn_tokens * shape.append_share, APPEND_SIGMA, rng)
     gens = _lengths(turn_tokens * (1 - shape.append_share), GENERATE_SIGMA, rng)
     spread = FIRST_PROMPT_SPREAD * (2 * first_place - 1)
+    appends = np.minimum(appends, shape.limit_tokens // LARGEST_APPEND)
     appends[0] = round(shape.first_prompt_tokens * (1 + spread))
     end_tokens = shape.limit_tokens * _end_share(shape.early_share, end_place)
     num_rounds = max(1, int((np.cumsum(appends + gens) <= end_tokens).sum()))

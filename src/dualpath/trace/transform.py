@@ -1,5 +1,4 @@
-"""Make a trace fit the machine: shorter, quicker, fewer rounds, or more agents than were recorded. Nothing is changed in
-place."""
+"""Make a trace fit the machine: shorter, quicker, fewer rounds, or more agents than were recorded."""
 
 from __future__ import annotations
 
@@ -47,9 +46,9 @@ def limit_rounds(trajectories: Iterable[Trajectory], num_rounds: int) -> list[Tr
 def resample(trajectories: Sequence[Trajectory], num_agents: int, seed: int) -> list[Trajectory]:
     """Exactly ``num_agents``: a sample in the trace's order, or all of them and copies.
 
-    A copy is the paper's (section 5): one of the trajectories with a random first round before it that generates one token.
-    Its tokens come before the old first prompt, so a copy shares no prefix with anybody. The new round's append has the
-    length of some append in the trace.
+    A copy is the paper's (section 5): one of the trajectories with a random first round before it that generates one
+    token. Its tokens come before the old first prompt, so a copy shares no prefix with anybody. The new append is as
+    long as some append in the trace.
     """
     if not trajectories:
         raise ConfigError("there are no trajectories to take agents from")
