@@ -126,7 +126,7 @@ def test_directories_share_prefixes_across_files(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("not a trace")
     recording = read_trace(tmp_path)
     assert recording.block_rate == pytest.approx(3 / 20)  # 128 + 64 tokens of the second file
-    assert infinite_cache_hits(recording.trajectories).block_rate == recording.block_rate
+    assert infinite_cache_hits(recording.trajectories).block_rate == pytest.approx(recording.block_rate)
     first, second = (prompt_tokens(one, 0, seed=0, vocab=range(9, 10**6)) for one in recording.trajectories)
     assert first[:192] == second[:192]
     assert first[192:200] != second[192:200]
@@ -163,7 +163,7 @@ def test_what_is_no_trace_is_one_line(tmp_path: Path, content: str, reason: str)
 
 
 def test_a_wrong_request_and_an_empty_directory_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no .json or .jsonl file"):
+    with pytest.raises(ConfigError, match=r"no \.json or \.jsonl file"):
         read_trace(tmp_path)
     path = claude(tmp_path / "c.json", [request(0, 640, 5, span(10)), {"t": 1}])
     with pytest.raises(ConfigError, match=r"c\.json: requests\[1\]: in is missing"):

@@ -5,13 +5,14 @@ The paper's traces are not public; their means are. One model meets all five col
 * a trajectory's mean turn is lognormal over trajectories, which explains why the table's columns do not multiply out
   (``stats``); within it, appends are lognormal with sigma 1.2 and generations with sigma 0.8, and no append
   is more than a quarter of the limit;
-* the first prompt is 3.3 to 4.6 thousand tokens;
+* the first prompt is 3.3 to 4.7 thousand tokens;
 * most end when the next turn would pass the limit; a fifth to a quarter end early, anywhere from 15 % of it on; none
   has more than 500 turns.
 
 What differs between trajectories (mean turn, first prompt, end) is taken from an evenly spread sequence with a random
-shift, not from independent draws: so few agents, and any seed, still come near the table's means. Trajectory i is the
-same one however many are made.
+shift, not from independent draws: so few agents, and any seed, still come near the table's means. Of 500
+agents, seed 0 meets every column within 2 %; over seeds 0-59 and all three, 171 of 180 traces are within 5 % and the
+worst within 8 %. Trajectory i is the same one however many are made.
 """
 
 from __future__ import annotations
