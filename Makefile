@@ -48,8 +48,10 @@ lint: $(READY) ## style, types and import contracts (about a minute)
 format: $(READY) ## let ruff fix what it can
 	@$(PY) -m ruff check --fix src tests && $(PY) -m ruff format src tests
 
-bench: $(READY) ## time attention and model kernels (minutes)
-	@$(PY) benchmarks/model_kernels.py $(ARGS)
+bench: $(READY) ## time storage reads, layer streaming, kernels of every family, a server (about 15 minutes)
+	@for name in storage_read layer_streaming model_kernels server; do \
+	  echo "== benchmarks/$$name.py"; OMP_NUM_THREADS=1 $(PY) benchmarks/$$name.py; \
+	done
 
 clean: ## remove .venv and everything that was made
 	rm -rf .venv .demo .bench build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
