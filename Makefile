@@ -29,11 +29,11 @@ help: ## show this
 	@echo "make TARGET; the first one also installs what is needed into .venv (2-5 minutes, about 1.5 GB)"
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  \1\t/' | expand -t 12
 
-demo: $(READY) ## see it work on this machine (about a minute)
+demo: $(READY) ## see it work on this machine (about 2 minutes)
 	@$(PY) -m dualpath demo $(ARGS)
 
-test: $(READY) ## run all tests (about 5 minutes; ARGS="-k name" for some)
-	@echo "== tests (about 5 minutes on 2 cores)"
+test: $(READY) ## run all tests (about 10 minutes; ARGS="-k name" for some)
+	@echo "== tests (about 10 minutes on 2 cores)"
 	@$(PY) -m pytest $(ARGS)
 
 lint: $(READY) ## style, types and import contracts (about a minute)
