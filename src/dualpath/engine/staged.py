@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from dualpath.core.errors import BlockCorruptError, BlockMissingError, DualPathError
 from dualpath.core.ids import BlockKey, RequestId
 from dualpath.engine.api import ReadOutcome
-from dualpath.traffic.contract import Transfer
 from dualpath.traffic.manager import TrafficManager
 
 log = logging.getLogger(__name__)
@@ -22,7 +21,6 @@ class Held:
 
     by_block: dict[int, int] = field(default_factory=dict)
     spare: list[int] = field(default_factory=list)
-    reading: int = 0  # read() calls under way: their slots are released when they end
 
 
 class StagedReads:
@@ -57,11 +55,7 @@ class StagedReads:
         if len(unplaced) > len(held.spare):
             await self.reserve(request_id, len(unplaced) - len(held.spare))
         self.assign(request_id, unplaced)
-        held.reading += 1
-        try:
-            return await self._read(request_id, held, blocks)
-        finally:
-            held.reading -= 1
+        return await self._read(request_id, held, blocks)
 
     async def _read(self, request_id: RequestId, held: Held, blocks: Sequence[tuple[int, BlockKey]]) -> ReadOutcome:
         transfers = self._traffic.read_blocks([(key, held.by_block[block]) for block, key in blocks])
@@ -99,8 +93,3 @@ class StagedReads:
     @property
     def num_requests(self) -> int:
         return len(self._held)
-
-
-async def settle(transfers: Sequence[Transfer[int]]) -> list[int | BaseException]:
-    """Await all transfers, errors as values."""
-    return list(await asyncio.gather(*transfers, return_exceptions=True))
