@@ -10,7 +10,7 @@ import pytest
 
 from dualpath.bench.compare import differing_systems
 from dualpath.bench.report_html import render
-from dualpath.launch import cli
+from dualpath.launch import bench_rollout, cli
 from dualpath.launch.cli import main
 
 SMALL = ["--prefill-staging-bytes", "32MiB", "--decode-staging-bytes", "32MiB", "--decode-kv-tokens", "8192"]
@@ -33,7 +33,8 @@ def test_the_json_has_its_shape(outcome):
     code, report, _ = outcome
     assert code == 0
     assert set(report) == {"settings", "systems", "limits"}
-    assert report["limits"] == {"pooled_over_prefill": 3.0}
+    assert set(report["limits"]) == {"pooled_over_prefill", "infinite_cache_hit_rate"}
+    assert report["limits"]["pooled_over_prefill"] == 3.0
     assert list(report["systems"]) == ["basic", "split"]
     for one in report["systems"].values():
         assert one["requests"] == 12
@@ -56,9 +57,33 @@ def test_systems_do_the_same_work_and_generate_the_same_tokens(outcome):
     for same in ("tokens_sha256", "prompt_tokens", "generated_tokens", "hit_tokens"):
         assert basic[same] == split[same]
     assert basic["hit_tokens"] > 0
+    assert basic["hit_rate"] == pytest.approx(report["limits"]["infinite_cache_hit_rate"])
     assert basic["storage_read_bytes"]["decode-node0"] == basic["storage_read_bytes"]["decode-node1"] == 0
     assert sum(basic["storage_read_bytes"].values()) == sum(split["storage_read_bytes"].values())
     assert split["side_read_bytes"]["decode"] > 0
+
+
+def test_agents_pause_as_long_as_their_tools_take_and_finished_systems_are_kept(tiny_model_dir, tmp_path, monkeypatch):
+    pauses = [{"append_tokens": 20, "generate_tokens": 2, "think_s": think_s} for think_s in (9.0, 2.0, 4.0)]
+    trace, out = tmp_path / "t.jsonl", tmp_path / "r.json"
+    trace.write_text(json.dumps({"id": "a", "rounds": pauses}) + "\n")
+    arguments = ["bench", "rollout", "--model", str(tiny_model_dir("llama")), "--trace", str(trace), "--agents", "1"]
+    arguments += ["--think", "0.1", "--systems", "basic,split", "--json", str(out)]
+    opened = []
+    real = bench_rollout.ClusterOpener.open
+
+    def first_only(self, system):
+        opened.append(system)
+        if len(opened) > 1:
+            raise KeyboardInterrupt
+        return real(self, system)
+
+    monkeypatch.setattr(bench_rollout.ClusterOpener, "open", first_only)
+    assert main([*arguments, *CLUSTER, *SMALL]) == 130
+    assert opened == ["basic", "split"]
+    systems = json.loads(out.read_text())["systems"]
+    assert list(systems) == ["basic"]
+    assert systems["basic"]["jct_s"] > 0.6, "0.2 s and 0.4 s before the second and the third turn"
 
 
 def test_other_tokens_are_noticed_but_never_the_oracles():
@@ -93,12 +118,15 @@ def test_a_serving_report_shows_latency_against_load():
     summary = {"p50": 0.5, "p90": 0.9, "p99": 1.0, "mean": 0.6}
     point = {"requests": 9, "steady": True, "meets_slo": True, "ttft_s": summary, "ttst_s": {}, "tpot_s": summary}
     point["phases_s"] = {"queued": {"mean": 0.1}, "reading": {"mean": 0.4}}
+    point["ttft_over_time_s"] = [(5.0, 0.5), (15.0, 0.7), (25.0, 0.6)]
     points = [{**point, "aps": 0.2}, {**point, "aps": 0.4}]
     systems = {"basic": {"points": points, "capacity_aps": 0.2}, "split": {"points": points, "capacity_aps": 0.4}}
     page = render({"settings": {}, "slo": {"ttft_s": 4.0, "tpot_s": 0.05}, "systems": systems})
     assert "DualPath split serves 2.00x the agents of Basic" in page
-    assert page.count("<svg") == 2
-    assert page.count("<circle") == 4
+    assert page.count("<svg") == 3
+    assert page.count("<circle") == 4 + 4 * 3, "against load, and over time for each system and rate"
+    assert "Time to first token over time" in page
+    assert "Basic @ 0.2" in page
 
 
 def test_agents_arrive_at_a_server_of_their_own(tiny_model_dir, tmp_path: Path):

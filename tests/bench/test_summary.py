@@ -9,7 +9,7 @@ import pytest
 from dualpath.bench.arrivals import arrival_times_s
 from dualpath.bench.capacity import capacity_aps, find_capacity
 from dualpath.bench.nic_watch import NicLog
-from dualpath.bench.serving import Limits, Seen, is_hopeless, is_steady, point, seen_requests
+from dualpath.bench.serving import Limits, Seen, is_hopeless, is_steady, point, seen_requests, ttft_over_time
 from dualpath.bench.summary import percentile, phase_summary, snic_max_avg, summarize
 from dualpath.bench.svg import number, ticks
 from dualpath.bench.workload import vocabulary
@@ -51,6 +51,12 @@ def test_balance_looks_at_the_first_80_percent():
     even_then_not = {"a": [1] * 8 + [2, 2], "b": [1] * 8 + [0, 0]}
     assert snic_max_avg(even_then_not) == 1.0
     assert snic_max_avg(even_then_not, fraction=1.0) == pytest.approx(1.2)
+
+
+def test_ttft_over_time_is_the_mean_of_each_part_of_the_window():
+    seen = [Seen(at_s, ttft_s, True, {}) for at_s, ttft_s in ((0.0, 1.0), (0.9, 3.0), (6.5, 5.0), (12.4, 7.0))]
+    assert ttft_over_time(seen, 12.0) == [(0.5, 2.0), (6.5, 5.0), (11.5, 7.0)]
+    assert ttft_over_time([], 12.0) == []
 
 
 def test_windows_add_up_to_what_was_read():

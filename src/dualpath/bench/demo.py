@@ -1,9 +1,14 @@
-"""The demonstration: agents on an emulated cluster, first loaded through the prefill side alone, then through both."""
+"""The demonstration: agents on an emulated cluster, first loaded through the prefill side alone, then through both.
+
+Afterwards the comparison as a user would type it, ``dualpath bench rollout``, for four systems, with its report.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import shlex
 import shutil
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -31,6 +36,10 @@ MODEL_SIZES: dict[str, Any] = {
     "head_dim": 64,
     "intermediate": 512,
 }
+ROLLOUT_FLAGS = (
+    "--trace synth:64K --scale 0.03 --agents 8 --rounds 8 --systems basic,shorter,split,oracle"
+    f" --prefill {PREFILL_NODES} --decode {DECODE_NODES} --storage-nic-mbps 160"
+)
 MIB = 1024 * 1024
 
 
@@ -59,6 +68,28 @@ def run(work_dir: Path, *, path: str = "split", script: Script | None = None) ->
     ) as progress:
         runs = [asyncio.run(_replay(model_dir, name, script, progress)) for name in ("prefill", path)]
     return _report(console, script, *runs)
+
+
+def run_rollout(work_dir: Path) -> int:
+    """Compare four systems on the model that ``run`` made. Returns the command's exit code."""
+    console, page = Console(), work_dir / "report.html"
+    flags = ["--model", str(work_dir / "model"), *ROLLOUT_FLAGS.split(), "--html", str(page)]
+    console.print("\nAgents as in the paper's 64K trace, all lengths times 0.03, on four systems:", highlight=False)
+    console.print(f"  dualpath bench rollout {shlex.join(flags)}\n", soft_wrap=True, highlight=False)
+    code = asyncio.run(_run_cli("bench", "rollout", *flags))
+    if code == 0:
+        console.print(f"\nThe whole comparison, with plots: {page.resolve().as_uri()}", soft_wrap=True)
+    return code
+
+
+async def _run_cli(*arguments: str) -> int:
+    """Ctrl-C reaches the child too, which then ends by itself."""
+    child = await asyncio.create_subprocess_exec(sys.executable, "-m", "dualpath", *arguments)
+    try:
+        return await child.wait()
+    finally:
+        if child.returncode is None:
+            await child.wait()
 
 
 def _make_model(console: Console, model_dir: Path) -> None:

@@ -98,6 +98,27 @@ def serving_lines(report: Mapping[str, Any]) -> str:
     )
 
 
+def ttft_over_time(report: Mapping[str, Any]) -> str:
+    """Every system at every rate: a flat line is a system that keeps up, a rising one a queue without bound."""
+    series = {
+        f"{title(name)} @ {one['aps']:.3g}": [(x, y) for x, y in one.get("ttft_over_time_s", [])]
+        for name, system in report["systems"].items()
+        for one in system["points"]
+        if one.get("ttft_over_time_s")
+    }
+    limit = report["slo"]["ttft_s"]
+    peak = max((y for line in series.values() for _, y in line), default=1.0)
+    return legend(list(series)) + lines(
+        series,
+        "seconds since the warm-up, when the request arrived",
+        "seconds",
+        limit=Mark(limit, f"limit {limit:g} s") if limit <= 5 * peak else None,
+        points=True,
+        height=280,
+        label="Mean time to first token over time",
+    )
+
+
 def legend(names: Sequence[str]) -> str:
     items = "".join(f'<span><i class="c{i % 8}"></i>{escape(name)}</span>' for i, name in enumerate(names))
     return f'<div class="legend">{items}</div>'

@@ -9,7 +9,7 @@ from typing import Any
 from dualpath.bench.compare import INVALID_SYSTEMS, differing_systems
 from dualpath.bench.headline import rollout_headline, serving_headline, title
 from dualpath.bench.report_css import CSS
-from dualpath.bench.report_figures import jct_bars, nic_lines, path_bars, serving_lines, ttft_bars
+from dualpath.bench.report_figures import jct_bars, nic_lines, path_bars, serving_lines, ttft_bars, ttft_over_time
 
 COLUMNS = (
     ("JCT s", lambda s: _number(s["jct_s"], 1, 2)),
@@ -90,6 +90,12 @@ def _serving(report: Mapping[str, Any]) -> list[str]:
             "Time to first token against load",
             serving_lines(report),
             "Mean over the window after the warm-up. A line that shoots up is a system that has run out of something.",
+        ),
+        _figure(
+            "Time to first token over time",
+            ttft_over_time(report),
+            "Mean over the requests that arrived in each twelfth of the window. A line that keeps rising is a queue"
+            " that grows without bound.",
         ),
         _figure("Where the time to first token goes", ttft_bars(phases), "Means over all requests of the window."),
         "<h2>Numbers</h2>" + _table("system", POINT_COLUMNS, rows),

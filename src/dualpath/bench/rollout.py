@@ -1,5 +1,6 @@
-"""An offline rollout, as in reinforcement learning: all agents start at once and run to completion, no time in between.
+"""An offline rollout, as in reinforcement learning: all agents start at once and run to completion.
 
+An agent pauses between turns only where its script says so.
 Turn i+1's prompt is every append and every generation before it, plus the new append (paper section 7.1). Exactly the
 trace's number of tokens is generated, greedily.
 """
@@ -48,6 +49,8 @@ async def _agent(backend: Backend, agent: int, script: Script, on_turn: Callable
     context: list[int] = []
     turns = []
     for index, step in enumerate(script.steps):
+        if index and step.think_s:
+            await asyncio.sleep(step.think_s)
         context += step.append_ids
         turn = await _turn(backend, agent, index, context, step.generate_tokens)
         context += turn.token_ids

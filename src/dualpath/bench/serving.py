@@ -24,6 +24,7 @@ POLL_S = 1.0
 HOPELESS = 2.0  # times the limit
 MIN_REQUESTS_TO_GIVE_UP = 20
 NUM_PARTS, GROWTH, GROWTH_OF_LIMIT = 4, 1.5, 0.1
+SERIES_STEPS = 12  # of the window, for the course of TTFT over time
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,11 @@ async def measure(
             entering.cancel()
         records.update((one["request_id"], one) for one in await visitors.records())
         seen = seen_requests(records.values(), start_unix_s + window.warm_up_s, time.time())
-        return point(aps, seen, limits, gave_up) | {"agents_done": visitors.num_agents_done, "agents": len(moments_s)}
+        return point(aps, seen, limits, gave_up) | {
+            "ttft_over_time_s": ttft_over_time(seen, window.duration_s),
+            "agents_done": visitors.num_agents_done,
+            "agents": len(moments_s),
+        }
 
 
 def seen_requests(records: Iterable[Mapping[str, Any]], from_unix_s: float, now_unix_s: float) -> list[Seen]:
@@ -111,6 +116,15 @@ def is_steady(seen: Sequence[Seen], limits: Limits) -> bool:
     means = [sum(one.ttft_s for one in part) / len(part) for part in parts]
     grows = all(after > before for before, after in itertools.pairwise(means))
     return not (grows and means[-1] > GROWTH * means[0] and means[-1] - means[0] > GROWTH_OF_LIMIT * limits.ttft_s)
+
+
+def ttft_over_time(seen: Sequence[Seen], duration_s: float) -> list[tuple[float, float]]:
+    """(middle, mean TTFT) of each twelfth of the window in which requests arrived, in seconds from its start."""
+    step_s = duration_s / SERIES_STEPS
+    parts: dict[int, list[float]] = {}
+    for one in seen:
+        parts.setdefault(min(int(one.arrived_s / step_s), SERIES_STEPS - 1), []).append(one.ttft_s)
+    return [((part + 0.5) * step_s, sum(values) / len(values)) for part, values in sorted(parts.items())]
 
 
 def point(aps: float, seen: Sequence[Seen], limits: Limits, gave_up: bool = False) -> dict[str, Any]:

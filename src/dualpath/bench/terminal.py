@@ -45,6 +45,8 @@ def print_rollout(console: Console, report: Mapping[str, Any]) -> None:
     if INVALID_SYSTEMS & set(systems):
         console.print("* moves no KV: its answers are meaningless, only its time is of interest")
     console.print(rollout_headline(report))
+    if (ceiling := report["limits"].get("infinite_cache_hit_rate")) is not None:
+        console.print(f"A cache that never forgets would hit {ceiling:.1%} of the prompts' tokens.")
 
 
 def print_serving(console: Console, report: Mapping[str, Any]) -> None:

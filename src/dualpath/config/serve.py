@@ -165,6 +165,9 @@ class SchedulerConfig(Table):
     max_queued_requests: int = setting(
         1024, minimum=1, maximum=1_000_000, help="requests that may wait for an engine; more get HTTP 429"
     )
+    queue_timeout_s: float = setting(
+        300.0, above=0, maximum=604_800, help="longest wait for an engine; then the request gets HTTP 429"
+    )
     prefill_quota_ms: float = setting(
         300.0,
         above=0,

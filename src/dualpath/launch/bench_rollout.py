@@ -22,7 +22,7 @@ from dualpath.launch.bench_settings import BenchSettings, RolloutSettings, as_js
 from dualpath.launch.cluster import EmbeddedCluster
 from dualpath.scheduler.service import Service
 from dualpath.store.open import parse_url
-from dualpath.trace.load import load_trace
+from dualpath.trace import Trajectory, infinite_cache_hits, load_trace
 
 DRAIN_S = 30.0
 
@@ -30,22 +30,32 @@ DRAIN_S = 30.0
 def run(settings: RolloutSettings) -> int:
     """Compare, print, write. Exit code 1 if systems that compute in fp32 do not generate the same tokens."""
     console = Console()
-    scripts = load_scripts(settings)
+    trajectories = load_agents(settings)
+    scripts = scripts_of(trajectories, seed=settings.workload.seed, vocab=vocabulary(vocab_size(settings.model.dir)))
     opener = ClusterOpener(settings, scripts, console)
-    systems = system_names(settings.workload.systems)
-    runs = asyncio.run(compare_rollouts(opener.open, systems, scripts, RunProgress(console)))
-    cluster = settings.cluster
-    result = report(as_json(settings), cluster.prefill, cluster.decode, runs)
+    hits = infinite_cache_hits(trajectories, block_tokens=settings.store.block_tokens)
+    result = asyncio.run(_compare(settings, opener, scripts, hits.token_rate, console))
     print_rollout(console, result)
-    write_outputs(settings, result)
     return check_tokens(console, result["systems"], opener.kv_dtype)
 
 
-def load_scripts(settings: RolloutSettings) -> list[Script]:
-    """The agents' conversations in token ids of the model's vocabulary."""
+def load_agents(settings: RolloutSettings) -> list[Trajectory]:
     work = settings.workload
-    trajectories = load_trace(work.trace, agents=work.agents, rounds=work.rounds, scale=work.scale, seed=work.seed)
-    return scripts_of(trajectories, seed=work.seed, vocab=vocabulary(vocab_size(settings.model.dir)))
+    return load_trace(
+        work.trace, agents=work.agents, rounds=work.rounds, scale=work.scale, think=work.think, seed=work.seed
+    )
+
+
+async def _compare(
+    settings: RolloutSettings, opener: ClusterOpener, scripts: list[Script], hit_rate: float, console: Console
+) -> dict[str, Any]:
+    """What is done is written at once: a long comparison that is interrupted keeps the systems that have finished."""
+    systems, cluster, runs = system_names(settings.workload.systems), settings.cluster, []
+    async for run in compare_rollouts(opener.open, systems, scripts, RunProgress(console)):
+        runs.append(run)
+        result = report(as_json(settings), cluster.prefill, cluster.decode, hit_rate, runs)
+        write_outputs(settings, result)
+    return result
 
 
 def vocab_size(model_dir: Path) -> int:

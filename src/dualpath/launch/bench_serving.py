@@ -78,7 +78,7 @@ def _scripts(settings: ServingSettings, num_agents: int) -> Sequence[Script]:
         agents=num_agents,
         rounds=work.rounds,
         scale=work.scale,
-        think=settings.serving.think,
+        think=work.think,
         seed=work.seed,
     )
     return scripts_of(trajectories, seed=work.seed, vocab=vocabulary(vocab_size(settings.model.dir)))

@@ -13,6 +13,7 @@ from dualpath.config.serve import SYSTEMS, SchedulerConfig
 from dualpath.core.errors import ConfigError
 
 MAX_AGENTS = 1_000_000
+LONGEST_WAIT_S = 604_800.0  # a week: agents of a rollout all come at once, and the last of them waits for all others
 PER_SYSTEM = ("path", "system", "allow_invalid_answers")  # of the cluster: not the same for all
 
 
@@ -26,6 +27,7 @@ class TraceTable(Table):
     rounds: int | None = setting(None, minimum=1, none_means="all", help="turns of each agent, at most")
     scale: float = setting(1.0, above=0, maximum=1000, help="factor on all lengths: fits long traces to small models")
     seed: int = setting(0, minimum=0, maximum=2**31 - 1, help="of the tokens, of resampling and of arrivals")
+    think: float = setting(0.0, minimum=0, maximum=1000, help="factor on the trace's think times; 0 leaves them out")
     systems: str = setting(
         "basic,split", metavar="NAME,...", help=f"what to compare, the first being the reference: {', '.join(SYSTEMS)}"
     )
@@ -73,7 +75,6 @@ class ServingTable(Table):
     find_capacity: bool = setting(False, help="search the highest rate that keeps both limits")
     ttft_slo_s: float = setting(4.0, above=0, maximum=3600, help="limit on the mean time to first token")
     tpot_slo_s: float = setting(0.05, above=0, maximum=3600, help="limit on the mean time per token after the first")
-    think: float = setting(0.0, minimum=0, maximum=1000, help="factor on the trace's think times; 0 leaves them out")
     warm_up_s: float = setting(10.0, minimum=0, maximum=1e6, help="requests that arrive before are not counted")
     duration_s: float = setting(60.0, above=0, maximum=1e6, help="length of the measurement after the warm-up")
     min_aps: float = setting(0.05, above=0, maximum=1e6, help="where the search for the capacity begins")
@@ -147,7 +148,7 @@ def serve_config(
         store=StoreConfig(url=store_url, block_tokens=settings.store.block_tokens),
         cluster=replace(settings.cluster, system=system, allow_invalid_answers=system == "oracle"),
         memory=memory,
-        scheduler=SchedulerConfig(max_queued_requests=min(queued, 1_000_000)),
+        scheduler=SchedulerConfig(max_queued_requests=min(queued, MAX_AGENTS), queue_timeout_s=LONGEST_WAIT_S),
         deadlines=settings.deadlines,
     )
 

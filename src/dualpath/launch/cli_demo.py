@@ -23,7 +23,7 @@ def add(verbs: Any) -> None:
 
 def _demo(arguments: argparse.Namespace) -> int:
     try:
-        from dualpath.bench.demo import run
+        from dualpath.bench.demo import run, run_rollout
     except ModuleNotFoundError as error:
         raise ConfigError(f"the demo needs {error.name}: pip install 'dualpath[demo]'") from None
-    return run(arguments.work_dir)
+    return run(arguments.work_dir) or run_rollout(arguments.work_dir)

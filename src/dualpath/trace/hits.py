@@ -44,7 +44,7 @@ def infinite_cache_hits(trajectories: Iterable[Trajectory], *, block_tokens: int
             hit_blocks += min(known, prompt - 1) // block_tokens
             num_blocks += prompt // block_tokens
             num_tokens += prompt
-            known = prompt + turn.generate_tokens - 1  # the last token's KV is never computed
+            known = prompt + turn.generate_tokens  # a block that the last token completes is stored too
     return CacheHits(hit_blocks, num_blocks, hit_blocks * block_tokens, num_tokens)
 
 
