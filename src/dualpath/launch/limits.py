@@ -65,6 +65,7 @@ class LimitsFinder:
             decode_choice=self.system.decode_choice,
             max_queued_requests=config.scheduler.max_queued_requests,
             queue_timeout_s=config.scheduler.queue_timeout_s,
+            durable_timeout_s=config.deadlines.storage_read_s,
             max_retries=config.scheduler.max_retries,
             # The oracle's index names blocks that were never stored; it must not evict those of others.
             capacity_bytes=None if self.system.skips_io else config.store.capacity_bytes,

@@ -31,7 +31,7 @@ class SchedulerConfig:
     retry_after_s: float = 1.0  # told to refused clients
     max_retries: int = 3  # times a request is resumed after a lost engine or a preemption
     # deadlines behind the engines' own, so that nothing ever waits for good
-    durable_timeout_s: float = 5.0  # for a hit block that is still being written; then it is recomputed
+    durable_timeout_s: float = 30.0  # for a hit block that is still being written; then it is recomputed
     reserve_timeout_s: float = 300.0
     read_timeout_s: float = 120.0
     prefill_timeout_s: float = 600.0  # to enter a forward batch, and again to produce the first token
