@@ -51,5 +51,5 @@ def test_every_module_says_what_it_is_for(path: Path) -> None:
 @pytest.mark.parametrize("entry", SETTINGS, ids=lambda entry: f"{entry.table}.{entry.name}")
 def test_every_setting_is_read_by_launch(entry: Entry) -> None:
     """A setting that nobody reads is a promise that nobody keeps."""
-    sources = [path.read_text(encoding="utf-8") for path in sorted((PACKAGE / "launch").glob("*.py"))]
+    sources = [path.read_text(encoding="utf-8") for path in sorted((PACKAGE / "launch").rglob("*.py"))]
     assert any(re.search(rf"\.{entry.name}\b", source) for source in sources)

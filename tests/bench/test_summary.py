@@ -6,7 +6,7 @@ import statistics
 
 import pytest
 
-from dualpath.bench.arrivals import arrival_times_s
+from dualpath.trace.arrivals import arrival_times_s
 from dualpath.bench.capacity import capacity_aps, find_capacity
 from dualpath.bench.nic_watch import NicLog
 from dualpath.bench.serving import Limits, Seen, is_hopeless, is_steady, point, seen_requests, ttft_over_time

@@ -224,7 +224,7 @@ def test_paced_reads_end_one_by_one_and_do_not_block_anything_else(fake_rig: Mak
         assert [read.done() for read in reads] == [True] * done + [False] * (4 - done)
         clock.time_s += 2.0
         assert reads[done].result(5) == OBJECT_BYTES
-    assert nic.total_bytes(NicDirection.READ) == 4 * OBJECT_BYTES
+    assert nic.passed_bytes(NicDirection.READ) == 4 * OBJECT_BYTES
 
 
 def test_a_storage_deadline_starts_when_the_emulated_nic_is_done(fake_rig: MakeRig) -> None:

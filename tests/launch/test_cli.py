@@ -49,7 +49,7 @@ BAD_INPUT = [
     (["model", "init", "--family", "llama", "--out", "/x", "--layers", "two"], "argument --layers: invalid int value"),
     (["store", "ls"], "the following arguments are required: URL"),
     (["store", "ls", "file:///no/such/dir"], "file:///no/such/dir: there is no such directory"),
-    (["store", "verify", "memory://"], "memory://: only file stores can be inspected"),
+    (["store", "verify", "memory://"], "memory://: only file and s3 stores can be inspected"),
 ]
 
 

@@ -184,6 +184,10 @@ class FakePrefill(FakeEngine):
         self.decode_engines = decode
         self.busy_releases = 0  # so many releases answer False
 
+    async def remove_peer(self, peer: EngineId) -> None:
+        self.check_alive()
+        self.peers.discard(self.decode_engines[peer].info.peer_metadata)
+
     async def reserve(self, request_id: RequestId, num_slots: int, num_prompt_blocks: int) -> None:
         assert 0 < num_slots <= num_prompt_blocks
         await self.work("reserve", request_id)

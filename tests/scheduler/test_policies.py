@@ -12,7 +12,13 @@ from dualpath.core.errors import ConfigError
 from dualpath.core.ids import EngineId, NodeId
 from dualpath.core.plan import Role
 from dualpath.scheduler.config import SchedulerConfig
-from dualpath.scheduler.decode_choice import assign_decode, balance_limit_tokens, choose_group, num_fitting
+from dualpath.scheduler.decode_choice import (
+    assign_decode,
+    assign_groups,
+    balance_limit_tokens,
+    choose_group,
+    fitting_tokens,
+)
 from dualpath.scheduler.path_choice import PATH_POLICIES, PathQuestion, path_policy
 from dualpath.scheduler.prefill_choice import PrefillLimits, assign_prefill, choose_prefill
 from dualpath.scheduler.snapshot import EngineSnapshot, GroupId, group_of
@@ -55,7 +61,7 @@ def test_prefill_is_the_least_loaded_of_the_best_class(engines: list[EngineSnaps
 def test_a_prefill_fetch_is_one_choice_after_another(
     lengths: list[int], engines: list[EngineSnapshot], limits: PrefillLimits
 ) -> None:
-    assigned = assign_prefill(lengths, engines, limits)
+    assigned = list(assign_prefill(lengths, engines, limits))
     added = dict.fromkeys((e.engine_id for e in engines), 0)
     for length, engine_id in zip(lengths, assigned, strict=False):
         now = [
@@ -79,11 +85,20 @@ def test_the_group_is_the_least_loaded(loads: dict[GroupId, int]) -> None:
     assert chosen is None or loads[chosen] == min(loads.values())
 
 
+@given(LENGTHS, st.dictionaries(st.text(max_size=3).map(GroupId), TOKENS, max_size=6))
+def test_many_groups_at_once_are_one_choice_after_another(lengths: list[int], loads: dict[GroupId, int]) -> None:
+    assigned = assign_groups(lengths, loads)
+    assert len(assigned) == (len(lengths) if loads else 0)
+    now = dict(loads)
+    for length, group_id in zip(lengths, assigned, strict=False):
+        assert group_id == choose_group(now)
+        now[group_id] += length
+
+
 @given(LENGTHS, TOKENS)
 def test_r_is_the_longest_prefix_that_fits(lengths: list[int], free: int) -> None:
-    count = num_fitting(lengths, free)
-    assert sum(lengths[:count]) <= free
-    assert count == len(lengths) or sum(lengths[: count + 1]) > free
+    prefixes = [sum(lengths[:count]) for count in range(len(lengths) + 1)]
+    assert fitting_tokens(lengths, free) == max(total for total in prefixes if total <= free)
 
 
 @given(LENGTHS, engines_of(Role.DECODE, min_size=1))

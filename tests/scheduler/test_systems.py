@@ -146,7 +146,7 @@ def test_engines_of_a_node_share_its_reading_queue_and_its_class():
         snapshot("p2", "b", tokens=700, queue=100),
         snapshot("p3", "b", tokens=800, queue=100),
     ]
-    assert assign_prefill([200] * 6, engines, LIMITS) == ["p2", "p3", "p2", "p3", "p0", "p1"]
+    assert list(assign_prefill([200] * 6, engines, LIMITS)) == ["p2", "p3", "p2", "p3", "p0", "p1"]
 
 
 def test_reads_on_either_engine_lengthen_the_one_queue_of_the_node():

@@ -122,8 +122,9 @@ class Rig:
 
 
 def make_store(kind: str, directory: Path) -> BlockStore:
-    url = f"memory://traffic-{next(_names)}" if kind == "memory" else f"file://{directory}/blocks"
-    return open_store(url, NAMESPACE, GEOMETRY)
+    """``kind``: memory, files (in ``directory``), or any store's URL."""
+    urls = {"memory": f"memory://traffic-{next(_names)}", "files": f"file://{directory}/blocks"}
+    return open_store(urls.get(kind, kind), NAMESPACE, GEOMETRY)
 
 
 def make_engine(

@@ -40,18 +40,32 @@ def test_a_cancelled_transfer_costs_those_after_it_nothing() -> None:
     assert nic.begin(READ, 50) - clock.time_s == pytest.approx(1.0)
 
 
-def test_without_a_rate_nothing_waits_and_everything_is_counted() -> None:
+def test_without_a_rate_nothing_waits_and_what_has_ended_is_counted() -> None:
     clock = ManualClock()
     nic = StorageNic(None, clock)
     assert nic.begin(READ, 1 << 40) == clock.time_s
+    assert nic.passed_bytes(READ) == 0
     nic.end(READ, 7)
     nic.end(READ, 8)
-    clock.time_s += 2.5
-    nic.end(READ, 9)
     nic.end(WRITE, 1)
-    assert nic.total_bytes(READ) == 24
-    assert nic.windows(READ) == [(1000, 15), (1002, 9)]
-    assert nic.windows(WRITE) == [(1002, 1)]
+    assert nic.passed_bytes(READ) == 15
+    assert nic.passed_bytes(WRITE) == 1
+
+
+def test_bytes_pass_a_slow_nic_evenly() -> None:
+    clock = ManualClock()
+    nic = StorageNic(100.0, clock)
+    nic.begin(READ, 150)
+    nic.begin(READ, 50)
+    passed = []
+    for _ in range(5):
+        passed.append(nic.passed_bytes(READ))
+        clock.time_s += 0.5
+    assert passed == [0, 50, 100, 150, 200]
+    nic.begin(READ, 100)
+    nic.cancel(READ, 100)
+    assert nic.passed_bytes(READ) == 200
+    assert nic.passed_bytes(WRITE) == 0
 
 
 def test_a_rate_of_zero_is_refused() -> None:

@@ -1,10 +1,9 @@
-"""Agents that arrive one after the other, as a Poisson process, and talk to a server over HTTP until they are done."""
+"""Agents that arrive one after the other and talk to a server over HTTP until they are done."""
 
 from __future__ import annotations
 
 import asyncio
-import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import httpx
@@ -13,15 +12,6 @@ from dualpath.bench.workload import Script
 from dualpath.core.errors import DualPathError
 
 REQUEST_DEADLINE_S = 3600.0
-
-
-def arrival_times_s(rate_per_s: float, until_s: float, seed: int) -> Iterator[float]:
-    """Exponential gaps from a seeded source: the same for every system, and the same but for scale at every rate."""
-    source = random.Random(f"arrivals/{seed}")
-    moment = source.expovariate(1.0) / rate_per_s
-    while moment < until_s:
-        yield moment
-        moment += source.expovariate(1.0) / rate_per_s
 
 
 class Visitors:

@@ -20,7 +20,7 @@ SAMPLE_S = 0.25  # finer than a window: a busy machine samples late, and the byt
 
 @dataclass(slots=True)
 class NicLog:
-    """(moment, bytes read so far by each node), oldest first; moments count from the start of the run."""
+    """(moment, bytes through each node's storage NIC), oldest first; moments count from the start of the run."""
 
     samples: list[tuple[float, dict[str, int]]] = field(default_factory=list)
     last: ClusterStats | None = None
@@ -51,6 +51,11 @@ def node_reads(stats: ClusterStats) -> dict[str, int]:
     return reads
 
 
+def nic_reads(stats: ClusterStats) -> dict[str, int]:
+    """Bytes that have gone through each node's storage NIC so far; blocks on their way count in part."""
+    return {engine.node_id: engine.nic_read_bytes for engine in stats.engines}
+
+
 def kv_transfers(stats: ClusterStats) -> dict[str, int]:
     """Bytes that crossed the compute network so far, per direction."""
     moved: dict[str, int] = {}
@@ -68,7 +73,7 @@ async def watching(backend: Backend) -> AsyncIterator[NicLog]:
     async def sample() -> None:
         stats = await backend.stats()
         log.last = stats
-        log.samples.append((time.perf_counter() - start_s, node_reads(stats)))
+        log.samples.append((time.perf_counter() - start_s, nic_reads(stats)))
 
     async def keep_sampling() -> None:
         while True:

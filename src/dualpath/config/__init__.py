@@ -5,6 +5,7 @@ Imports ``core.errors`` only. ``launch`` reads these and hands every other packa
 """
 
 from dualpath.config.load import load_config
+from dualpath.config.nodes import NodeConfig, RayConfig
 from dualpath.config.serve import (
     ClusterConfig,
     DeadlineConfig,
@@ -23,7 +24,9 @@ __all__ = [
     "GatewayConfig",
     "MemoryConfig",
     "ModelConfig",
+    "NodeConfig",
     "ObserveConfig",
+    "RayConfig",
     "SchedulerConfig",
     "ServeConfig",
     "StoreConfig",

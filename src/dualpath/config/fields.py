@@ -1,6 +1,7 @@
 """One setting = one dataclass field that knows its help, range, choices and flag; a table checks itself when made.
 
-A *table* is a frozen dataclass deriving from ``Table``; a *root* is a frozen dataclass whose fields are tables.
+A *table* is a frozen dataclass deriving from ``Table``; a *root* is a frozen dataclass whose fields are tables, or
+tuples of tables of one kind.
 """
 
 from __future__ import annotations
@@ -87,7 +88,16 @@ def tables(root: type) -> Iterator[tuple[str, type[Table]]]:
     """(field name, table class) of a root; the field's name is the table's."""
     hints = typing.get_type_hints(root)
     for field in dataclasses.fields(root):
-        yield field.name, hints[field.name]
+        if typing.get_origin(hints[field.name]) is not tuple:
+            yield field.name, hints[field.name]
+
+
+def lists(root: type) -> Iterator[tuple[str, type[Table]]]:
+    """(field name, table class) of a root's fields that hold any number of tables: ``[[name]]`` in a file, no flags."""
+    hints = typing.get_type_hints(root)
+    for field in dataclasses.fields(root):
+        if typing.get_origin(hints[field.name]) is tuple:
+            yield field.name, typing.get_args(hints[field.name])[0]
 
 
 def why_wrong(entry: Entry, value: Any) -> str | None:

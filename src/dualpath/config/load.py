@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dualpath.config.fields import REQUIRED, Entry, Table, entries, tables, why_wrong
+from dualpath.config.fields import REQUIRED, Entry, Table, entries, lists, tables, why_wrong
 from dualpath.config.values import from_text, from_toml
 from dualpath.core.errors import ConfigError
 
@@ -23,15 +23,20 @@ def load_config(root: type[R], file: Path | None = None, flags: Mapping[Key, Any
     ConfigError: "file: [table] key: reason", "--flag: reason", or "[table] key: reason" for a value nobody gave.
     """
     values: dict[Key, Any] = {}
+    listed: dict[str, tuple[Table, ...]] = {}
     if file is not None:
-        values.update(_read_file(root, file))
+        content = _parse(file)
+        listed = {name: _read_list(file, name, table, content.pop(name, [])) for name, table in lists(root)}
+        for name in getattr(root, "FOREIGN", ()):
+            content.pop(name, None)
+        values.update(_read_file(root, file, content))
     for _, table in tables(root):
         for entry in entries(table):
             given = (flags or {}).get((entry.table, entry.name))
             if given is not None:
                 values[entry.table, entry.name] = _flag_value(entry, given)
     made = {name: _make_table(name, table, values) for name, table in tables(root)}
-    return root(**made)
+    return root(**made, **listed)
 
 
 def _make_table(name: str, table: type[Table], values: Mapping[Key, Any]) -> Table:
@@ -52,10 +57,29 @@ def _flag_value(entry: Entry, given: Any) -> Any:
     return value
 
 
-def _read_file(root: type, file: Path) -> dict[Key, Any]:
+def _read_list(file: Path, name: str, table: type[Table], content: Any) -> tuple[Table, ...]:
+    if not isinstance(content, list) or not all(isinstance(item, dict) for item in content):
+        raise ConfigError(f"{file}: [[{name}]] must be a list of tables, each under a line [[{name}]]")
+    return tuple(_read_item(file, f"[[{name}]] {number}", table, item) for number, item in enumerate(content, start=1))
+
+
+def _read_item(file: Path, where: str, table: type[Table], content: Mapping[str, Any]) -> Table:
+    settings = {entry.name: entry for entry in entries(table)}
+    values = {}
+    for key, value in content.items():
+        if key not in settings:
+            raise ConfigError(f"{file}: {where} {key}: unknown key{_suggestion(key, settings)}")
+        values[key] = _file_value(file, settings[key], value, where)
+    for entry in settings.values():
+        if entry.default is REQUIRED and entry.name not in values:
+            raise ConfigError(f"{file}: {where} {entry.name}: is required")
+    return table(**values)
+
+
+def _read_file(root: type, file: Path, tables_in_file: Mapping[str, Any]) -> dict[Key, Any]:
     known = dict(tables(root))
     values: dict[Key, Any] = {}
-    for table_name, content in _parse(file).items():
+    for table_name, content in tables_in_file.items():
         if table_name not in known:
             kind = "table" if isinstance(content, dict) else "key outside a table"
             raise ConfigError(f"{file}: unknown {kind} [{table_name}]{_suggestion(table_name, known)}")
@@ -78,14 +102,14 @@ def _parse(file: Path) -> dict[str, Any]:
         raise ConfigError(f"{file}: not valid TOML: {error}") from None
 
 
-def _file_value(file: Path, entry: Entry, given: Any) -> Any:
+def _file_value(file: Path, entry: Entry, given: Any, where: str | None = None) -> Any:
     try:
         value = from_toml(entry, given)
         reason = why_wrong(entry, value)
     except ConfigError as error:
         reason = str(error)
     if reason is not None:
-        raise ConfigError(f"{file}: [{entry.table}] {entry.name}: {reason}")
+        raise ConfigError(f"{file}: {where or f'[{entry.table}]'} {entry.name}: {reason}")
     return value
 
 

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from dualpath.config.fields import Table, setting
+from dualpath.config.nodes import NodeConfig, RayConfig, check_nodes
+from dualpath.core.errors import ConfigError
 
 GIB = 1024**3
 PATHS = ("prefill", "decode", "shorter", "split", "round_robin")
@@ -48,7 +51,9 @@ class StoreConfig(Table):
 
     TABLE = "store"
     url: str = setting(
-        flag="store", metavar="URL", help="file:///DIR on any mounted file system, or memory:// to forget it at the end"
+        flag="store",
+        metavar="URL",
+        help="file:///DIR on any mounted file system, s3://BUCKET/PREFIX, or memory:// to forget it at the end",
     )
     capacity_bytes: int | None = setting(
         None, minimum=1, none_means="no limit", help="least recently used blocks are deleted beyond this size"
@@ -210,3 +215,13 @@ class ServeConfig:
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     deadlines: DeadlineConfig = field(default_factory=DeadlineConfig)
     observe: ObserveConfig = field(default_factory=ObserveConfig)
+    ray: RayConfig = field(default_factory=RayConfig)
+    FOREIGN: ClassVar[tuple[str, ...]] = ("fabric",)  # tables of the same file that belong to other verbs
+    nodes: tuple[NodeConfig, ...] = ()  # none: all engines in one process, as many as [cluster] says
+
+    def __post_init__(self) -> None:
+        if not self.nodes:
+            return
+        check_nodes(self.nodes)
+        if (self.cluster.prefill, self.cluster.decode, self.cluster.engines_per_node) != (1, 1, 1):
+            raise ConfigError("[cluster] prefill, decode, engines_per_node: leave them out, [[nodes]] says what there is")

@@ -60,5 +60,9 @@ class EngineLostError(DualPathError):
     """An engine died or dropped the request; the request can be resumed elsewhere."""
 
 
+class EngineSilentError(EngineLostError):
+    """An engine does not answer, and may be running all the same: what it could still write stays out of use."""
+
+
 class DeadlineExceededError(DualPathError):
     """A wait passed its deadline."""

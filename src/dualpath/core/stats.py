@@ -18,6 +18,7 @@ class EngineStats:
     # counters
     storage_read_bytes: int = 0
     storage_write_bytes: int = 0
+    nic_read_bytes: int = 0  # through the storage NIC of its node, by all engines there; grows while a block moves
     kv_transfer_bytes: dict[str, int] = field(default_factory=dict)  # Direction value -> bytes, counted where initiated
     local_copy_bytes: int = 0
     blocks_missing: int = 0
@@ -30,9 +31,28 @@ class EngineStats:
     read_queue_tokens: int = 0
     staging_slots: int = 0
     staging_slots_used: int = 0
+    transfers_lingering: int = 0  # given up, but able to touch their slots still: those stay out of use
     device_kv_bytes: int = 0  # allocated once
     device_kv_used_bytes: int = 0
     device_kv_peak_bytes: int = 0  # most ever in use
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStats:
+    """A node as its scheduler sees it. Rates are what was configured, in bytes per second each direction; None: unknown."""
+
+    node_id: NodeId
+    role: Role
+    engines: tuple[EngineId, ...]
+    host: str = ""
+    pid: int = 0
+    is_up: bool = True
+    silent_s: float = 0.0  # since the last sign of life
+    num_messages: int = 0  # batches of results and tokens received from it
+    storage_nic: str | None = None
+    storage_nic_bytes_per_s: float | None = None
+    compute_nic: str | None = None
+    compute_nic_bytes_per_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,3 +61,4 @@ class ClusterStats:
     num_queued_requests: int = 0
     num_running_requests: int = 0
     index_blocks: int = 0
+    nodes: tuple[NodeStats, ...] = ()

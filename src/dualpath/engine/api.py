@@ -89,6 +89,10 @@ class PrefillEngineClient(Protocol):
 
     async def add_peer(self, peer_metadata: bytes) -> None: ...
 
+    async def remove_peer(self, peer: EngineId) -> None:
+        """The peer is lost: its transfers fail now, not at their deadline. Unknown peers are fine."""
+        ...
+
     async def reserve(self, request_id: RequestId, num_slots: int, num_prompt_blocks: int) -> None:
         """Wait, first come first served, until ``num_slots`` prefill-buffer slots are the request's.
 

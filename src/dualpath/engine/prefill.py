@@ -111,6 +111,9 @@ class PrefillEngine:
     async def add_peer(self, peer_metadata: bytes) -> None:
         await asyncio.to_thread(self._traffic.add_peer, peer_metadata)
 
+    async def remove_peer(self, peer: EngineId) -> None:
+        await asyncio.to_thread(self._traffic.remove_peer, peer)
+
     async def reserve(self, request_id: RequestId, num_slots: int, num_prompt_blocks: int) -> None:
         self._check_alive()
         await self._workspace.reserve(request_id, num_prompt_blocks)

@@ -21,7 +21,7 @@ from dualpath.core.errors import ConfigError
 from dualpath.launch.bench_settings import BenchSettings, RolloutSettings, as_json, serve_config, system_names
 from dualpath.launch.cluster import EmbeddedCluster
 from dualpath.scheduler.service import Service
-from dualpath.store.open import parse_url
+from dualpath.store.open import below, parse_url
 from dualpath.trace import Trajectory, infinite_cache_hits, load_trace
 
 DRAIN_S = 30.0
@@ -95,7 +95,7 @@ class ClusterOpener:
 
 @contextmanager
 def fresh_store(url: str | None, system: str) -> Iterator[str]:
-    """A store URL for one system: a temporary directory, or a new and lasting one inside the store that was named."""
+    """A store URL for one system: a temporary directory, or a new and lasting place inside the store that was named."""
     if url is None:
         with tempfile.TemporaryDirectory(prefix="dualpath-bench-", ignore_cleanup_errors=True) as directory:
             yield f"file://{directory}"
@@ -103,6 +103,9 @@ def fresh_store(url: str | None, system: str) -> Iterator[str]:
     scheme, base, _ = parse_url(url)
     if scheme == "memory":
         yield f"memory://bench-{system}-{uuid.uuid4().hex}"
+        return
+    if scheme == "s3":
+        yield below(url, f"{system}-{uuid.uuid4().hex[:8]}")
         return
     try:
         Path(base).mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,6 @@ from typing import Any
 
 from rich.console import Console
 
-from dualpath.bench.arrivals import arrival_times_s
 from dualpath.bench.capacity import capacity_aps, find_capacity
 from dualpath.bench.progress import RunProgress
 from dualpath.bench.server import running_server
@@ -20,6 +19,7 @@ from dualpath.config.fields import entries, tables
 from dualpath.core.errors import ConfigError
 from dualpath.launch.bench_rollout import fresh_store, vocab_size, write_outputs
 from dualpath.launch.bench_settings import MAX_AGENTS, ServingSettings, as_json, rates, serve_config, system_names
+from dualpath.trace.arrivals import arrival_times_s
 from dualpath.trace.load import load_trace
 
 

@@ -15,7 +15,20 @@ from typing import NoReturn
 
 from dualpath import __version__
 from dualpath.core.errors import ConfigError, DualPathError
-from dualpath.launch import cli_batch, cli_bench, cli_demo, cli_model, cli_serve, cli_store, cli_trace
+from dualpath.launch import (
+    cli_batch,
+    cli_bench,
+    cli_demo,
+    cli_fabric,
+    cli_kuberay,
+    cli_model,
+    cli_serve,
+    cli_sim,
+    cli_store,
+    cli_testbed,
+    cli_trace,
+    cli_up,
+)
 
 TRACEBACK_VARIABLE = "DUALPATH_TRACEBACK"
 
@@ -37,7 +50,20 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"dualpath {__version__}")
     verbs = parser.add_subparsers(title="commands", dest="verb", metavar="COMMAND", required=True)
-    for module in (cli_serve, cli_batch, cli_bench, cli_model, cli_store, cli_trace, cli_demo):
+    for module in (
+        cli_serve,
+        cli_up,
+        cli_kuberay,
+        cli_batch,
+        cli_bench,
+        cli_sim,
+        cli_fabric,
+        cli_testbed,
+        cli_model,
+        cli_store,
+        cli_trace,
+        cli_demo,
+    ):
         module.add(verbs)
     version = verbs.add_parser("version", help="print the version")
     version.set_defaults(run=_print_version)

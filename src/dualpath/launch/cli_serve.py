@@ -42,6 +42,10 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 
 def _serve(arguments: argparse.Namespace) -> int:
     config = load_config(ServeConfig, arguments.config, given_flags(arguments, ServeConfig))
+    if config.nodes:
+        from dualpath.launch.ray.system import run_in_foreground
+
+        return run_in_foreground(config, lambda line: print(line, flush=True))
     from dualpath.launch.serve import run
 
     return run(config)

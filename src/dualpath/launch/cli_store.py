@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from dualpath.core.errors import ConfigError
+
 
 def add(verbs: Any) -> None:
-    store = verbs.add_parser("store", help="list or verify stored KV blocks")
+    store = verbs.add_parser("store", help="list, verify or shrink stored KV blocks")
     actions = store.add_subparsers(title="commands", dest="action", metavar="COMMAND", required=True)
     ls = actions.add_parser("ls", help="list what is stored, one line for each namespace")
-    ls.add_argument("url", metavar="URL", help="e.g. file:///data/kv")
+    ls.add_argument("url", metavar="URL", help="e.g. file:///data/kv or s3://bucket/prefix")
     ls.add_argument("--blocks", action="store_true", help="list every block instead")
     ls.set_defaults(run=_ls)
     verify = actions.add_parser(
@@ -18,9 +20,22 @@ def add(verbs: Any) -> None:
         help="read every block and check its header and checksum",
         description="Read every block and check it. Exit code 1 when damaged blocks are left.",
     )
-    verify.add_argument("url", metavar="URL", help="e.g. file:///data/kv")
+    verify.add_argument("url", metavar="URL", help="e.g. file:///data/kv or s3://bucket/prefix")
     verify.add_argument("--delete", action="store_true", help="delete the blocks that are damaged")
     verify.set_defaults(run=_verify)
+    gc = actions.add_parser(
+        "gc",
+        help="delete damaged blocks, a namespace, or what is beyond a size",
+        description="Delete blocks with damaged headers, abandoned temporary files, and what the options say. A server "
+        "that is running may go on: to it a deleted block is a miss.",
+    )
+    gc.add_argument("url", metavar="URL", help="e.g. file:///data/kv or s3://bucket/prefix")
+    gc.add_argument("--namespace", metavar="HEX", help="delete all blocks of this namespace, as ls shows it")
+    gc.add_argument(
+        "--capacity-bytes", metavar="N", help="delete ends of chains, written longest ago first, until N bytes are left"
+    )
+    gc.add_argument("--dry-run", action="store_true", help="only say what would go")
+    gc.set_defaults(run=_gc)
 
 
 def _ls(arguments: argparse.Namespace) -> int:
@@ -70,6 +85,38 @@ def _verify(arguments: argparse.Namespace) -> int:
     deleted = f", {num_deleted} deleted" if arguments.delete else ""
     print(f"{num_blocks} blocks read, {problems} damaged{deleted}")
     return 1 if problems > num_deleted else 0
+
+
+def _gc(arguments: argparse.Namespace) -> int:
+    from dualpath.store.gc import collect
+
+    done = collect(
+        arguments.url,
+        capacity_bytes=_capacity(arguments.capacity_bytes),
+        namespace=_namespace(arguments.namespace),
+        dry_run=arguments.dry_run,
+    )
+    verb = "would be deleted" if arguments.dry_run else "deleted"
+    print(
+        f"{done.num_deleted} of {done.num_blocks} blocks {verb}, {_bytes(done.deleted_bytes)} of "
+        f"{_bytes(done.num_bytes)}; {done.num_swept} abandoned temporary files removed"
+    )
+    return 0
+
+
+def _capacity(text: str | None) -> int | None:
+    if text is not None and not text.isdecimal():
+        raise ConfigError(f"--capacity-bytes must be a number of bytes, not {text!r}")
+    return None if text is None else int(text)
+
+
+def _namespace(text: str | None) -> bytes | None:
+    from dualpath.store.folder import parse_namespace
+
+    digest = None if text is None else parse_namespace(text)
+    if text is not None and digest is None:
+        raise ConfigError(f"--namespace must be 32 hexadecimal digits, not {text!r}")
+    return digest
 
 
 def _bytes(num_bytes: int) -> str:

@@ -8,7 +8,6 @@ from typing import Any
 
 from dualpath.config import ServeConfig
 from dualpath.core.clock import Clock
-from dualpath.core.ids import NodeId
 from dualpath.core.keys import Namespace
 from dualpath.core.plan import Role
 from dualpath.engine.batch import Quota
@@ -28,26 +27,25 @@ from dualpath.traffic.storage_nic import StorageNic
 
 @dataclass(frozen=True, slots=True)
 class EngineBuilder:
-    """What all engines of a cluster have in common."""
+    """What all engines of a process have in common."""
 
     config: ServeConfig
     sizes: Sizes
     namespace: Namespace
     store: BlockStore
-    nics: Mapping[NodeId, StorageNic]
     clock: Clock
     trace: ChromeTrace | None
     system: SystemPolicy
     quota: Quota
 
-    def prefill(self, place: Place, model: Model) -> PrefillEngine:
+    def prefill(self, place: Place, model: Model, nic: StorageNic) -> PrefillEngine:
         deadlines = self.config.deadlines
         return PrefillEngine(
             engine_id=place.engine_id,
             node_id=place.node_id,
             model=model,
             geometry=self.namespace.geometry,
-            traffic=self._traffic(place),
+            traffic=self._traffic(place, nic),
             config=PrefillConfig(
                 workspace_tokens=self.sizes.workspace_tokens,
                 streams_layers=self.system.streams_layers,
@@ -60,20 +58,20 @@ class EngineBuilder:
             trace=self.trace,
         )
 
-    def decode(self, place: Place, model: Model) -> DecodeEngine:
+    def decode(self, place: Place, model: Model, nic: StorageNic) -> DecodeEngine:
         return DecodeEngine(
             engine_id=place.engine_id,
             node_id=place.node_id,
             model=model,
             geometry=self.namespace.geometry,
             namespace=self.namespace,
-            traffic=self._traffic(place),
+            traffic=self._traffic(place, nic),
             config=DecodeConfig(self.sizes.decode_kv_tokens, slot_deadline_s=self.config.deadlines.slot_s),
             clock=self.clock,
             trace=self.trace,
         )
 
-    def _traffic(self, place: Place) -> TrafficManager:
+    def _traffic(self, place: Place, nic: StorageNic) -> TrafficManager:
         is_prefill, deadlines = place.role is Role.PREFILL, self.config.deadlines
         transport = NixlTransport(place.engine_id)
         kind = StillTrafficManager if self.system.skips_io else TrafficManager
@@ -87,7 +85,7 @@ class EngineBuilder:
             num_write_slots=0 if is_prefill else NUM_WRITE_SLOTS,
             transport=transport,
             open_io=lambda _: self.store.open_io(transport.agent),
-            storage_nic=self.nics[place.node_id],
+            storage_nic=nic,
             clock=self.clock,
             storage_deadline_s=deadlines.storage_read_s,
             transfer_deadline_s=deadlines.transfer_s,

@@ -1,20 +1,19 @@
-"""Which engines there are, on which node and device each, and the weights they share."""
+"""Which nodes there are, on which device each of their engines works, and the weights they share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from dualpath.config import ClusterConfig, ModelConfig
+from dualpath.config import ClusterConfig, ModelConfig, NodeConfig
 from dualpath.core.clock import Clock
 from dualpath.core.ids import EngineId, NodeId
 from dualpath.core.plan import Role
+from dualpath.launch.setup import Progress as Progress
 from dualpath.models.hf_model import HfModel
 from dualpath.models.load import load_model
-
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,16 +26,41 @@ class Place:
     device: str
 
 
-def places(cluster: ClusterConfig, device: str) -> list[Place]:
-    """Prefill nodes first. On a machine with several CUDA devices engine i takes device i, round robin."""
-    out: list[Place] = []
+@dataclass(frozen=True, slots=True)
+class NodePlan:
+    """A node's engines, all of one role, and the storage NIC that they share."""
+
+    node_id: NodeId
+    role: Role
+    places: tuple[Place, ...]
+    paced_bytes_per_s: float | None = None  # emulated rate of its storage NIC, each direction
+
+
+def embedded_plans(cluster: ClusterConfig, device: str) -> list[NodePlan]:
+    """Nodes of one process, prefill first. With several CUDA devices engine i takes device i, round robin."""
+    paced = None if cluster.storage_nic_mbps is None else cluster.storage_nic_mbps * 1e6 / 8
+    out: list[NodePlan] = []
     for role, num_nodes in ((Role.PREFILL, cluster.prefill), (Role.DECODE, cluster.decode)):
         for node in range(num_nodes):
-            for rank in range(cluster.engines_per_node):
-                suffix = f"-{rank}" if cluster.engines_per_node > 1 else ""
-                engine_id = EngineId(f"{role.value}{node}{suffix}")
-                out.append(Place(engine_id, NodeId(f"{role.value}-node{node}"), role, _device(device, len(out))))
+            first = len(out) * cluster.engines_per_node
+            node_id, engine = NodeId(f"{role.value}-node{node}"), f"{role.value}{node}"
+            out.append(
+                NodePlan(node_id, role, _places(engine, node_id, role, cluster.engines_per_node, device, first), paced)
+            )
     return out
+
+
+def node_plan(node: NodeConfig, cluster: ClusterConfig, device: str) -> NodePlan:
+    """A node with a process of its own: its devices count from 0."""
+    mbps = node.storage_nic_mbps if node.pace_storage else cluster.storage_nic_mbps
+    role, node_id = Role(node.role), NodeId(node.name)
+    where = _places(node.name, node_id, role, node.engines, node.device or device, 0)
+    return NodePlan(node_id, role, where, None if mbps is None else mbps * 1e6 / 8)
+
+
+def _places(name: str, node_id: NodeId, role: Role, num_engines: int, device: str, first: int) -> tuple[Place, ...]:
+    ids = [name] if num_engines == 1 else [f"{name}-{rank}" for rank in range(num_engines)]
+    return tuple(Place(EngineId(e), node_id, role, _device(device, first + rank)) for rank, e in enumerate(ids))
 
 
 def _device(device: str, number: int) -> str:

@@ -7,23 +7,26 @@ one ends at once (130).
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import socket
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any
 
 from dualpath.config import ServeConfig
 from dualpath.core.errors import ConfigError
+from dualpath.launch.setup import set_up_process
 from dualpath.launch.signals import Stopper
 from dualpath.scheduler.systems import system_policy
-from dualpath.store.open import parse_url
+from dualpath.store.open import check_url
+
+if TYPE_CHECKING:
+    from dualpath.launch.composition import Cluster
 
 
 def run(config: ServeConfig) -> int:
     """Serve until told to stop; returns the exit code. Raises DualPathError when the start fails."""
-    _check(config)
-    _set_up_process(config)
+    check(config)
+    set_up_process(config)
     _say(f"loading model {config.model.dir}")
     from dualpath.gateway.server import run as run_loop  # from here on torch and friends are needed
 
@@ -37,34 +40,54 @@ async def _run(config: ServeConfig) -> int:
 
 
 async def _serve(config: ServeConfig, stopper: Stopper) -> int:
+    from dualpath.launch.cluster import EmbeddedCluster
+    from dualpath.models.families import check_model_dir
+
+    check_model_dir(config.model.dir)
+    await serve_cluster(
+        config,
+        EmbeddedCluster(config, progress=_say),
+        stop=stopper.stop,
+        on_started=stopper.started,
+        on_listening=lambda host, port: _say(f"listening on {url_of(host, port)}"),
+        closing_s=lambda: 0.0 if stopper.forced else config.gateway.drain_s,
+    )
+    _say("stopped")
+    return 0
+
+
+async def serve_cluster(
+    config: ServeConfig,
+    cluster: Cluster,
+    *,
+    stop: asyncio.Event,
+    on_started: Callable[[], None],
+    on_listening: Callable[[str, int], None],
+    closing_s: Callable[[], float],
+) -> None:
+    """Start the cluster, serve it over HTTP until ``stop``, close it; ``closing_s`` says how long requests then get."""
     from dualpath.gateway.app import create_app
     from dualpath.gateway.server import serve
     from dualpath.gateway.settings import GatewaySettings
     from dualpath.gateway.tokenizer import Tokenizer
-    from dualpath.launch.cluster import EmbeddedCluster
-    from dualpath.models.families import check_model_dir
 
     gateway = config.gateway
-    check_model_dir(config.model.dir)
     tokenizer = await asyncio.to_thread(Tokenizer.load, config.model.dir)
-    cluster = EmbeddedCluster(config, progress=_say)
     await cluster.start()
     try:
         app = create_app(cluster.service, tokenizer, GatewaySettings(api_keys=gateway.api_keys))
-        stopper.started()
+        on_started()
         await serve(
             app,
             gateway.host,
             gateway.port,
             drain_s=gateway.drain_s,
-            stop=stopper.stop,
+            stop=stop,
             handle_signals=False,
-            on_listening=_say_listening,
+            on_listening=on_listening,
         )
     finally:
-        await _shielded(cluster.close(0.0 if stopper.forced else gateway.drain_s))
-    _say("stopped")
-    return 0
+        await _shielded(cluster.close(closing_s()))
 
 
 async def _shielded(work: Coroutine[Any, Any, None]) -> None:
@@ -77,11 +100,11 @@ async def _shielded(work: Coroutine[Any, Any, None]) -> None:
         raise
 
 
-def _check(config: ServeConfig) -> None:
+def check(config: ServeConfig) -> None:
     """Find out in a moment what would otherwise fail after minutes of loading."""
     if not config.model.dir.is_dir():
         raise ConfigError(f"no such model directory: {config.model.dir}")
-    parse_url(config.store.url)
+    check_url(config.store.url)
     if system_policy(config.cluster.system, config.cluster.path).skips_io and not config.cluster.allow_invalid_answers:
         raise ConfigError("--system oracle gives invalid answers; --allow-invalid-answers true serves them")
     trace = config.observe.trace_out
@@ -98,17 +121,8 @@ def _check(config: ServeConfig) -> None:
         raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
 
 
-def _set_up_process(config: ServeConfig) -> None:
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # models are local directories; nothing is ever fetched
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # our own lines say how far we are
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("dualpath").setLevel(config.observe.log_level.upper())
-
-
-def _say_listening(host: str, port: int) -> None:
-    shown = f"[{host}]" if ":" in host else host
-    _say(f"listening on http://{shown}:{port}")
+def url_of(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _say(line: str) -> None:

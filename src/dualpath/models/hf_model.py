@@ -42,7 +42,7 @@ class HfModel:
         return torch.device(self._model.device)
 
     def prefill(self, items: Sequence[PrefillItem], stream: LayerStream) -> torch.Tensor:
-        self._check(items)
+        self.check(items)
         with torch.inference_mode():
             logits = self._prefill(items, stream)
         return _normal_float32(logits)
@@ -93,7 +93,8 @@ class HfModel:
     def _ids(self, ids: Any) -> torch.Tensor:
         return torch.tensor(ids, dtype=torch.int64, device=self.device)
 
-    def _check(self, items: Sequence[PrefillItem]) -> None:
+    def check(self, items: Sequence[PrefillItem]) -> None:
+        """Raises ValueError for a batch that ``prefill`` does not take."""
         limit = self._spec.max_requests_per_forward
         if not items or (limit is not None and len(items) > limit):
             raise ValueError(f"{self._spec.family} prefills 1 to {limit or 'any number of'} requests, not {len(items)}")

@@ -34,24 +34,23 @@ def load_model(
     directories, families and checkpoints that cannot be served, ConfigError for settings that make no sense here.
     """
     path = Path(model_dir)
-    if dtype != "auto" and dtype not in DTYPES:
-        raise ConfigError(f"unknown dtype {dtype!r}: one of auto, {', '.join(DTYPES)}")
+    _check_dtype(dtype)
     family = check_model_dir(path)
     target = _device(device)
-    config = _read(lambda: AutoConfig.from_pretrained(path, local_files_only=True), path)
-    torch_dtype = DTYPES[dtype] if dtype != "auto" else _checkpoint_dtype(config)
-    model = _load_weights(path, torch_dtype)
+    config = read(lambda: AutoConfig.from_pretrained(path, local_files_only=True), path)
+    kind = torch_dtype(dtype, config)
+    model = load_weights(path, kind)
     model.to(target)  # type: ignore[arg-type]  # its decorator hides the overloads
-    layout = layout_of(config, torch_dtype)
+    layout = layout_of(config, kind)
     if fingerprint is None:
         from dualpath.models.fingerprint import fingerprint_model_dir
 
         fingerprint = fingerprint_model_dir(path)
-    spec = _spec(name or path.resolve().name, family, fingerprint, model, layout)
+    spec = model_spec(name or path.resolve().name, family, fingerprint, model, layout)
     return HfModel(spec, model, layout, select_kernels(target))
 
 
-def _spec(name: str, family: str, fingerprint: str, model: PreTrainedModel, layout: KvLayout) -> ModelSpec:
+def model_spec(name: str, family: str, fingerprint: str, model: PreTrainedModel, layout: KvLayout) -> ModelSpec:
     config = model.config
     return ModelSpec(
         name=name,
@@ -75,15 +74,19 @@ def _eos_token_ids(generation: GenerationConfig | None, config: Any) -> tuple[in
     return ()
 
 
-def _load_weights(path: Path, dtype: torch.dtype) -> PreTrainedModel:
-    """Refuse incomplete checkpoints: transformers would fill the gaps with random numbers and only warn."""
-    model, report = _read(
+def load_weights(path: Path, dtype: torch.dtype, **options: Any) -> PreTrainedModel:
+    """Refuse incomplete checkpoints: transformers would fill the gaps with random numbers and only warn.
+
+    ``options`` are ``from_pretrained``'s.
+    """
+    model, report = read(
         lambda: AutoModelForCausalLM.from_pretrained(
             path,
             dtype=dtype,
             local_files_only=True,
             attn_implementation=ATTENTION_NAME,
             output_loading_info=True,
+            **options,
         ),
         path,
     )
@@ -94,12 +97,23 @@ def _load_weights(path: Path, dtype: torch.dtype) -> PreTrainedModel:
     return loaded
 
 
-def _read(load: Callable[[], Any], path: Path) -> Any:
+def read(load: Callable[[], Any], path: Path) -> Any:
     """transformers and safetensors raise many kinds of errors for broken files; all of them mean the same to a user."""
     try:
         return load()
     except Exception as error:
         raise UnsupportedModelError(f"cannot load {path}: {one_line(error)}") from error
+
+
+def torch_dtype(dtype: str, config: Any) -> torch.dtype:
+    """The dtype that a setting means for a checkpoint."""
+    _check_dtype(dtype)
+    return DTYPES[dtype] if dtype != "auto" else _checkpoint_dtype(config)
+
+
+def _check_dtype(dtype: str) -> None:
+    if dtype != "auto" and dtype not in DTYPES:
+        raise ConfigError(f"unknown dtype {dtype!r}: one of auto, {', '.join(DTYPES)}")
 
 
 def _checkpoint_dtype(config: Any) -> torch.dtype:

@@ -102,7 +102,10 @@ class _UpProjection:
 
     @classmethod
     def of(cls, module: Any) -> _UpProjection:
-        weight = module.kv_b_proj.weight.unflatten(0, (-1, module.qk_nope_head_dim + module.v_head_dim))
+        weight = module.kv_b_proj.weight
+        if hasattr(weight, "to_local"):  # tensor parallelism: this rank's heads
+            weight = weight.to_local()
+        weight = weight.unflatten(0, (-1, module.qk_nope_head_dim + module.v_head_dim))
         return cls(weight, module.qk_nope_head_dim, module.qk_rope_head_dim, module.v_head_dim)
 
     @property

@@ -35,7 +35,10 @@ class ForwardCost:
 
     def attention_s(self, batch: Iterable[Pair]) -> float:
         """The part that grows with the history: what the compute quota limits (paper section 6)."""
-        return self.per_pair_s * sum(attention_pairs(cached, new) for cached, new in batch)
+        return sum(self.request_attention_s(cached, new) for cached, new in batch)
+
+    def request_attention_s(self, num_cached: int, num_new: int) -> float:
+        return self.per_pair_s * attention_pairs(num_cached, num_new)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """What an attempt holds on its two engines, and letting go of it: prefill first, then decode, whatever happens.
 
 While a prefill engine cannot say that its transfers have ended (``release`` returns False), they may still write into
-the decode buffer: the decode side is kept until it can. Runs in tasks of the service, so no cancellation interrupts it.
+the decode buffer: the decode side is kept until it can, also when the prefill engine has fallen silent, for it may go
+on where it stopped. Runs in tasks of the service, so no cancellation interrupts it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 
-from dualpath.core.errors import EngineLostError
+from dualpath.core.errors import EngineLostError, EngineSilentError
 from dualpath.core.ids import EngineId, RequestId
 from dualpath.engine.api import DecodeEngineClient, PrefillEngineClient
 from dualpath.scheduler.accounts import Accounts
@@ -72,6 +73,8 @@ class Releaser:
         try:
             async with asyncio.timeout(self._config.release_timeout_s):
                 return await release()
+        except EngineSilentError:
+            return False
         except EngineLostError:
             return True  # what a dead engine held and moved has gone with it
         except Exception as error:

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from dualpath.core.errors import ConfigError
 from dualpath.core.plan import ReadPlan
 
 
-@dataclass(frozen=True, slots=True)
-class PathQuestion:
-    """Everything a path policy may look at."""
+class PathQuestion(NamedTuple):
+    """Everything a path policy may look at. A tuple: one is made for every request, simulated ones included."""
 
     num_hit_blocks: int
     block_tokens: int

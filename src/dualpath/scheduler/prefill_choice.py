@@ -6,11 +6,12 @@ Overloaded engines (tok_e > beta) never get more. Among the others, engines on n
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import heapq
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from dualpath.core.ids import EngineId
-from dualpath.scheduler.snapshot import EngineSnapshot
+from dualpath.scheduler.snapshot import EngineLoad
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +22,7 @@ class PrefillLimits:
     beta_tokens: int  # tokens that one prefill engine computes in 5 s
 
 
-def choose_prefill(engines: Iterable[EngineSnapshot], limits: PrefillLimits) -> EngineId | None:
+def choose_prefill(engines: Iterable[EngineLoad], limits: PrefillLimits) -> EngineId | None:
     """The engine for the next request, or None when every engine is overloaded. Equal engines: the first given."""
     best: EngineId | None = None
     best_rank: tuple[bool, int] | None = None
@@ -34,33 +35,43 @@ def choose_prefill(engines: Iterable[EngineSnapshot], limits: PrefillLimits) -> 
     return best
 
 
-def choose_prefill_in_turn(engines: Sequence[EngineSnapshot], limits: PrefillLimits, turn: int) -> EngineId | None:
+def choose_prefill_in_turn(engines: Sequence[EngineLoad], limits: PrefillLimits, turn: int) -> EngineId | None:
     """The comparison systems' choice: engine ``turn`` of a rotation, or the next one that is not overloaded.
 
     The limit stays, as back-pressure: what is compared is the choice, not what happens without any bound.
     """
-    for index in range(len(engines)):
-        engine = engines[(turn + index) % len(engines)]
+    num_engines = len(engines)
+    for index in range(turn, turn + num_engines):
+        engine = engines[index % num_engines]
         if engine.num_tokens <= limits.beta_tokens:
             return engine.engine_id
     return None
 
 
 def assign_prefill(
-    request_tokens: Sequence[int], engines: Sequence[EngineSnapshot], limits: PrefillLimits
-) -> list[EngineId]:
+    request_tokens: Iterable[int], engines: Sequence[EngineLoad], limits: PrefillLimits
+) -> Iterator[EngineId]:
     """One whole fetch: engines for the longest prefix of the queue that can be placed, in queue order.
 
-    ``request_tokens[i]`` is the length of the i-th request; tok_e counts it from its assignment on.
+    ``request_tokens`` gives each request's length; tok_e counts it from its assignment on. Every choice is the one
+    that ``choose_prefill`` would make. Lazy: a request is asked for only while some engine can take it, and a caller
+    that stops early has decided nothing about the rest.
     """
-    tokens = [engine.num_tokens for engine in engines]
-    is_long = [engine.read_queue_tokens > limits.alpha_tokens for engine in engines]
-    assigned: list[EngineId] = []
+    alpha, beta = limits.alpha_tokens, limits.beta_tokens
+    ranked = [
+        (engine.read_queue_tokens > alpha, engine.num_tokens, index)
+        for index, engine in enumerate(engines)
+        if engine.num_tokens <= beta
+    ]
+    if not ranked:
+        return
+    heapq.heapify(ranked)
     for length in request_tokens:
-        open_engines = [i for i, load in enumerate(tokens) if load <= limits.beta_tokens]
-        if not open_engines:
-            break
-        chosen = min(open_engines, key=lambda i: (is_long[i], tokens[i]))
-        tokens[chosen] += length
-        assigned.append(engines[chosen].engine_id)
-    return assigned
+        is_long, tokens, chosen = ranked[0]
+        yield engines[chosen].engine_id
+        if tokens + length <= beta:
+            heapq.heapreplace(ranked, (is_long, tokens + length, chosen))
+        else:
+            heapq.heappop(ranked)
+            if not ranked:
+                return

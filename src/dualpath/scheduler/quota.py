@@ -8,17 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-from dualpath.scheduler.cost import ForwardCost, Pair
+from dualpath.scheduler.cost import Pair
 
 MIN_CHUNK_TOKENS = 64  # each chunk loads the whole history again: fewer tokens at a time cost more than they even out
 
 
+class AttentionCost(Protocol):
+    """What the quota needs to know of a model: seconds that never fall as a request brings more new tokens."""
+
+    def request_attention_s(self, num_cached: int, num_new: int) -> float: ...
+
+
 @dataclass(frozen=True, slots=True)
 class ComputeQuota:
-    """Callable as ``engine.batch.Quota``."""
+    """Callable as ``engine.batch.Quota``; ``begin`` is the same for one batch, without starting anew each time."""
 
-    cost: ForwardCost
+    cost: AttentionCost
     quota_s: float
     min_chunk_tokens: int = MIN_CHUNK_TOKENS
 
@@ -27,14 +34,43 @@ class ComputeQuota:
 
         The first request of a batch always gets ``min_chunk_tokens``, or no forward would ever take a very long one.
         """
-        allowed = self._most(self.cost.attention_s(chosen), num_cached, wanted)
-        return allowed if chosen else max(allowed, min(wanted, self.min_chunk_tokens))
+        used_s = sum(self.cost.request_attention_s(cached, new) for cached, new in chosen)
+        return QuotaFill(self, used_s, not chosen).take(num_cached, wanted)
 
-    def _most(self, used_s: float, num_cached: int, wanted: int) -> int:
-        fits, exceeds = 0, wanted + 1  # the predicted time grows with the tokens
+    def begin(self) -> QuotaFill:
+        return QuotaFill(self, 0.0, True)
+
+
+class QuotaFill:
+    """One forward batch that is being filled."""
+
+    __slots__ = ("_cost", "_is_empty", "_min_chunk_tokens", "_quota_s", "used_s")
+
+    def __init__(self, quota: ComputeQuota, used_s: float, is_empty: bool) -> None:
+        self._cost, self._quota_s, self._min_chunk_tokens = quota.cost, quota.quota_s, quota.min_chunk_tokens
+        self._is_empty = is_empty
+        self.used_s = used_s  # predicted attention time of what has been taken
+
+    def take(self, num_cached: int, wanted: int) -> int:
+        """How many of ``wanted`` new tokens join the batch; 0 = none."""
+        added_s = self._cost.request_attention_s(num_cached, wanted)
+        allowed = wanted
+        if self.used_s + added_s > self._quota_s:
+            allowed = self._most(num_cached, wanted)
+            if self._is_empty:
+                allowed = max(allowed, min(wanted, self._min_chunk_tokens))
+            if not allowed:
+                return 0
+            added_s = self._cost.request_attention_s(num_cached, allowed)
+        self.used_s += added_s
+        self._is_empty = False
+        return allowed
+
+    def _most(self, num_cached: int, exceeds: int) -> int:
+        fits = 0  # the predicted time grows with the tokens
         while exceeds - fits > 1:
             middle = (fits + exceeds) // 2
-            if used_s + self.cost.attention_s([(num_cached, middle)]) <= self.quota_s:
+            if self.used_s + self._cost.request_attention_s(num_cached, middle) <= self._quota_s:
                 fits = middle
             else:
                 exceeds = middle

@@ -17,7 +17,7 @@ from dualpath.core.ids import EngineId, RequestId
 from dualpath.core.keys import Namespace, root_key
 from dualpath.core.phase import Phase
 from dualpath.core.request import Request, RequestRecord, TokenEvent
-from dualpath.core.stats import ClusterStats
+from dualpath.core.stats import ClusterStats, NodeStats
 from dualpath.engine.api import DecodeEngineClient, PrefillEngineClient
 from dualpath.scheduler.accounts import Accounts
 from dualpath.scheduler.blocks import Hits, IndexView, KeyChain
@@ -52,10 +52,12 @@ class Service:
         max_context_tokens: int,
         config: SchedulerConfig | None = None,
         clock: Clock | None = None,
+        describe_nodes: Callable[[], tuple[NodeStats, ...]] = tuple,
     ) -> None:
         self.model_name = model_name
         self.config = config = config or SchedulerConfig()
         self._clock = clock or SystemClock()
+        self._describe_nodes = describe_nodes
         self._namespace = namespace
         self._index = index
         self._prefill = {engine.info.engine_id: engine for engine in prefill_engines}
@@ -91,6 +93,7 @@ class Service:
         self._records = RecordBook(config.max_finished_records)
         self._sequence = itertools.count()
         self._running: dict[Job, asyncio.Task[None]] = {}
+        self._partings: dict[EngineId, asyncio.Task[None]] = {}
         self._is_open = False
 
     # -- life cycle ---------------------------------------------------------------------------------------------------
@@ -118,9 +121,9 @@ class Service:
     def ready(self) -> bool:
         return self._is_open and self._placer.has_engines
 
-    def mark_lost(self, engine_id: EngineId) -> None:
+    def mark_lost(self, engine_id: EngineId, reason: DualPathError | None = None) -> None:
         """Whoever knows that an engine has gone says so here; it is used again once it answers."""
-        self._health.mark_lost(engine_id, DualPathError("reported lost"))
+        self._health.mark_lost(engine_id, reason or DualPathError("reported lost"))
 
     def mark_back(self, engine_id: EngineId) -> None:
         self._health.mark_back(engine_id)
@@ -128,9 +131,22 @@ class Service:
     def _on_lost(self, engine_id: EngineId) -> None:
         self._placer.mark_lost(engine_id)
         self._coordinator.engine_lost(engine_id)
+        if engine_id in self._decode:
+            self._partings[engine_id] = self._tasks.spawn(self._part(engine_id))
+
+    async def _part(self, engine_id: EngineId) -> None:
+        """Prefill engines, which alone start transfers, drop those with a decode engine that is lost."""
+        there = [engine for e, engine in self._prefill.items() if not self._health.is_lost(e)]
+        try:
+            async with asyncio.timeout(self.config.release_timeout_s):
+                await asyncio.gather(*(engine.remove_peer(engine_id) for engine in there))
+        except Exception as error:
+            _log.warning("dropping the transfers with %s failed: %r", engine_id, error)
 
     async def _greet(self, engine_id: EngineId) -> None:
         """Exchange peer metadata between the engine and every live engine of the other role."""
+        if parting := self._partings.pop(engine_id, None):
+            await asyncio.wait([parting])
         is_prefill = engine_id in self._prefill
         engine = self._prefill[engine_id] if is_prefill else self._decode[engine_id]
         others = self._decode.values() if is_prefill else self._prefill.values()
@@ -239,4 +255,4 @@ class Service:
         answers = await asyncio.gather(*map(self._health.stats, there))
         queued, running = self._records.count()
         engines = tuple(stats for stats in answers if stats is not None)
-        return ClusterStats(engines, queued, running, index_blocks=self._index.num_blocks())
+        return ClusterStats(engines, queued, running, self._index.num_blocks(), self._describe_nodes())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NewType
+from typing import NewType, Protocol
 
 from dualpath.core.ids import EngineId, NodeId
 from dualpath.core.plan import Role
@@ -13,6 +13,24 @@ GroupId = NewType("GroupId", str)  # all engines of one role on one node (paper 
 
 def group_of(node_id: NodeId, role: Role) -> GroupId:
     return GroupId(f"{node_id}/{role.value}")
+
+
+class EngineLoad(Protocol):
+    """What the choices read. A policy only reads: what it hands out in one fetch it counts by itself.
+
+    ``EngineSnapshot`` is one; so is the engine of a simulator, which then needs no copy for every decision.
+    """
+
+    @property
+    def engine_id(self) -> EngineId: ...
+    @property
+    def num_requests(self) -> int: ...  # seq_e
+    @property
+    def num_tokens(self) -> int: ...  # tok_e
+    @property
+    def read_queue_tokens(self) -> int: ...  # read_q of its node
+    @property
+    def free_device_tokens(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)

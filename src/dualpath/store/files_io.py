@@ -1,4 +1,4 @@
-"""Moves blocks between files and registered memory with NIXL's POSIX backend.
+"""Moves blocks between files and registered memory with NIXL's POSIX backend, or another that takes open files.
 
 One transfer handle with one descriptor per object, so that a failing object fails alone. Files are opened, measured
 and registered in batches; at most ``max_open`` are open at once and the rest wait in a queue. A file's descriptor
@@ -16,7 +16,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
 
@@ -34,16 +34,23 @@ DOUBT_S = 30.0
 _CHECKS_PER_QUEUED_POLL = 8
 _POSTS_PER_CALL = 16
 _FILES_PER_RETIREMENT = 16
-_BACKENDS = ["POSIX"]
 
 
 class FileIo:
     """StoreIo over one NIXL agent. Create it before the staging memory is registered: it makes sure of the backend."""
 
     def __init__(
-        self, store: FileStore, agent: Agent, *, max_open: int = MAX_OPEN_FILES, doubt_s: float = DOUBT_S
+        self,
+        store: FileStore,
+        agent: Agent,
+        *,
+        backend: str = "POSIX",
+        backend_params: Mapping[str, str] | None = None,
+        max_open: int = MAX_OPEN_FILES,
+        doubt_s: float = DOUBT_S,
     ) -> None:
-        ensure_backend(agent, _BACKENDS[0])
+        ensure_backend(agent, backend, backend_params)
+        self._backends = [backend]
         self._store = store
         self._agent = agent
         self._max_open = max_open
@@ -154,7 +161,7 @@ class FileIo:
     def _start(self, batch: list[FileTicket]) -> None:
         """Register the batch's descriptors in one call, or one by one if that fails, and post each transfer."""
         try:
-            self._agent.register_memory([region(ticket) for ticket in batch], "FILE", backends=_BACKENDS)
+            self._agent.register_memory([region(ticket) for ticket in batch], "FILE", backends=self._backends)
         except Exception as error:  # the binding's exceptions share no public base class
             if len(batch) == 1:
                 self._finish(batch[0], explain(batch[0], error))
@@ -172,7 +179,7 @@ class FileIo:
         if not retired:
             return
         try:
-            self._agent.deregister_memory(self._agent.get_reg_descs(retired, "FILE"), backends=_BACKENDS)
+            self._agent.deregister_memory(self._agent.get_reg_descs(retired, "FILE"), backends=self._backends)
         except Exception:
             logger.exception("NIXL does not forget its files")
         for _, _, fd, _ in retired:
@@ -184,7 +191,7 @@ class FileIo:
             local = agent.get_xfer_descs([(request.address, request.num_bytes, 0)], "DRAM")
             remote = agent.get_xfer_descs([(0, request.num_bytes, ticket.fd)], "FILE")
             operation = "WRITE" if ticket.is_write else "READ"
-            ticket.handle = agent.initialize_xfer(operation, local, remote, agent.name, b"", _BACKENDS)
+            ticket.handle = agent.initialize_xfer(operation, local, remote, agent.name, b"", self._backends)
             status = agent.transfer(ticket.handle)
         except Exception as error:
             if ticket.handle is None:

@@ -1,37 +1,46 @@
-"""Looks into a directory of blocks without knowing any model: what ``dualpath store ls`` and ``verify`` show.
+"""Looks into a directory or bucket of blocks without knowing any model: ``dualpath store ls`` and ``verify``.
 
-Every header names its namespace, key, parent and geometry, so the files explain themselves. Plain reads, one file at
-a time.
+Every header names its namespace, key, parent and geometry, so the objects explain themselves.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from dualpath.core.errors import BlockCorruptError, BlockMissingError, ConfigError, StoreError
+from dualpath.core.errors import BlockCorruptError, BlockMissingError, StoreError
 from dualpath.core.geometry import KvGeometry
 from dualpath.core.ids import BlockKey
-from dualpath.core.keys import KEY_BYTES
-from dualpath.store.files import parse_key, scan_files, store_error
+from dualpath.store.folder import Entry, Folder, open_folder
 from dualpath.store.header import HEADER_BYTES, Header, parse_header, verify
-from dualpath.store.open import parse_url
 
 
 @dataclass(frozen=True, slots=True)
 class BlockRow:
     """One object. ``header`` is None where it cannot be read, and ``problem`` says why."""
 
-    namespace_digest: bytes
-    key: BlockKey
-    path: str
-    num_bytes: int
+    entry: Entry
     age_s: float
     header: Header | None
     problem: str = ""
+    is_damaged: bool = False  # its bytes were read, and they are not this block
+
+    @property
+    def namespace_digest(self) -> bytes:
+        return self.entry.namespace_digest
+
+    @property
+    def key(self) -> BlockKey:
+        return self.entry.key
+
+    @property
+    def path(self) -> str:
+        return self.entry.name
+
+    @property
+    def num_bytes(self) -> int:
+        return self.entry.num_bytes
 
 
 @dataclass(slots=True)
@@ -54,19 +63,7 @@ class Problem:
 
 def iter_rows(url: str) -> Iterator[BlockRow]:
     """Every block of every namespace, with its header. Blocks deleted meanwhile are left out."""
-    for directory, namespace_digest in _namespaces(url):
-        for entry in scan_files(directory):
-            key = parse_key(entry.name)
-            if key is None:
-                continue
-            try:
-                stat = entry.stat()
-                row = _read_row(entry.path, namespace_digest, key, stat.st_size, time.time() - stat.st_mtime)
-            except FileNotFoundError:
-                continue
-            except OSError as error:
-                raise store_error(error, key) from error
-            yield row
+    yield from _iter_rows(open_folder(url))
 
 
 def summarize(url: str) -> list[NamespaceSummary]:
@@ -90,50 +87,36 @@ def verify_blocks(url: str, *, delete: bool = False) -> Iterator[Problem]:
 
     A block that could not be read (permissions, I/O error) is a problem, too, but is never deleted.
     """
-    for row in iter_rows(url):
+    folder = open_folder(url)
+    for row in _iter_rows(folder):
         try:
-            _verify_row(row)
+            _verify_row(folder, row)
         except BlockMissingError:
             continue
         except BlockCorruptError as error:
-            yield Problem(row, str(error), is_deleted=delete and _delete(row))
+            yield Problem(row, str(error), is_deleted=delete and _delete(folder, row))
         except StoreError as error:
             yield Problem(row, str(error), is_deleted=False)
 
 
-def _namespaces(url: str) -> Iterator[tuple[str, bytes]]:
-    scheme, root, _ = parse_url(url)
-    if scheme != "file":
-        raise ConfigError(f"{url}: only file stores can be inspected")
-    if not Path(root).is_dir():
-        raise ConfigError(f"{url}: there is no such directory")
-    for name in sorted(os.listdir(root)):
-        path = os.path.join(root, name)
-        if len(name) == 2 * KEY_BYTES and set(name) <= set("0123456789abcdef") and os.path.isdir(path):
-            yield path, bytes.fromhex(name)
+def _iter_rows(folder: Folder) -> Iterator[BlockRow]:
+    for entry in folder.entries():
+        header, problem, is_damaged = None, "", False
+        try:
+            header = parse_header(folder.read(entry, HEADER_BYTES))
+            if (header.namespace_digest, header.key) != (entry.namespace_digest, entry.key):
+                raise BlockCorruptError("holds another block than its name says")
+        except BlockMissingError:
+            continue
+        except BlockCorruptError as error:
+            header, problem, is_damaged = None, str(error), True
+        except StoreError as error:
+            problem = f"cannot be read: {error}"
+        yield BlockRow(entry, time.time() - entry.modified_unix_s, header, problem, is_damaged)
 
 
-def _read_row(path: str, namespace_digest: bytes, key: BlockKey, num_bytes: int, age_s: float) -> BlockRow:
-    header, problem = None, ""
-    try:
-        with open(path, "rb", buffering=0) as file:
-            header = parse_header(file.read(HEADER_BYTES))
-        if (header.namespace_digest, header.key) != (namespace_digest, key):
-            header, problem = None, "holds another block than its name says"
-    except BlockCorruptError as error:
-        problem = str(error)
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        problem = f"cannot be read: {error.strerror}"
-    return BlockRow(namespace_digest, key, path, num_bytes, age_s, header, problem)
-
-
-def _verify_row(row: BlockRow) -> None:
-    try:
-        data = Path(row.path).read_bytes()
-    except OSError as error:
-        raise store_error(error, row.key) from error
+def _verify_row(folder: Folder, row: BlockRow) -> None:
+    data = folder.read(row.entry)
     try:
         geometry = parse_header(data).geometry
     except BlockCorruptError as error:
@@ -141,10 +124,10 @@ def _verify_row(row: BlockRow) -> None:
     verify(memoryview(data), row.namespace_digest, row.key, geometry)
 
 
-def _delete(row: BlockRow) -> bool:
-    """False where it is gone already or the file system refuses."""
+def _delete(folder: Folder, row: BlockRow) -> bool:
+    """False where storage refuses."""
     try:
-        os.unlink(row.path)
-    except OSError:
+        folder.delete(row.entry)
+    except StoreError:
         return False
     return True

@@ -55,6 +55,12 @@ def build_agent(
     return agent
 
 
+@cache
+def installed_backends() -> tuple[str, ...]:
+    """Names of the backends that this NIXL has plugins for, its own and those in ``NIXL_PLUGIN_DIR``."""
+    return tuple(build_agent("backends", ()).get_plugin_list())
+
+
 def ensure_backend(agent: Agent, backend: str, params: Mapping[str, str] | None = None) -> None:
     """Create the backend in ``agent`` if it is not there yet. Raises ConfigError where this NIXL cannot."""
     if backend in agent.backends:

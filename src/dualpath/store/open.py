@@ -1,34 +1,55 @@
-"""From a URL to a store: ``file:///absolute/directory``, a plain path, or ``memory://name``.
+"""From a URL to a store: ``file:///absolute/directory``, a plain path, ``s3://bucket/prefix``, or ``memory://name``.
 
-A file URL takes ``?durable=true``: fsync before a write counts as done.
+A file URL takes ``?durable=true``: fsync before a write counts as done; and ``?engine=3fs``: 3FS's native I/O instead
+of its FUSE mount. What an S3 URL takes: dualpath.store.s3_settings.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 
 from dualpath.core.errors import ConfigError
 from dualpath.core.geometry import KvGeometry
 from dualpath.core.keys import Namespace
+from dualpath.store import s3_settings
 from dualpath.store.contract import BlockStore
+from dualpath.store.file_3fs import File3fsStore, check_3fs
 from dualpath.store.files import FileStore
 from dualpath.store.memory import MemoryStore
 
+ENGINES = ("posix", "3fs")
+
 
 def open_store(url: str, namespace: Namespace | bytes, geometry: KvGeometry) -> BlockStore:
-    """The blocks of one namespace at ``url``; a directory is created. Raises ConfigError, one line, for anything
-    else.
+    """The blocks of one namespace at ``url``; a directory is created, a bucket is not. Raises ConfigError, one line,
+    for anything else.
     """
     digest = namespace.digest if isinstance(namespace, Namespace) else namespace
     scheme, name, options = parse_url(url)
     if scheme == "memory":
         return MemoryStore(url, digest, geometry)
-    return FileStore(Path(name), digest, geometry, durable=_durable(url, options))
+    if scheme == "s3":
+        from dualpath.store.s3 import S3Store  # obstore only where it is used
+
+        return S3Store(s3_settings.resolve(url, name, options), digest, geometry)
+    kind = File3fsStore if options.get("engine") == "3fs" else FileStore
+    return kind(Path(name), digest, geometry, durable=options.get("durable") == "true")
+
+
+def check_url(url: str) -> None:
+    """Find out what makes ``open_store`` fail, short of creating anything. Raises ConfigError. May ask a server."""
+    scheme, name, options = parse_url(url)
+    if scheme == "s3":
+        from dualpath.store.s3_bucket import Bucket
+
+        Bucket(s3_settings.resolve(url, name, options)).check()
+    elif options.get("engine") == "3fs":
+        check_3fs(Path(name))
 
 
 def parse_url(url: str) -> tuple[str, str, dict[str, str]]:
-    """(scheme, absolute directory or memory name, options). Raises ConfigError."""
+    """(scheme; absolute directory, memory name or bucket/prefix; options). Raises ConfigError."""
     if not url:
         raise ConfigError("the store's URL is empty; try file:///some/directory")
     if "://" not in url and not url.startswith("file:"):
@@ -36,14 +57,25 @@ def parse_url(url: str) -> tuple[str, str, dict[str, str]]:
     parts = urlsplit(url)
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
     if parts.scheme == "s3":
-        raise ConfigError(f"{url}: s3 stores are not in this version; use file:// on a mounted file system")
+        location = unquote(parts.netloc + parts.path)
+        s3_settings.check_location(url, location, _allow(url, options, s3_settings.OPTIONS))
+        return "s3", location, options
     if parts.scheme == "memory":
         return "memory", parts.netloc + parts.path, _allow(url, options, set())
     if parts.scheme != "file":
-        raise ConfigError(f"{url}: unknown store scheme {parts.scheme!r}; known are file and memory")
+        raise ConfigError(f"{url}: unknown store scheme {parts.scheme!r}; known are file, s3 and memory")
     if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
         raise ConfigError(f"{url}: a file URL needs an absolute path, with three slashes: file:///some/directory")
-    return "file", unquote(parts.path), _allow(url, options, {"durable"})
+    _allow(url, options, {"durable", "engine"})
+    _choose(url, options, "durable", ("true", "false"))
+    _choose(url, options, "engine", ENGINES)
+    return "file", unquote(parts.path), options
+
+
+def below(url: str, name: str) -> str:
+    """The URL of a store of its own inside the one at ``url``, an ``s3://`` or ``file://`` URL, with its options."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{name}"))
 
 
 def _allow(url: str, options: dict[str, str], known: set[str]) -> dict[str, str]:
@@ -53,8 +85,6 @@ def _allow(url: str, options: dict[str, str], known: set[str]) -> dict[str, str]
     return options
 
 
-def _durable(url: str, options: dict[str, str]) -> bool:
-    value = options.get("durable", "false")
-    if value not in ("true", "false"):
-        raise ConfigError(f"{url}: durable must be true or false, not {value!r}")
-    return value == "true"
+def _choose(url: str, options: dict[str, str], name: str, choices: tuple[str, ...]) -> None:
+    if options.get(name, choices[0]) not in choices:
+        raise ConfigError(f"{url}: {name} must be {' or '.join(choices)}, not {options[name]!r}")

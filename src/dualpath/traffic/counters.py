@@ -24,6 +24,7 @@ class TrafficStats:
     read_queue_tokens: int  # tokens of submitted, unfinished storage reads
     num_in_flight: int = 0  # transfers that somebody waits for, queued ones included
     num_lingering: int = 0  # transfers that nobody waits for any more but that may still touch memory
+    nic_read_bytes: int = 0  # through the storage NIC of the node, by all of its engines, up to this moment
 
 
 @dataclass(slots=True)

@@ -29,7 +29,7 @@ from dualpath.traffic.counters import Counters, TrafficStats
 from dualpath.traffic.jobs import Job, PeerJob, Trace
 from dualpath.traffic.loop import NOT_RUNNING, TrafficLoop
 from dualpath.traffic.memory import EngineMemory
-from dualpath.traffic.storage_nic import StorageNic
+from dualpath.traffic.storage_nic import NicDirection, StorageNic
 
 B = TypeVar("B")
 _SUBMIT_BLOCKS = 16
@@ -72,7 +72,7 @@ class TrafficManager:
         self.trace: Trace | None = None  # called on traffic threads with every ended transfer's span
         self._clock = clock
         self._storage_deadline_s, self._transfer_deadline_s = storage_deadline_s, transfer_deadline_s
-        self._transport = transport
+        self._transport, self._storage_nic = transport, storage_nic
         self._counters = Counters()
         self._copier = Copier(f"{engine_id}-copy", clock, self._counters, self._span)
         io = open_io(transport)  # before registration: memory is registered with the backends that exist
@@ -252,6 +252,7 @@ class TrafficManager:
             read_queue_tokens=num_reading * self.geometry.block_tokens,
             num_in_flight=self._loop.num_active,
             num_lingering=self._loop.num_lingering,
+            nic_read_bytes=self._storage_nic.passed_bytes(NicDirection.READ),
         )
 
     def _move(

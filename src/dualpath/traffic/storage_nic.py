@@ -7,13 +7,10 @@ Each direction serves transfers first come first served at a fixed rate: a trans
 from __future__ import annotations
 
 import threading
-from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 
 from dualpath.core.clock import Clock
-
-_MAX_WINDOWS = 3600
 
 
 class NicDirection(str, Enum):
@@ -24,8 +21,8 @@ class NicDirection(str, Enum):
 @dataclass(slots=True)
 class _Lane:
     free_at_s: float = 0.0
-    total_bytes: int = 0
-    windows: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=_MAX_WINDOWS))  # (second, bytes)
+    begun_bytes: int = 0
+    ended_bytes: int = 0
 
 
 class StorageNic:
@@ -49,6 +46,7 @@ class StorageNic:
             return now_s
         with self._lock:
             lane = self._lanes[direction]
+            lane.begun_bytes += num_bytes
             lane.free_at_s = max(now_s, lane.free_at_s) + num_bytes / self.bytes_per_s
             return lane.free_at_s
 
@@ -56,22 +54,23 @@ class StorageNic:
         """The transfer moved nothing: those that begin later need not wait for it."""
         if self.bytes_per_s is not None:
             with self._lock:
-                self._lanes[direction].free_at_s -= num_bytes / self.bytes_per_s
+                lane = self._lanes[direction]
+                lane.begun_bytes -= num_bytes
+                lane.free_at_s -= num_bytes / self.bytes_per_s
 
     def end(self, direction: NicDirection, num_bytes: int) -> None:
         """Count a transfer that has moved its bytes."""
-        second = int(self._clock.now_s())
+        with self._lock:
+            self._lanes[direction].ended_bytes += num_bytes
+
+    def passed_bytes(self, direction: NicDirection) -> int:
+        """All that has gone through up to now; of a transfer that is being paced, the part that its rate lets through.
+
+        So the counter of a slow NIC grows evenly, as a real one's does, and not by whole blocks.
+        """
         with self._lock:
             lane = self._lanes[direction]
-            lane.total_bytes += num_bytes
-            if lane.windows and lane.windows[-1][0] == second:
-                num_bytes += lane.windows.pop()[1]
-            lane.windows.append((second, num_bytes))
-
-    def total_bytes(self, direction: NicDirection) -> int:
-        return self._lanes[direction].total_bytes
-
-    def windows(self, direction: NicDirection) -> list[tuple[int, int]]:
-        """(whole second of the clock, bytes that ended in it), oldest first, idle seconds left out; about an hour."""
-        with self._lock:
-            return list(self._lanes[direction].windows)
+            if self.bytes_per_s is None:
+                return lane.ended_bytes
+            waiting_s = max(0.0, lane.free_at_s - self._clock.now_s())
+            return max(0, round(lane.begun_bytes - waiting_s * self.bytes_per_s))

@@ -1,0 +1,150 @@
+"""``dualpath sim ratio``: how many bytes of KV a model loads for the work it does, as a table and as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dualpath.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dualpath.sim.catalogue.convention import Convention
+    from dualpath.sim.ratio import RatioPoint, RatioRow
+
+STDOUT = "-"
+NOTE_WIDTH = 110  # characters
+_TOKENS = re.compile(r"([0-9]+)([KM]?)", re.IGNORECASE)
+_UNITS = {"": 1, "k": 1024, "m": 1024**2}
+LATENT_MODELS = ("DeepSeek-V3", "DeepSeek-V3.2")  # of Table 1
+LATENT_NOTE = (
+    "DeepSeek rows: the paper does not say what it counts, and its figures do not determine it. What is counted here "
+    "is stated above; over all such conventions a figure lies in its range."
+)
+
+
+def add(actions: Any) -> None:
+    ratio = actions.add_parser(
+        "ratio",
+        help="GB of KV to load per PFLOP to compute, by model and context",
+        description="The cache-compute ratio: GB of stored KV to load for each PFLOP of prefill (both powers of ten).",
+    )
+    ratio.add_argument(
+        "--model",
+        nargs="+",
+        metavar="NAME|FILE",
+        help="catalogue names, config.json files or directories with one (default: the models of the paper's Table 1)",
+    )
+    ratio.add_argument("--context", default="16K,64K", metavar="TOKENS,...", help="cached tokens (default: 16K,64K)")
+    ratio.add_argument("--append", default="429", metavar="TOKENS", help="new tokens (default: 429, as in Table 1)")
+    ratio.add_argument("--kv-dtype", metavar="DTYPE", help="bf16, fp16 or fp8 (default: each model's usual one)")
+    ratio.add_argument(
+        "--convention",
+        default="table1",
+        metavar="table1|physical",
+        help="what is counted: as in the paper's Table 1 (default), or what this engine moves and computes",
+    )
+    ratio.add_argument("--json", metavar="OUT|-", help="write the results for programs; - prints them instead")
+    ratio.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from dualpath.sim.catalogue.convention import CONVENTIONS
+    from dualpath.sim.catalogue.find import find_model
+    from dualpath.sim.ratio import TABLE_1_RATIOS, ratio_row
+
+    if arguments.convention not in CONVENTIONS:
+        raise ConfigError(f"--convention must be one of {', '.join(CONVENTIONS)}, not {arguments.convention!r}")
+    convention = CONVENTIONS[arguments.convention]
+    contexts = [_tokens("--context", part) for part in arguments.context.split(",")]
+    num_new = _tokens("--append", arguments.append)
+    names = arguments.model or list(TABLE_1_RATIOS)
+    rows = [ratio_row(find_model(name), arguments.kv_dtype, contexts, num_new, convention) for name in names]
+    report = {
+        "convention": {"name": arguments.convention, **convention.to_json()},
+        "append_tokens": num_new,
+        "rows": [_row_json(row) for row in rows],
+    }
+    if arguments.json == STDOUT:
+        print(json.dumps(report, indent=2))
+        return 0
+    if arguments.json is not None:
+        _write(Path(arguments.json), report)
+    print("\n".join(format_rows(rows, num_new, convention)))
+    return 0
+
+
+def format_rows(rows: list[RatioRow], num_new: int, convention: Convention) -> list[str]:
+    """The lines of an aligned table, and under it what was counted."""
+    width = max(len("model"), *(len(row.model.name) for row in rows))
+    contexts = [point.num_cached for point in rows[0].points]
+    head = f"{'model':{width}}  KV    KV B/token  active"
+    for context in contexts:
+        head += f"  {_short(context):>8}  {'range':>13}  {'paper':>13}"
+    lines = [f"GB of KV per PFLOP of prefill, {num_new} new tokens after a context of:", head]
+    lines += [_line(row, width) for row in rows]
+    lines += textwrap.wrap(f"counted: {convention.describe()}", NOTE_WIDTH)
+    if any(row.model.name in LATENT_MODELS for row in rows):
+        lines += textwrap.wrap(LATENT_NOTE, NOTE_WIDTH)
+    return lines
+
+
+def _line(row: RatioRow, width: int) -> str:
+    line = f"{row.model.name:{width}}  {row.kv_dtype:4}  {row.kv_bytes_per_token:>10,}"
+    line += f"  {row.model.active_params / 1e9:>5.2f}B"
+    for point in row.points:
+        bounds = f"{point.lowest:.1f}-{point.highest:.1f}"
+        line += f"  {point.gb_per_pflop:>8.2f}  {bounds:>13}  {_paper(point):>13}"
+    return line
+
+
+def _paper(point: RatioPoint) -> str:
+    return "-" if point.rel_error is None else f"{point.paper:g} ({point.rel_error:+.1%})"
+
+
+def _row_json(row: RatioRow) -> dict[str, Any]:
+    return {
+        "model": row.model.name,
+        "source": row.model.source,
+        "kv_dtype": row.kv_dtype,
+        "kv_bytes_per_token": row.kv_bytes_per_token,
+        "active_params": row.model.active_params,
+        "points": [_point_json(point) for point in row.points],
+    }
+
+
+def _point_json(point: RatioPoint) -> dict[str, Any]:
+    return {
+        "context_tokens": point.num_cached,
+        "gb_per_pflop": point.gb_per_pflop,
+        "kv_bytes": point.kv_bytes,
+        "flops": {**point.flops.to_json(), "total": point.flops.total},
+        "over_conventions": {"lowest": point.lowest, "highest": point.highest},
+        "paper_gb_per_pflop": point.paper,
+        "rel_error": point.rel_error,
+    }
+
+
+def _write(path: Path, report: dict[str, Any]) -> None:
+    try:
+        path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--json: cannot write {path}: {error.strerror}") from error
+
+
+def _tokens(flag: str, text: str) -> int:
+    match = _TOKENS.fullmatch(text.strip())
+    tokens = int(match[1]) * _UNITS[match[2].lower()] if match else 0
+    if tokens < 1:
+        raise ConfigError(f"{flag}: must be a number of tokens such as 16384, 16K or 1M, not {text!r}")
+    return tokens
+
+
+def _short(tokens: int) -> str:
+    for unit, letter in ((1024**2, "M"), (1024, "K")):
+        if tokens % unit == 0:
+            return f"{tokens // unit}{letter}"
+    return str(tokens)

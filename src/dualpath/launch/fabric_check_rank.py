@@ -1,0 +1,49 @@
+"""A rank of a testbed's check as a process: settings on stdin, questions and the result on stdout, as JSON lines."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from typing import Any
+
+import msgspec
+
+from dualpath.core.errors import DualPathError
+from dualpath.traffic.fabric_check.plan import CheckPlan, Load
+from dualpath.traffic.fabric_check.rank import run_rank
+
+
+def main() -> int:
+    threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
+    settings = msgspec.json.decode(sys.stdin.readline())
+    host, port = settings["master"]
+    try:
+        result = run_rank(CheckPlan(**settings["plan"]), settings["rank"], (host, port), _before_phase)
+    except DualPathError as error:
+        _say({"error": str(error)})
+        return 1
+    _say({"result": result})
+    return 0
+
+
+def _before_phase(number: int, load: Load) -> None:
+    _say({"phase": number, "load": load.value})
+    if not sys.stdin.readline():
+        raise DualPathError("whoever started the check is gone")
+
+
+def _say(message: dict[str, Any]) -> None:
+    print(msgspec.json.encode(message).decode(), flush=True)
+
+
+def _leave_with(parent: int) -> None:
+    """Whoever started the check may be killed without a word."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

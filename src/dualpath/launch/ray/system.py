@@ -1,0 +1,191 @@
+"""Start a system of nodes on Ray, and end it: what ``dualpath up``, ``dualpath down`` and ``serve`` with nodes do."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import ModuleType
+
+from dualpath.config import ServeConfig
+from dualpath.core.errors import ConfigError, DualPathError
+from dualpath.launch.node_process import check_shared_store
+from dualpath.launch.ray.actors import Look, start_gateway, start_node
+from dualpath.launch.ray.foreground import first_signal, interrupt_on_signals
+from dualpath.launch.ray.local import start_ray, use_token
+from dualpath.launch.ray.run_dir import RunDir, State
+from dualpath.launch.ray.runtime import (
+    GATEWAY,
+    check_resources,
+    connect,
+    find_actor,
+    node_actor_name,
+    require_ray,
+    warn_if_open,
+)
+from dualpath.launch.serve import check, url_of
+from dualpath.store.open import parse_url
+
+Say = Callable[[str], None]
+
+_LOOK_WAIT_S = 5.0
+_END_DEADLINE_S = 30.0  # beyond the drain
+_WILDCARDS = ("0.0.0.0", "::")
+
+
+class System:
+    """One named system as seen from the machine where it was started."""
+
+    def __init__(self, name: str, say: Say) -> None:
+        self._name, self._say = name, say
+        self._run_dir = RunDir.of(name)
+
+    def up(self, config: ServeConfig) -> str:
+        """Start everything; returns the gateway's URL when it listens. After an error nothing is left."""
+        config = with_absolute_paths(config)
+        check(config)
+        check_shared_store(config.store.url)
+        require_ray()
+        interrupt_on_signals()
+        try:
+            self._run_dir.create()
+        except FileExistsError:
+            hint = f"dualpath down --cluster-name {self._name}"
+            raise ConfigError(f"{self._name} is up already, or was not ended: {hint}") from None
+        try:
+            return self._up(config)
+        except BaseException:
+            self._say("ending what was started")
+            self.down(0.0)
+            raise
+
+    def _up(self, config: ServeConfig) -> str:
+        address, is_own = config.ray.address, config.ray.address is None
+        if address is None:
+            self._say("starting Ray on this machine")
+            address = start_ray(config.ray, config.nodes, self._run_dir)
+        elif warning := warn_if_open(config.ray):
+            self._say(warning)
+        state = State(self._name, address, is_own, tuple(node.name for node in config.nodes if node.role != GATEWAY))
+        self._run_dir.write(state)
+        ray = connect(address, self._name)
+        interrupt_on_signals()  # Ray has set its own
+        try:
+            check_resources(ray, config.nodes)
+            if is_own:
+                config = _share_cores(config)
+            for node in config.nodes:
+                if node.role != GATEWAY:
+                    start_node(config, node, self._name)
+            url = self._follow(ray, config)
+        finally:
+            ray.shutdown()
+        self._run_dir.write(dataclasses.replace(state, url=url))
+        return url
+
+    def _follow(self, ray: ModuleType, config: ServeConfig) -> str:
+        """Show what the gateway says until it listens."""
+        gateway = start_gateway(config, self._name)
+        num_seen = 0
+        while True:
+            try:
+                look: Look = ray.get(gateway.look.remote(num_seen, _LOOK_WAIT_S))
+            except ray.exceptions.RayError as error:
+                raise DualPathError(f"the gateway ended: {str(error).splitlines()[0]}") from None
+            for line in look.lines:
+                self._say(line)
+            num_seen += len(look.lines)
+            if look.failure is not None:
+                raise look.failure.error()
+            if look.address is not None:
+                host, port = look.address
+                return url_of(socket.gethostname() if host in _WILDCARDS else host, port)
+
+    def down(self, drain_s: float) -> None:
+        """End everything, running requests after ``drain_s``. Raises DualPathError where nothing is up."""
+        if not self._run_dir.is_there:
+            raise DualPathError(f"no system of the name {self._name} was started on this machine")
+        state = self._run_dir.read()
+        if state is not None:
+            self._end_actors(state, drain_s)
+        self._run_dir.end_processes()
+        self._run_dir.remove()
+
+    def _end_actors(self, state: State, drain_s: float) -> None:
+        """In order where that is possible; a Ray of our own is ended with all its processes anyway."""
+        if state.is_own_ray:
+            use_token(self._run_dir)
+        try:
+            ray = connect(state.address, self._name)
+        except DualPathError as error:
+            if not state.is_own_ray:
+                raise
+            self._say(f"warning: {error}")
+            return
+        try:
+            self._end_in_order(ray, state, drain_s)
+        finally:
+            ray.shutdown()
+
+    def _end_in_order(self, ray: ModuleType, state: State, drain_s: float) -> None:
+        gateway = find_actor(ray, GATEWAY, self._name)
+        if gateway is not None:
+            self._finish(ray, [gateway.stop.remote(drain_s)], drain_s)
+            ray.kill(gateway)
+        found = (find_actor(ray, node_actor_name(name), self._name) for name in state.nodes)
+        nodes = [node for node in found if node is not None]
+        self._finish(ray, [node.close.remote() for node in nodes], 0.0)
+        for node in nodes:
+            ray.kill(node)
+
+    def _finish(self, ray: ModuleType, ends: list[object], drain_s: float) -> None:
+        with suppress(ray.exceptions.RayError):  # dead already
+            _, late = ray.wait(ends, num_returns=len(ends), timeout=drain_s + _END_DEADLINE_S) if ends else ([], [])
+            if late:
+                self._say(f"warning: {len(late)} processes did not end by themselves and are killed")
+
+
+def with_absolute_paths(config: ServeConfig) -> ServeConfig:
+    """Other processes have other working directories."""
+    scheme, name, _ = parse_url(config.store.url)
+    url = f"file://{name}" if scheme == "file" and "://" not in config.store.url else config.store.url
+    model, observe = config.model, config.observe
+    profile = None if model.profile is None else model.profile.absolute()
+    trace = None if observe.trace_out is None else observe.trace_out.absolute()
+    return dataclasses.replace(
+        config,
+        store=dataclasses.replace(config.store, url=url),
+        model=dataclasses.replace(model, dir=Path(model.dir).absolute(), profile=profile),
+        observe=dataclasses.replace(observe, trace_out=trace),
+    )
+
+
+def _share_cores(config: ServeConfig) -> ServeConfig:
+    """All nodes are on this machine: its cores are for all their engines together."""
+    if config.cluster.threads_per_engine is not None:
+        return config
+    num_engines = sum(node.engines for node in config.nodes if node.role != GATEWAY)
+    threads = max(1, (os.cpu_count() or 1) // num_engines)
+    return dataclasses.replace(config, cluster=dataclasses.replace(config.cluster, threads_per_engine=threads))
+
+
+def run_in_foreground(config: ServeConfig, say: Say) -> int:
+    """``up``, wait for Ctrl-C or SIGTERM, ``down``; a second signal while requests drain ends them at once."""
+    system, drain_s = System(config.ray.name, say), config.gateway.drain_s
+    url = system.up(config)
+    try:
+        with first_signal() as came:
+            say(f"listening on {url}")
+            while not came.wait(1.0):  # in pieces: a handler runs between two of them
+                pass
+        say(f"stopping: running requests get up to {drain_s:g} s; Ctrl-C again stops at once")
+        system.down(drain_s)
+    except BaseException:
+        say("stopping at once")
+        system.down(0.0)
+        raise
+    say("stopped")
+    return 0

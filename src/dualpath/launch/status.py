@@ -1,0 +1,108 @@
+"""What ``dualpath status`` shows: nodes, engines, queues and NICs of a running system, asked twice for rates."""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from dualpath.core.errors import DualPathError
+
+_TIMEOUT_S = 10.0
+
+
+def read_status(url: str, api_key: str | None, interval_s: float) -> dict[str, Any]:
+    """``/v1/dualpath/stats`` with each node's NIC traffic in bytes per second, measured over ``interval_s``."""
+    first, start_s = _fetch(url, api_key), time.monotonic()
+    time.sleep(interval_s)
+    last, took_s = _fetch(url, api_key), time.monotonic() - start_s
+    before = {engine["engine_id"]: engine for engine in first["engines"]}
+    for node in last["nodes"]:
+        engines = [e for e in last["engines"] if e["node_id"] == node["node_id"]]
+        for name in ("storage_read", "storage_write", "kv_transfer"):
+            moved = sum(_moved(e, name) - _moved(before.get(e["engine_id"], {}), name) for e in engines)
+            node[f"{name}_bytes_per_s"] = round(max(0, moved) / took_s)  # less than before: it was restarted
+    return {"url": url, "interval_s": round(took_s, 3), **last}
+
+
+def _moved(engine: Mapping[str, Any], name: str) -> int:
+    value = engine.get(f"{name}_bytes", 0)
+    return sum(value.values()) if isinstance(value, dict) else int(value)
+
+
+def _fetch(url: str, api_key: str | None) -> dict[str, Any]:
+    request = urllib.request.Request(f"{url}/v1/dualpath/stats")
+    if api_key is not None:
+        request.add_header("Authorization", f"Bearer {api_key}")
+    try:
+        with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
+            found: dict[str, Any] = json.load(answer)
+            return found
+    except urllib.error.HTTPError as error:
+        hint = "; give a key with --api-key" if error.code == 401 else ""
+        raise DualPathError(f"{url} answers {error.code} {error.reason}{hint}") from None
+    except (OSError, ValueError) as error:
+        raise DualPathError(f"{url} does not answer: {error}") from None
+
+
+def show(status: Mapping[str, Any], console: Console) -> None:
+    console.print(
+        f"{status['url']}  {status['num_running_requests']} requests running, {status['num_queued_requests']} queued, "
+        f"{status['index_blocks']} blocks stored",
+        highlight=False,
+        soft_wrap=True,
+    )
+    console.print(_nodes(status["nodes"]))
+    console.print(_engines(status["engines"]))
+
+
+def _nodes(nodes: Sequence[Mapping[str, Any]]) -> Table:
+    columns = ("node", "role", "state", "host", "pid", "storage NIC", "read", "written", "compute NIC", "KV moved")
+    table = _table(columns, "Mbit/s by NIC: what it can, what it does")
+    for node in nodes:
+        state = "up" if node["is_up"] else f"lost {node['silent_s']:.0f} s"
+        table.add_row(
+            node["node_id"],
+            node["role"],
+            state,
+            node["host"] or "here",
+            str(node["pid"] or ""),
+            _nic(node["storage_nic"], node["storage_nic_bytes_per_s"]),
+            _mbps(node["storage_read_bytes_per_s"]),
+            _mbps(node["storage_write_bytes_per_s"]),
+            _nic(node["compute_nic"], node["compute_nic_bytes_per_s"]),
+            _mbps(node["kv_transfer_bytes_per_s"]),
+        )
+    return table
+
+
+def _engines(engines: Sequence[Mapping[str, Any]]) -> Table:
+    columns = ("engine", "node", "requests", "read queue, tokens", "staging slots", "device KV", "forwards")
+    table = _table(columns, None)
+    for e in engines:
+        kv = f"{e['device_kv_used_bytes'] / 2**20:.0f} of {e['device_kv_bytes'] / 2**20:.0f} MiB"
+        slots = f"{e['staging_slots_used']} of {e['staging_slots']}"
+        queue, forwards = str(e["read_queue_tokens"]), str(e["num_forwards"])
+        table.add_row(e["engine_id"], e["node_id"], str(e["num_requests"]), queue, slots, kv, forwards)
+    return table
+
+
+def _table(columns: Sequence[str], caption: str | None) -> Table:
+    table = Table(box=None, pad_edge=False, caption=caption, caption_justify="left")
+    for name in columns:
+        table.add_column(name, no_wrap=True, overflow="fold")
+    return table
+
+
+def _nic(name: str | None, bytes_per_s: float | None) -> str:
+    return " ".join(part for part in (name, None if bytes_per_s is None else _mbps(bytes_per_s)) if part) or "-"
+
+
+def _mbps(bytes_per_s: float) -> str:
+    return f"{bytes_per_s * 8 / 1e6:,.0f}"

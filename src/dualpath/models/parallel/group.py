@@ -1,0 +1,139 @@
+"""The processes that run a model together: how they meet, what the leader tells them, and how KV rows go between them.
+
+Commands travel through torch's key-value store, where a process may wait for hours; within a forward everything is a
+collective. Both are class MODEL: the interface is GLOO_SOCKET_IFNAME's or NCCL_SOCKET_IFNAME's.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from dualpath.core.errors import ConfigError, EngineLostError
+
+LEADER = 0
+_IDLE_WAIT = timedelta(seconds=60)  # then look again; a leader that is gone shows at once
+
+
+class LeaderGoneError(EngineLostError):
+    """There is nobody to follow any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """A process's place. ``port`` 0: the leader takes a free one."""
+
+    rank: int
+    world: int
+    host: str
+    port: int
+    timeout_s: float = 300.0  # of one collective; the leader may wait for KV between two of them
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.world:
+            raise ConfigError(f"rank: must be 0 to {self.world - 1}, not {self.rank}")
+
+
+class Group:
+    """torch.distributed's process group is one per process, hence so is this. One thread at a time, but for ``close``."""
+
+    def __init__(self, membership: Membership) -> None:
+        """Leader: listen; follower: connect. Returns before the others are there. Raises ConfigError."""
+        if dist.is_initialized():
+            raise ConfigError(
+                "a process can run one tensor-parallel model: give every prefill engine a node of its own"
+            )
+        self.rank, self.world = membership.rank, membership.world
+        self._timeout = timedelta(seconds=membership.timeout_s)
+        self._num_commands = 0
+        try:
+            self._store: Any = dist.TCPStore(  # type: ignore[attr-defined]
+                membership.host,
+                membership.port,
+                None,
+                is_master=self.rank == LEADER,
+                timeout=self._timeout,
+                wait_for_workers=False,
+            )
+        except (RuntimeError, ValueError) as error:
+            where = f"{membership.host}:{membership.port}"
+            raise ConfigError(f"rank {self.rank} cannot meet the others at {where}: {one_line(error)}") from None
+
+    @property
+    def port(self) -> int:
+        port: int = self._store.port
+        return port
+
+    def meet(self, device_type: str) -> None:
+        """Wait for all. Raises EngineLostError."""
+        try:
+            dist.init_process_group(
+                "nccl" if device_type == "cuda" else "gloo",
+                store=dist.PrefixStore("group", self._store),  # type: ignore[attr-defined]
+                rank=self.rank,
+                world_size=self.world,
+                timeout=self._timeout,
+            )
+        except RuntimeError as error:
+            raise EngineLostError(
+                f"rank {self.rank} of {self.world}: the others did not come: {one_line(error)}"
+            ) from None
+
+    def command(self, payload: bytes) -> None:
+        """Leader: what all followers do next."""
+        self._store.set(f"command/{self._num_commands}", payload)
+        self._num_commands += 1
+
+    def forget_command(self) -> None:
+        """Leader: all have it. A forward's last collective says so."""
+        self._store.delete_key(f"command/{self._num_commands - 1}")
+
+    def next_command(self) -> bytes:
+        """Follower: wait for it. Raises LeaderGoneError."""
+        key = f"command/{self._num_commands}"
+        while True:
+            try:
+                self._store.wait([key], _IDLE_WAIT)
+                payload: bytes = self._store.get(key)
+            except dist.DistStoreError:
+                continue  # nothing to do yet
+            except RuntimeError as error:
+                raise LeaderGoneError(f"the leader is gone: {one_line(error)}") from None
+            self._num_commands += 1
+            return payload
+
+    def tell(self, is_good: bool, device: torch.device) -> bool:
+        """Everyone: the leader's word, whatever the others pass."""
+        flag = torch.tensor([int(is_good)], dtype=torch.uint8, device=device)
+        dist.broadcast(flag, LEADER)
+        return bool(flag.item())
+
+    def scatter(self, own: torch.Tensor, parts: Sequence[torch.Tensor] | None) -> None:
+        """Everyone: the leader's ``parts[rank]`` into ``own``."""
+        dist.scatter(own, None if parts is None else list(parts), src=LEADER)
+
+    def gather(self, own: torch.Tensor) -> list[torch.Tensor]:
+        """Everyone: each rank's ``own``, in order, at the leader; nothing elsewhere."""
+        parts = [torch.empty_like(own) for _ in range(self.world)] if self.rank == LEADER else None
+        dist.gather(own, parts, dst=LEADER)
+        return parts or []
+
+    def close(self) -> None:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        self._store = None
+
+
+def use_loopback() -> None:
+    """Let gloo meet on this host only, unless the user said where; it would resolve the host's name else."""
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+
+
+def one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,59 @@
+"""Events and the one order in which they happen: by time, then by the order in which they were made.
+
+An event is a small object that changes the simulated world when its moment comes and returns the events that follow from
+that. Nothing else moves time, so the same start gives the same history on any machine.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Iterable, Sequence
+
+
+class Event:
+    """Something that happens at ``time_s``. Subclasses say what."""
+
+    __slots__ = ("time_s",)
+
+    def __init__(self, time_s: float) -> None:
+        self.time_s = time_s
+
+    def fire(self) -> Sequence[Event]:
+        """Change the world; what follows from it, none of it earlier than now."""
+        raise NotImplementedError
+
+
+Events = Sequence[Event]
+NOTHING: Events = ()
+
+
+class Agenda:
+    """What is still to happen."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self.num_fired = 0
+        self._heap: list[tuple[float, int, Event]] = []
+        self._sequence = 0
+
+    def add(self, events: Iterable[Event]) -> None:
+        for event in events:
+            if event.time_s < self.now_s:
+                raise ValueError(f"{type(event).__name__} at {event.time_s} s belongs to the past: it is {self.now_s} s")
+            self._sequence += 1
+            heapq.heappush(self._heap, (event.time_s, self._sequence, event))
+
+    def run(self, until_s: float = math.inf) -> None:
+        """Fire events in order, up to and including those at ``until_s``; then it is that time, unless nothing is left."""
+        heap, push, pop = self._heap, heapq.heappush, heapq.heappop
+        while heap and heap[0][0] <= until_s:
+            self.now_s, _, event = pop(heap)
+            self.num_fired += 1
+            for follower in event.fire():
+                if follower.time_s < self.now_s:
+                    raise ValueError(f"{type(follower).__name__} at {follower.time_s} s follows from {self.now_s} s")
+                self._sequence += 1
+                push(heap, (follower.time_s, self._sequence, follower))
+        if heap:
+            self.now_s = max(self.now_s, until_s)

@@ -1,0 +1,150 @@
+"""Decode engines: continuous batching as processor sharing, kept by a clock that counts tokens instead of seconds.
+
+All requests of a batch get one token a step, so one number says how far everybody is: the tokens that a request which
+never ends would have. A request joins at some count and ends ``generate - 1`` tokens later, whatever happens in between;
+only the speed of the clock, the length of a step, changes with the batch. That costs O(log batch) for each request.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Sequence
+
+from dualpath.core.ids import EngineId
+from dualpath.scheduler.cost import DecodeCost
+from dualpath.sim.fifo_link import ComputeNic
+from dualpath.sim.node import Node, Staging
+from dualpath.sim.request import Request
+
+ROUNDING_TOKENS = 1e-6  # the clock is a sum of many small floats
+
+
+class DecodeEngine:
+    """One GPU; what a policy reads of it (``scheduler.snapshot.EngineLoad``) are its attributes."""
+
+    __slots__ = (
+        "batch_context",
+        "batch_requests",
+        "clock",
+        "engine_id",
+        "free_device_tokens",
+        "group",
+        "is_lost",
+        "kv",
+        "nic",
+        "node",
+        "num_requests",
+        "num_tokens",
+    )
+
+    read_queue_tokens = 0  # no decode choice looks at it
+
+    def __init__(self, engine_id: EngineId, node: Node, nic: ComputeNic, kv: Staging) -> None:
+        self.engine_id = engine_id
+        self.node = node
+        self.nic = nic
+        self.num_requests = 0
+        self.num_tokens = 0
+        self.kv = kv  # device memory of the requests that are decoded
+        self.free_device_tokens = kv.capacity_tokens
+        self.batch_requests = 0  # being decoded
+        self.batch_context = 0  # their context tokens, on the average of their stay
+        self.group = 0  # whose private queue it serves: an index
+        self.clock: DecodeClock = _NO_CLOCK
+        self.is_lost = False
+
+
+class DecodeClock:
+    """The batches of engines that step together: one engine, or several whose experts are spread over all of them."""
+
+    __slots__ = ("_cost", "_engines", "_last_s", "_running", "_sequence", "busy_s", "due_s", "step_s", "tokens")
+
+    def __init__(self, engines: Sequence[DecodeEngine], cost: DecodeCost) -> None:
+        self._engines = engines
+        self._cost = cost
+        self._running: list[tuple[float, int, Request]] = []  # heap by count at which the request ends
+        self._sequence = 0
+        self._last_s = 0.0
+        self.tokens = 0.0  # the count
+        self.step_s = 0.0
+        self.busy_s = 0.0
+        self.due_s = math.inf  # when somebody has asked to be told; inf: nobody
+        for engine in engines:
+            engine.clock = self
+
+    def join(self, now_s: float, request: Request) -> bool:
+        """The prompt's KV is in device memory. True: it is the next to end, as far as is known now.
+
+        Otherwise whoever was next still is, only later.
+        """
+        self._advance(now_s)
+        engine = request.decode
+        assert engine is not None
+        engine.batch_requests += 1
+        engine.batch_context += _mean_context(request)
+        self._sequence += 1
+        heapq.heappush(self._running, (self.tokens + request.generate - 1, self._sequence, request))
+        self._retime()
+        request.step_s = self.step_s
+        return self._running[0][2] is request
+
+    def next_end_s(self) -> float:
+        """When the next request ends if none joins before; inf: the batch is empty."""
+        if not self._running:
+            return math.inf
+        left = self._running[0][0] - self.tokens
+        return self._last_s + (left * self.step_s if left > 0 else 0.0)
+
+    def finish(self, now_s: float) -> list[Request]:
+        """Requests that have all their tokens by now."""
+        self._advance(now_s)
+        running, reached, ended = self._running, self.tokens + ROUNDING_TOKENS, []
+        while running and running[0][0] <= reached:
+            request = heapq.heappop(running)[2]
+            self._leave(request)
+            ended.append(request)
+        if ended:
+            self._retime()
+        return ended
+
+    def drop(self, now_s: float, request: Request) -> int:
+        """Take a request out; how many tokens it has beyond the first."""
+        self._advance(now_s)
+        index = next(i for i, entry in enumerate(self._running) if entry[2] is request)
+        left = self._running.pop(index)[0] - self.tokens
+        heapq.heapify(self._running)
+        self._leave(request)
+        self._retime()
+        return max(0, min(request.generate - 1, int(request.generate - 1 - left)))
+
+    def _leave(self, request: Request) -> None:
+        engine = request.decode
+        assert engine is not None
+        engine.batch_requests -= 1
+        engine.batch_context -= _mean_context(request)
+
+    def _advance(self, now_s: float) -> None:
+        if self._running:
+            elapsed_s = now_s - self._last_s
+            self.busy_s += elapsed_s
+            self.tokens += elapsed_s / self.step_s
+        self._last_s = now_s
+
+    def _retime(self) -> None:
+        """Everybody waits for the slowest engine."""
+        cost = self._cost
+        if len(self._engines) == 1:
+            engine = self._engines[0]
+            self.step_s = cost.step_s(engine.batch_requests, engine.batch_context)
+        elif cost.per_context_token_s:
+            self.step_s = max([cost.step_s(e.batch_requests, e.batch_context) for e in self._engines])
+        else:
+            self.step_s = cost.step_s(max([engine.batch_requests for engine in self._engines]), 0)
+
+
+def _mean_context(request: Request) -> int:
+    return request.prompt + (request.generate >> 1)
+
+
+_NO_CLOCK = DecodeClock((), DecodeCost())

@@ -1,0 +1,89 @@
+"""Everything that can happen, one small class each; what it means is in ``life``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dualpath.sim.agenda import NOTHING, Event, Events
+
+if TYPE_CHECKING:
+    from dualpath.sim.agent import Agent
+    from dualpath.sim.decode import DecodeClock
+    from dualpath.sim.life import Life
+    from dualpath.sim.placing import Scope
+    from dualpath.sim.prefill import PrefillGroup
+    from dualpath.sim.request import Request
+
+
+class Submit(Event):
+    """An agent sends its next turn: it has just come, or has done thinking."""
+
+    __slots__ = ("agent", "life")
+
+    def __init__(self, time_s: float, life: Life, agent: Agent) -> None:
+        self.time_s, self.life, self.agent = time_s, life, agent
+
+    def fire(self) -> Events:
+        return self.life.submit(self.agent, self.time_s)
+
+
+class Fetch(Event):
+    """A leader asks for work. Only the one that the life is waiting for counts."""
+
+    __slots__ = ("life", "scope")
+
+    def __init__(self, time_s: float, life: Life, scope: Scope) -> None:
+        self.time_s, self.life, self.scope = time_s, life, scope
+
+    def fire(self) -> Events:
+        return self.life.fetch(self.scope, self.time_s) if self.time_s == self.life.fetch_s else NOTHING
+
+
+class Wake(Event):
+    """The first hits of an idle prefill group are there."""
+
+    __slots__ = ("group", "life")
+
+    def __init__(self, time_s: float, life: Life, group: PrefillGroup) -> None:
+        self.time_s, self.life, self.group = time_s, life, group
+
+    def fire(self) -> Events:
+        if self.group.is_running or self.time_s != self.group.wake_s:
+            return NOTHING
+        return self.life.begin_forward(self.group, self.time_s)
+
+
+class ForwardEnd(Event):
+    """A prefill group has computed its batches, and their KV has moved."""
+
+    __slots__ = ("group", "life")
+
+    def __init__(self, time_s: float, life: Life, group: PrefillGroup) -> None:
+        self.time_s, self.life, self.group = time_s, life, group
+
+    def fire(self) -> Events:
+        return self.life.end_forward(self.group, self.time_s)
+
+
+class Join(Event):
+    """A prompt's KV is in the decode engine's device memory."""
+
+    __slots__ = ("life", "request")
+
+    def __init__(self, time_s: float, life: Life, request: Request) -> None:
+        self.time_s, self.life, self.request = time_s, life, request
+
+    def fire(self) -> Events:
+        return NOTHING if self.request.is_over else self.life.join(self.request, self.time_s)
+
+
+class DecodeDue(Event):
+    """Some request may have its last token; if the batch has grown meanwhile, it is not yet so far."""
+
+    __slots__ = ("clock", "life")
+
+    def __init__(self, time_s: float, life: Life, clock: DecodeClock) -> None:
+        self.time_s, self.life, self.clock = time_s, life, clock
+
+    def fire(self) -> Events:
+        return self.life.end_decodes(self.clock, self.time_s) if self.time_s == self.clock.due_s else NOTHING

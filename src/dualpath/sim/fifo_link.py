@@ -1,0 +1,57 @@
+"""A link that serves one transfer after the other at full speed: known beforehand when each ends, so no event is needed.
+
+Fair sharing and first come, first served move the same bytes in the same time; only who gets them first differs. That is
+why the links of the simulator are of this kind, and ``fair_link`` is there to check against.
+"""
+
+from __future__ import annotations
+
+
+class FifoLink:
+    """One direction of a NIC, or a memory bus. ``bytes_per_s`` may be ``inf``."""
+
+    __slots__ = ("bytes_per_s", "free_at_s", "num_bytes")
+
+    def __init__(self, bytes_per_s: float) -> None:
+        self.bytes_per_s = bytes_per_s
+        self.free_at_s = 0.0  # end of everything sent so far
+        self.num_bytes = 0  # sent so far
+
+    def send(self, now_s: float, num_bytes: int) -> float:
+        """When a transfer that joins the queue now has ended."""
+        start_s = self.free_at_s if self.free_at_s > now_s else now_s
+        self.num_bytes += num_bytes
+        self.free_at_s = end_s = start_s + num_bytes / self.bytes_per_s
+        return end_s
+
+    @property
+    def busy_s(self) -> float:
+        """Time that everything sent so far takes."""
+        return self.num_bytes / self.bytes_per_s
+
+
+class ComputeNic:
+    """A GPU's NIC: all that enters or leaves device memory, host-device copies included (section 5).
+
+    ``out`` is what it reads from memory, ``into`` what it writes: the two directions of section 4.2's inequalities.
+    """
+
+    __slots__ = ("into", "out")
+
+    def __init__(self, bytes_per_s: float) -> None:
+        self.out = FifoLink(bytes_per_s)
+        self.into = FifoLink(bytes_per_s)
+
+    def send(self, now_s: float, out_bytes: int, into_bytes: int) -> float:
+        """When a transfer of so many bytes each way, beginning now, has ended both ways.
+
+        ``FifoLink.send`` twice, written out: this is called several times for every request.
+        """
+        out, into = self.out, self.into
+        out.num_bytes += out_bytes
+        into.num_bytes += into_bytes
+        out_s = out.free_at_s if out.free_at_s > now_s else now_s
+        into_s = into.free_at_s if into.free_at_s > now_s else now_s
+        out.free_at_s = out_s = out_s + out_bytes / out.bytes_per_s
+        into.free_at_s = into_s = into_s + into_bytes / into.bytes_per_s
+        return out_s if out_s > into_s else into_s

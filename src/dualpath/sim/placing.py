@@ -1,0 +1,248 @@
+"""Requests wait here for engines; the live scheduler's policy functions say which they get.
+
+As in the live scheduler a request takes a prefill and a decode engine in one step, so none ever holds one while it waits
+for the other. Decode groups keep private queues (phase 1 of section 6); a prefill group's leader takes the oldest heads of
+these queues that a decode engine has room for (phase 2), as many as its own engines want. The policies are called
+through their modules: what is changed there changes the simulation.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+
+from dualpath.core.ids import EngineId
+from dualpath.scheduler import decode_choice, prefill_choice
+from dualpath.scheduler.prefill_choice import PrefillLimits
+from dualpath.scheduler.snapshot import GroupId
+from dualpath.scheduler.systems import Assignment, SystemPolicy
+from dualpath.sim.decode import DecodeEngine
+from dualpath.sim.prefill import PrefillEngine
+from dualpath.sim.request import Request
+
+
+class Scope:
+    """Prefill engines that are looked at in one fetch: a group's, by its leader, or all."""
+
+    __slots__ = ("_by_node", "engines", "is_open")
+
+    def __init__(self, engines: Sequence[PrefillEngine]) -> None:
+        self.engines = list(engines)
+        self.is_open = True  # False: all of them are overloaded
+        self._by_node = [
+            (node.snic, [engine for engine in engines if engine.node is node])
+            for node in dict.fromkeys(engine.node for engine in engines)
+        ]
+
+    def report(self, now_s: float) -> None:
+        """Bring what the engines say of their nodes' reading queues up to date."""
+        for snic, engines in self._by_node:
+            tokens = snic.queue_tokens(now_s)
+            for engine in engines:
+                engine.read_queue_tokens = tokens
+
+
+class DecodeQueue:
+    """A decode group's engines and private queue."""
+
+    __slots__ = ("engines", "group_id", "index", "is_blocked", "lengths", "requests")
+
+    def __init__(self, index: int, group_id: GroupId, engines: Sequence[DecodeEngine]) -> None:
+        self.index, self.group_id, self.engines = index, group_id, list(engines)
+        self.requests: deque[Request] = deque()
+        self.lengths: deque[int] = deque()  # their demands
+        self.is_blocked = False  # True: no engine has room for the head
+        for engine in engines:
+            engine.group = index
+
+
+class Placer:
+    """Queues, and the accounts of every engine: tok_e, seq_e, free device memory."""
+
+    def __init__(
+        self,
+        policy: SystemPolicy,
+        scopes: Sequence[Scope],
+        queues: Sequence[DecodeQueue],
+        limits: PrefillLimits,
+        reserves: bool,
+    ) -> None:
+        self.scopes = scopes
+        self._queues = queues
+        self._limits = limits
+        self._reserves = reserves  # decode device memory from the assignment on; False: from when it is taken
+        self._loads = {queue.group_id: 0 for queue in queues}  # tokens assigned and waiting
+        self._group_ids = list(self._loads)
+        self._by_group = {queue.group_id: queue for queue in queues}
+        self._prefill = {engine.engine_id: engine for scope in scopes for engine in scope.engines}
+        self._all_prefill = list(self._prefill.values())
+        self._scope_of = {engine.engine_id: scope for scope in scopes for engine in scope.engines}
+        self._decode = {engine.engine_id: engine for queue in queues for engine in queue.engines}
+        self._prefill_in_turn = policy.prefill_choice is Assignment.ROUND_ROBIN
+        self._decode_in_turn = policy.decode_choice is Assignment.ROUND_ROBIN
+        self._prefill_turn = self._decode_turn = 0
+        self._arriving: deque[Request] = deque()  # in order of ``queued_s``
+        self._heads: list[tuple[int, int]] = []  # heap of (sequence of its head, queue): those not blocked
+        self._candidate: tuple[DecodeQueue, Request, EngineId] | None = None
+        self.num_placed = 0
+
+    # -- waiting ------------------------------------------------------------------------------------------------------
+
+    def add(self, request: Request) -> None:
+        """``queued_s`` must not be before that of the request added last."""
+        self._arriving.append(request)
+
+    def next_work_s(self, now_s: float) -> float | None:
+        """From when on a fetch could place something, as far as decode engines go; None: not before something ends."""
+        if self._heads:
+            return now_s
+        return max(now_s, self._arriving[0].queued_s) if self._arriving else None
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._arriving) + sum(len(queue.requests) for queue in self._queues)
+
+    def _drain(self, now_s: float) -> None:
+        """Phase 1: everything that has arrived gets a group."""
+        arriving = self._arriving
+        if not arriving or arriving[0].queued_s > now_s:
+            return
+        arrived = []
+        while arriving and arriving[0].queued_s <= now_s:
+            arrived.append(arriving.popleft())
+        for request, group_id in zip(arrived, self._groups_for(arrived), strict=True):
+            queue = self._by_group[group_id]
+            self._loads[group_id] += request.demand
+            if not queue.requests and not queue.is_blocked:
+                heapq.heappush(self._heads, (request.sequence, queue.index))
+            queue.requests.append(request)
+            queue.lengths.append(request.demand)
+
+    def _groups_for(self, arrived: Sequence[Request]) -> list[GroupId]:
+        if not self._decode_in_turn:
+            return decode_choice.assign_groups([request.demand for request in arrived], self._loads)
+        chosen = []
+        for _ in arrived:
+            group_id = decode_choice.choose_group_in_turn(self._group_ids, self._decode_turn)
+            assert group_id is not None
+            self._decode_turn += 1
+            chosen.append(group_id)
+        return chosen
+
+    # -- fetching -----------------------------------------------------------------------------------------------------
+
+    def fetch(self, scope: Scope, now_s: float) -> list[Request]:
+        """Place what can be placed on this scope's engines, oldest first."""
+        self._drain(now_s)
+        placed: list[Request] = []
+        scope.report(now_s)
+        for prefill_id in self._prefill_ids(self._prompts(), scope):
+            assert self._candidate is not None
+            queue, request, decode_id = self._candidate
+            self._commit(queue, request, self._prefill[prefill_id], self._decode[decode_id])
+            request.placed_s = now_s
+            placed.append(request)
+        beta = self._limits.beta_tokens
+        scope.is_open = any([engine.num_tokens <= beta for engine in scope.engines])
+        self.num_placed += len(placed)
+        return placed
+
+    def _prefill_ids(self, prompts: Iterable[int], scope: Scope) -> Iterator[EngineId]:
+        if not self._prefill_in_turn:
+            yield from prefill_choice.assign_prefill(prompts, scope.engines, self._limits)
+            return
+        for _ in prompts:
+            chosen = prefill_choice.choose_prefill_in_turn(scope.engines, self._limits, self._prefill_turn)
+            if chosen is None:
+                return
+            self._prefill_turn += 1
+            yield chosen
+
+    def _prompts(self) -> Iterator[int]:
+        """Lengths of the requests that a decode engine has room for, oldest first; ``_candidate`` is the current one.
+
+        Whoever asks for the next one has placed the one before, so that its queue has a new head.
+        """
+        heads = self._heads
+        streams: dict[int, Iterator[EngineId]] = {}
+        while heads:
+            index = heads[0][1]
+            queue = self._queues[index]
+            stream = streams.get(index)
+            if stream is None:
+                stream = streams[index] = decode_choice.assign_decode(list(queue.lengths), queue.engines)
+            decode_id = next(stream, None)
+            if decode_id is None:
+                queue.is_blocked = True
+                heapq.heappop(heads)
+                continue
+            request = queue.requests[0]
+            self._candidate = (queue, request, decode_id)
+            yield request.prefill_load
+
+    def _commit(self, queue: DecodeQueue, request: Request, prefill: PrefillEngine, decode: DecodeEngine) -> None:
+        """Take the head of the oldest queue out and write it into the accounts."""
+        queue.requests.popleft()
+        queue.lengths.popleft()
+        if queue.requests:
+            heapq.heapreplace(self._heads, (queue.requests[0].sequence, queue.index))
+        else:
+            heapq.heappop(self._heads)
+        request.prefill, request.decode = prefill, decode
+        prefill.num_requests += 1
+        prefill.num_tokens += request.prefill_load
+        demand = request.demand
+        decode.num_requests += 1
+        decode.num_tokens += demand
+        if self._reserves:
+            decode.free_device_tokens -= demand
+
+    # -- releasing ----------------------------------------------------------------------------------------------------
+
+    def release_prefill(self, request: Request) -> None:
+        engine = request.prefill
+        assert engine is not None
+        engine.num_requests -= 1
+        engine.num_tokens -= request.prefill_load
+        if engine.num_tokens <= self._limits.beta_tokens and not engine.is_lost:
+            self._scope_of[engine.engine_id].is_open = True
+
+    def take_device(self, request: Request, num_tokens: int) -> None:
+        """It is in decode device memory now, and may be longer than it was assigned with."""
+        engine = request.decode
+        assert engine is not None
+        added = num_tokens - request.demand
+        if added > 0:
+            request.demand = num_tokens
+            engine.num_tokens += added
+            self._loads[self._queues[engine.group].group_id] += added
+        if not self._reserves:
+            engine.free_device_tokens -= num_tokens
+        elif added > 0:
+            engine.free_device_tokens -= added
+
+    def release_decode(self, request: Request, num_device_tokens: int) -> None:
+        """It is over; so much of device memory it held."""
+        engine = request.decode
+        assert engine is not None
+        engine.num_requests -= 1
+        engine.num_tokens -= request.demand
+        engine.free_device_tokens += request.demand if self._reserves else num_device_tokens
+        queue = self._queues[engine.group]
+        self._loads[queue.group_id] -= request.demand
+        self._unblock(queue)
+
+    def _unblock(self, queue: DecodeQueue) -> None:
+        if queue.is_blocked:
+            queue.is_blocked = False
+            if queue.requests:
+                heapq.heappush(self._heads, (queue.requests[0].sequence, queue.index))
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError unless every account is zero: nothing is placed and nothing waits."""
+        for engine in (*self._prefill.values(), *self._decode.values()):
+            assert engine.num_requests == 0, f"{engine.engine_id} has {engine.num_requests} requests left"
+            assert engine.num_tokens == 0, f"{engine.engine_id} has {engine.num_tokens} tokens left"
+        assert not any(self._loads.values()), self._loads
+        assert self.num_waiting == 0, f"{self.num_waiting} requests wait"

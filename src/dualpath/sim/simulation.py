@@ -1,0 +1,118 @@
+"""One system, one workload, simulated from the first agent to the last token or to the end of the measurement."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dualpath.core.errors import DualPathError
+from dualpath.scheduler.systems import system_policy
+from dualpath.sim.agenda import Agenda
+from dualpath.sim.agent import Agent
+from dualpath.sim.chrome_trace import ChromeTrace
+from dualpath.sim.cluster import Cluster, build
+from dualpath.sim.cost import ModelCost
+from dualpath.sim.events import Submit
+from dualpath.sim.life import Life
+from dualpath.sim.limits import prefill_limits
+from dualpath.sim.observer import Observer
+from dualpath.sim.placing import Placer
+from dualpath.sim.spec import SimSpec, require_possible
+from dualpath.sim.workload import arrivals, load_trajectories, longest_tokens, make_agents, mean_request
+from dualpath.trace.trajectory import Trajectory
+
+
+@dataclass(slots=True)
+class Simulation:
+    """A system before, while and after it runs; ``results`` reads it."""
+
+    spec: SimSpec
+    cost: ModelCost
+    system: str
+    cluster: Cluster
+    placer: Placer
+    life: Life
+    observer: Observer
+    agents: list[Agent]
+    agenda: Agenda
+
+    def run(self) -> None:
+        """Offline until the last token, online until the window ends. Raises DualPathError if agents wait for ever."""
+        work = self.spec.workload
+        if work.aps is not None:
+            self.agenda.run(work.warm_up_s)
+            self.observer.context.restart(work.warm_up_s)
+            self.agenda.run(work.warm_up_s + work.duration_s)
+        else:
+            self.agenda.run()
+        self._close()
+
+    def _close(self) -> None:
+        self.observer.table.flush()
+        if self.spec.workload.aps is not None:
+            end_s = self.observer.until_s
+            for agent in self.agents:
+                if agent.request is not None:
+                    self.observer.unfinished(agent.request, end_s)
+            self.observer.table.flush()
+            self.observer.end_s = end_s
+            return
+        left = [agent.index for agent in self.agents if not agent.is_done]
+        if left:
+            raise DualPathError(f"{len(left)} agents wait for ever, the first is agent {left[0]}: no engines are left")
+
+    def check_integrity(self) -> None:
+        """After an offline run: raise AssertionError unless everything taken was given back."""
+        self.placer.check_integrity()
+        for node in self.cluster.nodes:
+            assert node.staging.used_tokens == 0, f"{node.name}: {node.staging.used_tokens} staged tokens left"
+            assert node.snic.queue_tokens(math.inf) == 0, f"{node.name}: reads are still queued"
+        for engine in self.cluster.prefill:
+            assert engine.kv.used_tokens == 0, f"{engine.engine_id}: {engine.kv.used_tokens} tokens left"
+            assert not engine.ready, f"{engine.engine_id}: requests are left"
+            assert not engine.unfinished, f"{engine.engine_id}: requests are left"
+        for decoder in self.cluster.decode:
+            assert decoder.kv.used_tokens == 0, f"{decoder.engine_id}: {decoder.kv.used_tokens} tokens left"
+            assert decoder.batch_requests == decoder.batch_context == 0, f"{decoder.engine_id}: its batch is not empty"
+
+
+def prepare(
+    spec: SimSpec,
+    cost: ModelCost,
+    system: str,
+    trajectories: Sequence[Trajectory] | None = None,
+    trace: ChromeTrace | None = None,
+) -> Simulation:
+    """Everything idle, agents about to come. ``trajectories``: those of ``load_trajectories``, to share them between
+    systems. Raises ConfigError for a cluster that cannot hold the longest request."""
+    policy = system_policy(system, "shorter")
+    found = load_trajectories(spec.workload) if trajectories is None else trajectories
+    longest = longest_tokens(found)
+    require_possible(spec, cost, longest)
+    cluster = build(spec, cost, policy)
+    mean_prompt, mean_hit = mean_request(found, spec.scheduler.block_tokens)
+    limits = prefill_limits(spec, cost, mean_prompt, mean_hit, longest)
+    placer = Placer(policy, cluster.scopes, cluster.queues, limits, spec.scheduler.memory == "reserved")
+    work = spec.workload
+    window = (0.0, math.inf) if work.aps is None else (work.warm_up_s, work.warm_up_s + work.duration_s)
+    observer = Observer(*window, trace)
+    life = Life(spec, cost, policy, cluster, placer, observer)
+    agents, agenda = make_agents(found), Agenda()
+    for agent, moment_s in zip(agents, arrivals(work), strict=True):
+        agent.started_s = moment_s
+        agenda.add((Submit(moment_s, life, agent),))
+    return Simulation(spec, cost, system, cluster, placer, life, observer, agents, agenda)
+
+
+def simulate(
+    spec: SimSpec,
+    cost: ModelCost,
+    system: str,
+    trajectories: Sequence[Trajectory] | None = None,
+    trace: ChromeTrace | None = None,
+) -> Simulation:
+    """Prepare and run."""
+    simulation = prepare(spec, cost, system, trajectories, trace)
+    simulation.run()
+    return simulation
