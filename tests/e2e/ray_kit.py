@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import subprocess
 import sys
 import time
@@ -171,8 +170,9 @@ def environment_of(pid: int) -> dict[str, str]:
 
 
 def is_alive(pid: int) -> bool:
+    """False for a process that has ended, even if its parent has not yet asked how."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+    except OSError:
         return False
-    return True
+    return stat.rpartition(")")[2].split()[0] not in "ZX"

@@ -189,6 +189,7 @@ async def test_a_new_scheduler_finds_nothing_held_by_the_former_ones_requests(mo
         await all_zero(second)
         await hold(second, talks[0], "")
         await second.close(5.0)
+        await stream.events.aclose()
 
 
 async def test_a_node_that_stays_silent_has_its_process_ended_once(model_dir, tmp_path):

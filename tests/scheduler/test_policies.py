@@ -103,7 +103,7 @@ def test_r_is_the_longest_prefix_that_fits(lengths: list[int], free: int) -> Non
 
 @given(LENGTHS, engines_of(Role.DECODE, min_size=1))
 def test_decode_keeps_to_room_and_to_z(lengths: list[int], engines: list[EngineSnapshot]) -> None:
-    limit = balance_limit_tokens(lengths, engines)
+    limit = balance_limit_tokens(lengths, [e.num_tokens for e in engines], [e.free_device_tokens for e in engines])
     state = {e.engine_id: [e.num_requests, e.num_tokens, e.free_device_tokens] for e in engines}
     assigned = list(assign_decode(lengths, engines))
     for length, engine_id in zip(lengths, assigned, strict=False):
@@ -122,8 +122,7 @@ def test_decode_keeps_to_room_and_to_z(lengths: list[int], engines: list[EngineS
 
 
 def test_z_is_the_papers() -> None:
-    engines = [snapshot(0, Role.DECODE, 1, 100, 0, 300), snapshot(1, Role.DECODE, 1, 200, 0, 200)]
-    assert balance_limit_tokens([200, 200, 200], engines) == pytest.approx(1.05 * (400 + 300) / 2)
+    assert balance_limit_tokens([200, 200, 200], tokens=[100, 200], free=[300, 200]) == pytest.approx(1.05 * (400 + 300) / 2)
 
 
 def test_decode_without_engines_assigns_nothing() -> None:

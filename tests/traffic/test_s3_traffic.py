@@ -14,7 +14,7 @@ from tests.traffic.rig import OBJECT_BYTES, Rig, key_of, make_rig, wait_until
 
 from dualpath.core.clock import SystemClock
 from dualpath.core.errors import BlockCorruptError, BlockMissingError, TransferTimeoutError
-from dualpath.traffic.storage_nic import NicDirection, StorageNic
+from dualpath.traffic.storage_nic import StorageNic
 
 
 @pytest.fixture
@@ -123,6 +123,7 @@ def test_the_emulated_nic_paces_objects_of_s3_too(server: S3Server, tmp_path: Pa
             assert transfer.result(30) == OBJECT_BYTES
         assert written_s - start_s >= num_blocks / 20 * 0.99
         assert time.monotonic() - written_s >= num_blocks / 20 * 0.99
-        assert nic.total_bytes(NicDirection.READ) == nic.total_bytes(NicDirection.WRITE) == num_blocks * OBJECT_BYTES
+        stats = rig.decode.manager.stats()
+        assert stats.storage_read_bytes == stats.storage_write_bytes == num_blocks * OBJECT_BYTES
     finally:
         rig.close()

@@ -17,6 +17,7 @@ GIB = 1024**3
 PATHS = ("prefill", "decode", "shorter", "split", "round_robin")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 SYSTEMS = ("basic", "layerwise", "round_robin", "shorter", "split", "oracle")
+COPIES = ("memcpy", "cuda", "nic")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -99,6 +100,21 @@ class ClusterConfig(Table):
         none_means="cores / engines, at least 1",
         help="CPU threads of one engine's model",
     )
+    tensor_parallel: int = setting(
+        1,
+        minimum=1,
+        maximum=64,
+        help="processes that run each prefill engine's model together, every one with a share of weights and heads; "
+        "one prefill engine per node then, on CUDA a device for each process",
+    )
+    tensor_parallel_listen: str | None = setting(
+        None,
+        metavar="HOST:PORT",
+        pattern=r".+:[0-9]{1,5}",
+        pattern_means="HOST:PORT",
+        none_means="the node starts the others itself, on its own host",
+        help="where a prefill node waits for the other processes, started on any hosts with dualpath model follow",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +158,13 @@ class MemoryConfig(Table):
     )
     device_memory_fraction: float = setting(
         0.9, above=0, maximum=1, help="share of a CUDA device's memory that one engine may use, weights included"
+    )
+    copies: str | None = setting(
+        None,
+        choices=COPIES,
+        none_means="cuda on CUDA devices, else memcpy",
+        help="what copies KV between host and device: the CPU, CUDA, or the compute NIC by loopback RDMA, where its "
+        "traffic classes order copies too",
     )
 
 
@@ -224,4 +247,4 @@ class ServeConfig:
             return
         check_nodes(self.nodes)
         if (self.cluster.prefill, self.cluster.decode, self.cluster.engines_per_node) != (1, 1, 1):
-            raise ConfigError("[cluster] prefill, decode, engines_per_node: leave them out, [[nodes]] says what there is")
+            raise ConfigError("[cluster] prefill, decode, engines_per_node: leave them out where there are [[nodes]]")

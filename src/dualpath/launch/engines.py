@@ -87,6 +87,7 @@ class EngineBuilder:
             open_io=lambda _: self.store.open_io(transport.agent),
             storage_nic=nic,
             clock=self.clock,
+            copies_by_nic=self.config.memory.copies == "nic",
             storage_deadline_s=deadlines.storage_read_s,
             transfer_deadline_s=deadlines.transfer_s,
         )

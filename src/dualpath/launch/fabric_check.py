@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import sys
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Sequence
@@ -103,6 +104,7 @@ class _TestbedCheck:
             if "error" in message:
                 raise DualPathError(f"{host}: {message['error']}")
             if "result" in message:
+                await asyncio.wait_for(process.wait(), self._plan.deadline_s)
                 return msgspec.convert(message["result"], CheckResult)
             self._before_phase(message["phase"], Load(message["load"]))
             _send(process, "go")
@@ -125,11 +127,11 @@ def _send(process: Process, message: Any) -> None:
 async def _end(process: Process) -> None:
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
-            process.terminate()
+            os.kill(process.pid, signal.SIGTERM)  # asyncio's own would reap it before its watcher does
         try:
             await asyncio.wait_for(process.wait(), _TERM_S)
         except TimeoutError:
-            process.kill()
+            os.kill(process.pid, signal.SIGKILL)
             await process.wait()
 
 

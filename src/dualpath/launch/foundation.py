@@ -14,9 +14,18 @@ from dualpath.core.clock import Clock
 from dualpath.core.errors import DualPathError
 from dualpath.core.keys import Namespace
 from dualpath.engine.trace import ChromeTrace
+from dualpath.launch.copies import check_copies
 from dualpath.launch.engines import EngineBuilder
 from dualpath.launch.limits import Limits, LimitsFinder
-from dualpath.launch.places import NodePlan, Place, Progress, free_device_bytes, load_models
+from dualpath.launch.places import (
+    NodePlan,
+    Place,
+    Progress,
+    check_parallel_places,
+    close_models,
+    free_device_bytes,
+    load_models,
+)
 from dualpath.launch.sizes import Sizes, derive_sizes
 from dualpath.models.seam import Model
 from dualpath.scheduler.systems import SystemPolicy
@@ -51,9 +60,11 @@ class Foundation:
     async def load(self) -> None:
         """Read weights, open the store. Long work runs in threads."""
         config, places = self._config, self._places
+        check_copies(config.memory.copies, places)
+        check_parallel_places(config.cluster, places)
         threads = config.cluster.threads_per_engine or max(1, (os.cpu_count() or 1) // len(places))
         torch.set_num_threads(threads)
-        models = await asyncio.to_thread(load_models, config.model, places, self._clock, self._progress)
+        models = await asyncio.to_thread(load_models, config.model, config.cluster, places, self._clock, self._progress)
         self._models = dict(zip(places, models, strict=True))
         spec, device = models[0].spec, models[0].device
         self.model_name = config.model.served_name or spec.name
@@ -70,6 +81,8 @@ class Foundation:
         if self._store is not None:
             self._store.close()
             self._store = None
+        close_models(self._models.values())
+        self._models = {}
 
     @property
     def store(self) -> BlockStore:

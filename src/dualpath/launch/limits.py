@@ -84,6 +84,9 @@ class LimitsFinder:
 
     def _profile(self, setup: Setup) -> Profile | None:
         """The model's profile if it holds here; one line says why not."""
+        if self.config.cluster.tensor_parallel > 1:
+            self.progress("profiles are of one process, this model runs on several: default scheduling limits")
+            return None
         asked = self.config.model.profile
         path = asked or self.config.model.dir / FILE_NAME
         how = f"measure with: dualpath model profile --model {self.config.model.dir}"

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from dualpath.config import ClusterConfig, ModelConfig, NodeConfig
 from dualpath.core.clock import Clock
+from dualpath.core.errors import ConfigError
 from dualpath.core.ids import EngineId, NodeId
 from dualpath.core.plan import Role
 from dualpath.launch.setup import Progress as Progress
 from dualpath.models.hf_model import HfModel
 from dualpath.models.load import load_model
+from dualpath.models.parallel.leader import ParallelModel, start_leader
+from dualpath.models.seam import Model
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,24 +74,78 @@ def _device(device: str, number: int) -> str:
     return device
 
 
-def load_models(config: ModelConfig, engines: Sequence[Place], clock: Clock, progress: Progress) -> list[HfModel]:
-    """One model per engine; the engines of a device share one set of weights."""
+def load_models(
+    config: ModelConfig, cluster: ClusterConfig, engines: Sequence[Place], clock: Clock, progress: Progress
+) -> list[HfModel | ParallelModel]:
+    """One model per engine; the engines of a device share one set of weights. A ParallelModel is the caller's to close.
+
+    Raises ConfigError for what cannot be loaded, EngineLostError where ranks do not come; then nothing is left running.
+    """
     by_device: dict[str, HfModel] = {}
-    models = []
-    for place in engines:
-        if place.device in by_device:
-            models.append(by_device[place.device].share())
-            continue
-        start_s = clock.now_s()
-        model = load_model(config.dir, dtype=config.dtype, device=place.device, name=config.served_name)
-        took_s = clock.now_s() - start_s
-        progress(f"model {model.spec.name} ({model.spec.family}) loaded on {place.device} in {took_s:.1f} s")
-        by_device[place.device] = model
-        models.append(model)
+    models: list[HfModel | ParallelModel] = []
+    try:
+        for place in engines:
+            start_s = clock.now_s()
+            if place.device in by_device and not _is_parallel(place, cluster):
+                models.append(by_device[place.device].share())
+                continue
+            model = _load(config, cluster, place)
+            models.append(model)
+            if isinstance(model, HfModel):
+                by_device[place.device] = model
+            where = place.device if isinstance(model, HfModel) else f"{model.world} ranks"
+            took_s = clock.now_s() - start_s
+            progress(f"model {model.spec.name} ({model.spec.family}) loaded on {where} in {took_s:.1f} s")
+    except BaseException:
+        close_models(models)
+        raise
     return models
 
 
-def free_device_bytes(model: HfModel, engines: Sequence[Place], use_fraction: float) -> int | None:
+def close_models(models: Iterable[Model]) -> None:
+    """End the processes that run parallel models with us."""
+    for model in models:
+        if isinstance(model, ParallelModel):
+            model.close()
+
+
+def check_parallel_places(cluster: ClusterConfig, engines: Sequence[Place]) -> None:
+    """Raises ConfigError where a process would have to run more than one model in parallel."""
+    prefill = sum(place.role is Role.PREFILL for place in engines)
+    if cluster.tensor_parallel > 1 and prefill > 1:
+        raise ConfigError(
+            f"[cluster] tensor_parallel: a process can have one prefill engine of {cluster.tensor_parallel} ranks, not "
+            f"{prefill}; give each a node of its own under [[nodes]]"
+        )
+
+
+def _is_parallel(place: Place, cluster: ClusterConfig) -> bool:
+    return cluster.tensor_parallel > 1 and place.role is Role.PREFILL
+
+
+def _load(config: ModelConfig, cluster: ClusterConfig, place: Place) -> HfModel | ParallelModel:
+    if not _is_parallel(place, cluster):
+        return load_model(config.dir, dtype=config.dtype, device=place.device, name=config.served_name)
+    return start_leader(
+        config.dir,
+        cluster.tensor_parallel,
+        dtype=config.dtype,
+        device=place.device,
+        name=config.served_name,
+        num_threads=torch.get_num_threads(),
+        listen=parse_listen(cluster.tensor_parallel_listen),
+    )
+
+
+def parse_listen(text: str | None) -> tuple[str, int] | None:
+    """HOST:PORT of a setting that has been checked."""
+    if text is None:
+        return None
+    host, _, port = text.rpartition(":")
+    return host, int(port)
+
+
+def free_device_bytes(model: Model, engines: Sequence[Place], use_fraction: float) -> int | None:
     """What a CUDA device has left for one engine's KV; None on a CPU."""
     if model.device.type != "cuda":
         return None

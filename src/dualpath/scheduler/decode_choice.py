@@ -39,8 +39,11 @@ def choose_group_in_turn(groups: Sequence[GroupId], turn: int) -> GroupId | None
     return groups[turn % len(groups)] if groups else None
 
 
-def fitting_tokens(request_tokens: Iterable[int], free_tokens: int) -> int:
+def fitting_tokens(request_tokens: Collection[int], free_tokens: int) -> int:
     """The sum of len(r) over R: the head of the queue that fits into ``free_tokens`` taken as one piece."""
+    total = sum(request_tokens)
+    if total <= free_tokens:
+        return total
     total = 0
     for length in request_tokens:
         if total + length > free_tokens:
@@ -49,10 +52,9 @@ def fitting_tokens(request_tokens: Iterable[int], free_tokens: int) -> int:
     return total
 
 
-def balance_limit_tokens(request_tokens: Iterable[int], engines: Sequence[EngineLoad]) -> float:
-    """Z = 1.05 * (sum of len(r) over R + sum of tok_e) / |E| (paper section 6)."""
-    fitting = fitting_tokens(request_tokens, sum([engine.free_device_tokens for engine in engines]))
-    return BALANCE_SLACK * (fitting + sum([engine.num_tokens for engine in engines])) / len(engines)
+def balance_limit_tokens(request_tokens: Collection[int], tokens: Sequence[int], free: Sequence[int]) -> float:
+    """Z = 1.05 * (sum of len(r) over R + sum of tok_e) / |E| (paper section 6), from each engine's tok_e and room."""
+    return BALANCE_SLACK * (fitting_tokens(request_tokens, sum(free)) + sum(tokens)) / len(tokens)
 
 
 def assign_decode(request_tokens: Collection[int], engines: Sequence[EngineLoad]) -> Iterator[EngineId]:
@@ -62,10 +64,10 @@ def assign_decode(request_tokens: Collection[int], engines: Sequence[EngineLoad]
     """
     if not engines:
         return
-    limit = balance_limit_tokens(request_tokens, engines)
     tokens = [engine.num_tokens for engine in engines]
     requests = [engine.num_requests for engine in engines]
     free = [engine.free_device_tokens for engine in engines]
+    limit = balance_limit_tokens(request_tokens, tokens, free)
     for length in request_tokens:
         chosen = _most_suitable(length, limit, tokens, requests, free)
         if chosen is None:
@@ -79,20 +81,12 @@ def assign_decode(request_tokens: Collection[int], engines: Sequence[EngineLoad]
 def _most_suitable(
     length: int, limit: float, tokens: Sequence[int], requests: Sequence[int], free: Sequence[int]
 ) -> int | None:
-    """Of the engines with room: within the limit the one of fewest requests, then tokens; else that of fewest tokens.
-
-    A plain loop: this runs for every request, in a large simulation millions of times.
-    """
-    balanced: int | None = None
-    roomy: int | None = None
-    fewest = least = lightest = 0
-    for index, load in enumerate(tokens):
-        if free[index] < length:
-            continue
-        if roomy is None or load < lightest:
-            roomy, lightest = index, load
-        if load + length <= limit:
-            count = requests[index]
-            if balanced is None or count < fewest or (count == fewest and load < least):
-                balanced, fewest, least = index, count, load
-    return roomy if balanced is None else balanced
+    """Of the engines with room: within the limit the one of fewest requests, then tokens; else that of fewest tokens."""
+    _, load, index = min(zip(requests, tokens, range(len(tokens)), strict=True))
+    if free[index] >= length and load + length <= limit:
+        return index  # the best of all is the best of those that qualify
+    roomy = [index for index, room in enumerate(free) if room >= length]
+    balanced = [(requests[index], tokens[index], index) for index in roomy if tokens[index] + length <= limit]
+    if balanced:
+        return min(balanced)[2]
+    return min(roomy, key=tokens.__getitem__, default=None)

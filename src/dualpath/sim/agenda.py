@@ -47,13 +47,19 @@ class Agenda:
     def run(self, until_s: float = math.inf) -> None:
         """Fire events in order, up to and including those at ``until_s``; then it is that time, unless nothing is left."""
         heap, push, pop = self._heap, heapq.heappush, heapq.heappop
-        while heap and heap[0][0] <= until_s:
-            self.now_s, _, event = pop(heap)
-            self.num_fired += 1
-            for follower in event.fire():
-                if follower.time_s < self.now_s:
-                    raise ValueError(f"{type(follower).__name__} at {follower.time_s} s follows from {self.now_s} s")
-                self._sequence += 1
-                push(heap, (follower.time_s, self._sequence, follower))
-        if heap:
-            self.now_s = max(self.now_s, until_s)
+        now_s, sequence, fired = self.now_s, self._sequence, 0
+        while heap:
+            entry = pop(heap)
+            if entry[0] > until_s:
+                push(heap, entry)
+                now_s = until_s
+                break
+            if entry[0] < now_s:
+                raise ValueError(f"{type(entry[2]).__name__} at {entry[0]} s belongs to the past: it is {now_s} s")
+            now_s = entry[0]
+            fired += 1
+            for follower in entry[2].fire():
+                sequence += 1
+                push(heap, (follower.time_s, sequence, follower))
+        self.now_s, self._sequence = now_s, sequence
+        self.num_fired += fired

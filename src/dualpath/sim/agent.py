@@ -42,12 +42,3 @@ class Agent:
         self.turn += 1
         self.context = request.prompt + request.generate
         self.request = None
-
-    def store(self, num_tokens: int, block_tokens: int) -> int:
-        """So many tokens of the context have KV: those of new whole blocks, to be written."""
-        whole = num_tokens // block_tokens * block_tokens
-        added = whole - self.stored
-        if added <= 0:
-            return 0
-        self.stored = whole
-        return added

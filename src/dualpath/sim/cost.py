@@ -48,8 +48,13 @@ class PrefillCost:
         return sum(self.request_attention_s(cached, new) for cached, new in batch)
 
     def request_attention_s(self, num_cached: int, num_new: int) -> float:
-        capped = self.pair_s * capped_pairs(num_cached, num_new, self.top_k)
-        return self.token_s * num_new + capped + self.index_pair_s * num_new * (num_cached + num_new / 2)
+        pairs = num_new * (num_cached + num_new / 2)
+        top_k = self.top_k
+        if top_k is None:
+            capped = pairs
+        else:
+            capped = num_new * top_k if num_cached >= top_k else capped_pairs(num_cached, num_new, top_k)
+        return self.token_s * num_new + self.pair_s * capped + self.index_pair_s * pairs
 
     def forward_s(self, batches: Sequence[Sequence[Pair]]) -> float:
         """One lockstep forward of the group; ``batches`` has an entry for each of its GPUs, empty ones included."""

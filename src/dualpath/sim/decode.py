@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from dualpath.core.ids import EngineId
 from dualpath.scheduler.cost import DecodeCost
+from dualpath.scheduler.snapshot import GroupId
 from dualpath.sim.fifo_link import ComputeNic
 from dualpath.sim.node import Node, Staging
 from dualpath.sim.request import Request
@@ -29,7 +30,7 @@ class DecodeEngine:
         "clock",
         "engine_id",
         "free_device_tokens",
-        "group",
+        "group_id",
         "is_lost",
         "kv",
         "nic",
@@ -50,7 +51,7 @@ class DecodeEngine:
         self.free_device_tokens = kv.capacity_tokens
         self.batch_requests = 0  # being decoded
         self.batch_context = 0  # their context tokens, on the average of their stay
-        self.group = 0  # whose private queue it serves: an index
+        self.group_id = GroupId(engine_id)  # whose private queue it serves
         self.clock: DecodeClock = _NO_CLOCK
         self.is_lost = False
 
@@ -58,13 +59,14 @@ class DecodeEngine:
 class DecodeClock:
     """The batches of engines that step together: one engine, or several whose experts are spread over all of them."""
 
-    __slots__ = ("_cost", "_engines", "_last_s", "_running", "_sequence", "busy_s", "due_s", "step_s", "tokens")
+    __slots__ = ("_cost", "_engines", "_largest", "_last_s", "_running", "_sequence", "busy_s", "due_s", "step_s", "tokens")
 
     def __init__(self, engines: Sequence[DecodeEngine], cost: DecodeCost) -> None:
         self._engines = engines
         self._cost = cost
         self._running: list[tuple[float, int, Request]] = []  # heap by count at which the request ends
         self._sequence = 0
+        self._largest = 0  # requests in the largest batch
         self._last_s = 0.0
         self.tokens = 0.0  # the count
         self.step_s = 0.0
@@ -80,8 +82,9 @@ class DecodeClock:
         """
         self._advance(now_s)
         engine = request.decode
-        assert engine is not None
         engine.batch_requests += 1
+        if engine.batch_requests > self._largest:
+            self._largest = engine.batch_requests
         engine.batch_context += _mean_context(request)
         self._sequence += 1
         heapq.heappush(self._running, (self.tokens + request.generate - 1, self._sequence, request))
@@ -120,9 +123,10 @@ class DecodeClock:
 
     def _leave(self, request: Request) -> None:
         engine = request.decode
-        assert engine is not None
         engine.batch_requests -= 1
         engine.batch_context -= _mean_context(request)
+        if engine.batch_requests + 1 == self._largest:
+            self._largest = max([one.batch_requests for one in self._engines])
 
     def _advance(self, now_s: float) -> None:
         if self._running:
@@ -134,13 +138,10 @@ class DecodeClock:
     def _retime(self) -> None:
         """Everybody waits for the slowest engine."""
         cost = self._cost
-        if len(self._engines) == 1:
-            engine = self._engines[0]
-            self.step_s = cost.step_s(engine.batch_requests, engine.batch_context)
-        elif cost.per_context_token_s:
+        if cost.per_context_token_s:
             self.step_s = max([cost.step_s(e.batch_requests, e.batch_context) for e in self._engines])
         else:
-            self.step_s = cost.step_s(max([engine.batch_requests for engine in self._engines]), 0)
+            self.step_s = cost.base_s + cost.per_request_s * self._largest
 
 
 def _mean_context(request: Request) -> int:

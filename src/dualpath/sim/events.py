@@ -1,4 +1,4 @@
-"""Everything that can happen, one small class each; what it means is in ``life``."""
+"""Everything that can happen, one small class each; what it means is in ``life`` and its steps."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Wake(Event):
     def fire(self) -> Events:
         if self.group.is_running or self.time_s != self.group.wake_s:
             return NOTHING
-        return self.life.begin_forward(self.group, self.time_s)
+        return self.life.prefill.begin_forward(self.group, self.time_s)
 
 
 class ForwardEnd(Event):
@@ -62,7 +62,7 @@ class ForwardEnd(Event):
         self.time_s, self.life, self.group = time_s, life, group
 
     def fire(self) -> Events:
-        return self.life.end_forward(self.group, self.time_s)
+        return self.life.prefill.end_forward(self.group, self.time_s)
 
 
 class Join(Event):
@@ -74,7 +74,7 @@ class Join(Event):
         self.time_s, self.life, self.request = time_s, life, request
 
     def fire(self) -> Events:
-        return NOTHING if self.request.is_over else self.life.join(self.request, self.time_s)
+        return NOTHING if self.request.is_over else self.life.decode.join(self.request, self.time_s)
 
 
 class DecodeDue(Event):
@@ -86,4 +86,4 @@ class DecodeDue(Event):
         self.time_s, self.life, self.clock = time_s, life, clock
 
     def fire(self) -> Events:
-        return self.life.end_decodes(self.clock, self.time_s) if self.time_s == self.clock.due_s else NOTHING
+        return self.life.decode.end_decodes(self.clock, self.time_s) if self.time_s == self.clock.due_s else NOTHING

@@ -7,7 +7,7 @@ histograms every few thousand rows: a percentile is off by at most half a bin, 0
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -57,25 +57,22 @@ class Histogram:
         return {**{f"p{percent}": self.percentile(percent) for percent in percents}, "mean": self.mean}
 
 
-class Table:
-    """Rows of floats under named columns, each with a histogram; NaN is no value."""
+class Rows:
+    """Rows of numbers, handed on as a matrix of [rows, columns] before they become many."""
 
-    def __init__(self, columns: Sequence[str]) -> None:
-        self.histograms = {column: Histogram() for column in columns}
+    def __init__(self, num_columns: int, fold: Callable[[FloatArray], None]) -> None:
+        self._num_columns, self._fold = num_columns, fold
         self._rows: array[float] = array("d")
-        self._limit = FLUSH_ROWS * len(columns)
+        self._limit = FLUSH_ROWS * num_columns
 
     def add(self, row: Sequence[float]) -> None:
-        """One value for each column, in their order."""
         self._rows.extend(row)
         if len(self._rows) >= self._limit:
             self.flush()
 
     def flush(self) -> None:
-        """Everything added is in the histograms."""
-        matrix = np.frombuffer(self._rows, dtype=np.float64).reshape(-1, len(self.histograms))
-        for column, values in zip(self.histograms.values(), matrix.T, strict=True):
-            column.add(np.maximum(values[~np.isnan(values)], 0.0))
+        """Everything added has been handed on."""
+        self._fold(np.frombuffer(self._rows, dtype=np.float64).reshape(-1, self._num_columns))
         self._rows = array("d")
 
 

@@ -116,3 +116,13 @@ class Node:
         self.store_writes = store_writes
         self.dram = dram
         self.staging = staging
+
+    def store(self, now_s: float, num_bytes: int) -> float:
+        """When a write that comes now is on storage. ``FifoLink.send`` twice, written out."""
+        writes, dram = self.store_writes, self.dram
+        writes.num_bytes += num_bytes
+        dram.num_bytes += num_bytes
+        dram.free_at_s = (dram.free_at_s if dram.free_at_s > now_s else now_s) + num_bytes / dram.bytes_per_s
+        start_s = writes.free_at_s if writes.free_at_s > now_s else now_s
+        writes.free_at_s = end_s = start_s + num_bytes / writes.bytes_per_s
+        return end_s

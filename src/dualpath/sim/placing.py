@@ -54,7 +54,7 @@ class DecodeQueue:
         self.lengths: deque[int] = deque()  # their demands
         self.is_blocked = False  # True: no engine has room for the head
         for engine in engines:
-            engine.group = index
+            engine.group_id = group_id
 
 
 class Placer:
@@ -202,7 +202,6 @@ class Placer:
 
     def release_prefill(self, request: Request) -> None:
         engine = request.prefill
-        assert engine is not None
         engine.num_requests -= 1
         engine.num_tokens -= request.prefill_load
         if engine.num_tokens <= self._limits.beta_tokens and not engine.is_lost:
@@ -211,12 +210,11 @@ class Placer:
     def take_device(self, request: Request, num_tokens: int) -> None:
         """It is in decode device memory now, and may be longer than it was assigned with."""
         engine = request.decode
-        assert engine is not None
         added = num_tokens - request.demand
         if added > 0:
             request.demand = num_tokens
             engine.num_tokens += added
-            self._loads[self._queues[engine.group].group_id] += added
+            self._loads[engine.group_id] += added
         if not self._reserves:
             engine.free_device_tokens -= num_tokens
         elif added > 0:
@@ -225,19 +223,18 @@ class Placer:
     def release_decode(self, request: Request, num_device_tokens: int) -> None:
         """It is over; so much of device memory it held."""
         engine = request.decode
-        assert engine is not None
         engine.num_requests -= 1
         engine.num_tokens -= request.demand
         engine.free_device_tokens += request.demand if self._reserves else num_device_tokens
-        queue = self._queues[engine.group]
-        self._loads[queue.group_id] -= request.demand
-        self._unblock(queue)
+        self._loads[engine.group_id] -= request.demand
+        queue = self._by_group[engine.group_id]
+        if queue.is_blocked:
+            self._unblock(queue)
 
     def _unblock(self, queue: DecodeQueue) -> None:
-        if queue.is_blocked:
-            queue.is_blocked = False
-            if queue.requests:
-                heapq.heappush(self._heads, (queue.requests[0].sequence, queue.index))
+        queue.is_blocked = False
+        if queue.requests:
+            heapq.heappush(self._heads, (queue.requests[0].sequence, queue.index))
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless every account is zero: nothing is placed and nothing waits."""

@@ -54,7 +54,7 @@ class PrefillEngine:
         self.read_queue_tokens = 0  # brought up to date by the scheduler before it looks
         self.ready: list[tuple[float, int, Request]] = []  # heap by the time at which their hits are there
         self.unfinished: deque[Request] = deque()  # chunked, first in line
-        self.group: PrefillGroup | None = None
+        self.group = _NO_GROUP
         self.is_lost = False
 
 
@@ -150,6 +150,9 @@ class PrefillGroup:
         return batch, fill.used_s
 
 
+_NO_GROUP = PrefillGroup(-1, (), PrefillCost(), ComputeQuota(PrefillCost(), 0.0), 0, 0)
+
+
 @dataclass(slots=True)
 class Moved:
     """KV tokens that crossed the compute network."""
@@ -158,39 +161,40 @@ class Moved:
     pushed: int = 0  # prefill to decode
 
 
-def move(now_s: float, engine: PrefillEngine, pulls: Sequence[Chunk], pushes: Sequence[Chunk], moved: Moved) -> float:
-    """Move the KV of one engine's forward; when all of it has arrived. 
+def move(
+    now_s: float,
+    engine: PrefillEngine,
+    batch: Sequence[Chunk],
+    moved: Moved,
+    *,
+    streams: bool = True,
+    pulls: bool = True,
+    pushes: bool = True,
+) -> float:
+    """Move the KV of one engine's forward, before it, after it or both; when all of it has arrived. 
 
-    A pulled request's history comes in: hits read on this side from the node's own buffer, by loopback through the
-    engine's NIC, everything else over the network from the decode node's buffer. A pushed one sends what the decode
-    buffer lacks: its new tokens, and once the hits read on this side (section 4.1).
+    What is pulled is history: hits read on this side from the node's own buffer, by loopback through the
+    engine's NIC, everything else over the network from the decode node's buffer; where layers are not streamed, what
+    earlier chunks brought is still there. What is pushed is what the decode buffer lacks: new tokens, and once the hits
+    read on this side (section 4.1).
     """
     local = pulled = pushed = 0
     end_s = now_s
     size = engine.bytes_per_token
-    for request, _ in pulls:
-        local += request.prefill_hit
-        remote = request.computed - request.prefill_hit
-        if remote:
-            pulled += remote
-            decode = request.decode
-            assert decode is not None
-            num_bytes = remote * size
-            done_s = decode.nic.out.send(now_s, num_bytes)
-            end_s = done_s if done_s > end_s else end_s
-            done_s = decode.node.dram.send(now_s, num_bytes)
-            end_s = done_s if done_s > end_s else end_s
-    for request, num_new in pushes:
-        if not request.pushed:
+    for request, num_new in batch:
+        remote = push = 0
+        if pulls and (streams or request.started_s < 0):
+            local += request.prefill_hit
+            remote = request.computed - request.prefill_hit
+        if pushes:
+            push = num_new if request.pushed else num_new + request.prefill_hit
             request.pushed = True
-            num_new += request.prefill_hit
-        pushed += num_new
+        pulled += remote
+        pushed += push
         decode = request.decode
-        assert decode is not None
-        num_bytes = num_new * size
-        done_s = decode.nic.into.send(now_s, num_bytes)
+        done_s = decode.nic.send(now_s, remote * size, push * size)
         end_s = done_s if done_s > end_s else end_s
-        done_s = decode.node.dram.send(now_s, num_bytes)
+        done_s = decode.node.dram.send(now_s, (remote + push) * size)
         end_s = done_s if done_s > end_s else end_s
     moved.pulled += pulled
     moved.pushed += pushed

@@ -37,7 +37,6 @@ class Reader:
         if not self._reserves:
             self._plan(request, now_s)
         wanted = self.prompt_tokens(request) if self._reserves else request.decode_hit
-        assert request.decode is not None
         request.staged = wanted
         if wanted and not request.decode.node.staging.take(request, wanted):
             return []
@@ -52,7 +51,6 @@ class Reader:
         if self._reserves:
             self._plan(request, now_s)
         if self._reserves_whole:
-            assert request.prefill is not None
             if not request.prefill.kv.take(request, self.prompt_tokens(request)):
                 return []
         return self.stage_prefill(request, now_s)
@@ -60,8 +58,6 @@ class Reader:
     def _plan(self, request: Request, now_s: float) -> None:
         """Choose the path as late as possible; from now on the shares are in the nodes' reading queues."""
         prefill, decode = request.prefill, request.decode
-        assert prefill is not None
-        assert decode is not None
         prefill_nic, decode_nic = prefill.node.snic, decode.node.snic
         plan = self._path(
             PathQuestion(
@@ -84,7 +80,6 @@ class Reader:
 
     def stage_prefill(self, request: Request, now_s: float) -> list[Request]:
         """It has prefill device memory: ask for prefill staging memory."""
-        assert request.prefill is not None
         if request.prefill_hit and not request.prefill.node.staging.take(request, request.prefill_hit):
             return []
         return self.read(request, now_s)
@@ -95,10 +90,8 @@ class Reader:
         start_s = request.durable_s if request.durable_s > now_s else now_s
         prefill, decode = request.prefill, request.decode
         if request.prefill_hit:
-            assert prefill is not None
             ready_s = self._read_share("prefill", prefill.node, request.prefill_hit, start_s)
         if request.decode_hit:
-            assert decode is not None
             ready_s = max(ready_s, self._read_share("decode", decode.node, request.decode_hit, start_s))
         request.ready_s = ready_s
         return [request]

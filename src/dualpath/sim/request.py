@@ -11,7 +11,10 @@ if TYPE_CHECKING:
 
 
 class Request:
-    """Mutable on purpose and without methods: every component writes its own part. Lengths in tokens, times in seconds."""
+    """Mutable on purpose and without methods: every component writes its own part. Lengths in tokens, times in seconds.
+
+    A moment that has not come is negative; what is only annotated here is not there before the moment that brings it.
+    """
 
     __slots__ = (
         "agent",
@@ -23,7 +26,9 @@ class Request:
         "first_token_s",
         "generate",
         "handed_over_s",
+        "has_device",
         "hit",
+        "is_joined",
         "is_over",
         "joined_s",
         "placed_s",
@@ -35,13 +40,22 @@ class Request:
         "queued_s",
         "reading_s",
         "ready_s",
-        "resent",
+        "sent",
         "sequence",
         "staged",
         "started_s",
         "step_s",
         "submitted_s",
     )
+
+    demand: int  # of the decode engine's memory; when it is enqueued
+    prefill_load: int  # what it counts for in a prefill engine's tok_e; the same
+    prefill: PrefillEngine  # from ``placed_s`` on
+    decode: DecodeEngine
+    staged: int  # decode staging memory that it holds or waits for; from ``placed_s`` on
+    ready_s: float  # its hits are there; from ``reading_s`` on
+    joined_s: float  # it is in the decode batch
+    step_s: float  # length of a decode step when it joined
 
     def __init__(
         self, agent: Agent, sequence: int, submitted_s: float, queued_s: float, prompt: int, generate: int, hit: int
@@ -53,23 +67,11 @@ class Request:
         self.durable_s = agent.durable_s  # its last hit block is on storage
         self.prompt = prompt
         self.generate = generate
-        self.hit = hit  # prompt tokens whose KV is on storage, whole blocks
-        self.demand = 0  # of the decode engine's memory
-        self.prefill_load = prompt  # what it counts for in a prefill engine's tok_e
-        self.prefill: PrefillEngine | None = None
-        self.decode: DecodeEngine | None = None
-        self.prefill_hit = 0  # hit tokens read on the prefill side
-        self.decode_hit = 0
-        self.staged = 0  # tokens of decode staging memory that it holds
-        self.computed = hit  # prompt tokens whose KV exists: hits, and what forwards have computed
+        self.hit = self.computed = hit  # tokens on storage, whole blocks; tokens whose KV exists: those, and forwards'
+        self.prefill_hit = self.decode_hit = 0  # hit tokens read on each side
+        self.sent = 0  # tokens that earlier engines, since lost, have generated: they are in the prompt now
         self.pushed = False  # the hits read on the prefill side are in the decode buffer
-        self.placed_s = 0.0
-        self.reading_s = 0.0
-        self.ready_s = 0.0
-        self.started_s = -1.0  # of its first forward; negative: none yet
-        self.handed_over_s = 0.0  # end of its last forward
-        self.first_token_s = -1.0  # negative: none yet
-        self.joined_s = 0.0
-        self.step_s = 0.0  # length of a decode step when it joined
-        self.resent = 0  # times it went back to the queue
+        self.has_device = False  # it holds decode device memory
+        self.is_joined = False  # it is in the decode batch
         self.is_over = False  # finished or given up by these engines: events that still name it mean nothing
+        self.placed_s = self.reading_s = self.started_s = self.handed_over_s = self.first_token_s = -1.0

@@ -99,7 +99,7 @@ def _padded(windows: list[int], length: int) -> list[float]:
 
 
 def _latencies(done: Simulation) -> dict[str, Any]:
-    histograms = done.observer.table.histograms
+    histograms = done.observer.histograms
     phases = {name: histograms[name].summary((50, 99)) for name in PHASES}
     return {
         **{f"{name}_s": histograms[name].summary(PERCENTILES) for name in LATENCIES},

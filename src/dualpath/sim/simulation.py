@@ -49,13 +49,12 @@ class Simulation:
         self._close()
 
     def _close(self) -> None:
-        self.observer.table.flush()
+        self.observer.flush()
         if self.spec.workload.aps is not None:
             end_s = self.observer.until_s
             for agent in self.agents:
                 if agent.request is not None:
                     self.observer.unfinished(agent.request, end_s)
-            self.observer.table.flush()
             self.observer.end_s = end_s
             return
         left = [agent.index for agent in self.agents if not agent.is_done]

@@ -59,6 +59,7 @@ class TrafficManager:
         open_io: Callable[[Transport], StoreIo],
         storage_nic: StorageNic,
         clock: Clock,
+        copies_by_nic: bool = False,
         storage_deadline_s: float = 30.0,
         transfer_deadline_s: float = 30.0,
         max_reads_in_flight: int = 64,
@@ -73,6 +74,7 @@ class TrafficManager:
         self._clock = clock
         self._storage_deadline_s, self._transfer_deadline_s = storage_deadline_s, transfer_deadline_s
         self._transport, self._storage_nic = transport, storage_nic
+        self._copies_by_nic = copies_by_nic
         self._counters = Counters()
         self._copier = Copier(f"{engine_id}-copy", clock, self._counters, self._span)
         io = open_io(transport)  # before registration: memory is registered with the backends that exist
@@ -119,6 +121,8 @@ class TrafficManager:
         self._metadata = self._transport.metadata()
         self._copier.start()
         self._loop.start()
+        if self._copies_by_nic:
+            self.add_peer(self._metadata)  # transfers with ourselves
 
     def close(self, deadline_s: float = 5.0) -> None:
         """Fail everything in flight, wait up to ``deadline_s`` for it to come to rest, end all threads, free memory.
@@ -226,10 +230,27 @@ class TrafficManager:
     # --- local ----------------------------------------------------------------------------------------------------
 
     def copy(self, src_region: str, src_units: Units, dst_region: str, dst_units: Units) -> Transfer[int]:
-        """Copy between our own regions, on the copier's thread. Submitted copies run in order."""
+        """Copy between our own regions, by the copier or through the compute NIC. Copies may overtake each other.
+
+        By the NIC as well, a copy has no deadline: device memory is used again when a copy has failed, so failure must
+        mean that it has ended.
+        """
         source, src_units = self._memory.select(src_region, src_units, len(dst_units))
         target, dst_units = self._memory.select(dst_region, dst_units, len(src_units))
         holds = self._memory.hold_units((source, src_units), (target, dst_units))
+        if self._copies_by_nic:
+            loop = PeerJob(
+                num_bytes=len(src_units) * source.unit_bytes,
+                deadline_s=float("inf"),
+                holds=holds,
+                op=Op.PULL,
+                peer=self.engine_id,
+                local_region=dst_region,
+                local_units=dst_units,
+                remote_region=src_region,
+                remote_units=src_units,
+            )
+            return self._post(loop)
         job = Job(num_bytes=len(src_units) * source.unit_bytes, holds=holds)
         if not len(src_units):
             job.succeed()
@@ -277,7 +298,10 @@ class TrafficManager:
             remote_region=remote_region,
             remote_units=np.ascontiguousarray(remote_units, dtype=np.int32),
         )
-        if len(local_units):
+        return self._post(job)
+
+    def _post(self, job: PeerJob) -> Transfer[int]:
+        if len(job.local_units):
             self._loop.submit([job], lambda: self._loop.peers.post(job))
         else:
             job.succeed()

@@ -126,7 +126,8 @@ class NixlTransport:
             raise TransferError(f"transfers with the former {peer} have not come to rest; try again later")
         self.remove_peer(peer)
         try:
-            self.agent.add_remote_agent(decoded.agent)
+            if peer != self.engine_id:  # with ourselves, for copies through the NIC, NIXL needs no introduction
+                self.agent.add_remote_agent(decoded.agent)
             sides = {table.name: self._prepare(peer, table) for table in decoded.regions}
         except Exception as error:
             raise PeerLostError(f"NIXL cannot reach {peer}: {error!r}") from error
@@ -139,6 +140,8 @@ class NixlTransport:
             return
         for side in known.sides.values():
             side.dlist.release()
+        if peer == self.engine_id:
+            return
         try:
             self.agent.remove_remote_agent(peer)
         except Exception as error:

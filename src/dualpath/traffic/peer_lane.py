@@ -90,10 +90,20 @@ class PeerLane:
         if error is not None:
             job.fail(error)
         else:
-            self._counters.kv_transfer_bytes[direction_of(self._role, job.op).value] += job.num_bytes
+            self._count(job)
             job.succeed()
-        self._on_span(job.op.value, job)
+        self._on_span("copy" if self._is_copy(job) else job.op.value, job)
         return True
+
+    def _count(self, job: PeerJob) -> None:
+        if self._is_copy(job):
+            self._counters.local_copy_bytes += job.num_bytes
+        else:
+            self._counters.kv_transfer_bytes[direction_of(self._role, job.op).value] += job.num_bytes
+
+    def _is_copy(self, job: PeerJob) -> bool:
+        """Host-device copies through the compute NIC are transfers with ourselves."""
+        return job.peer == self._transport.engine_id
 
     def _is_late(self, job: PeerJob, now_s: float) -> bool:
         if now_s < job.deadline_at_s:

@@ -45,7 +45,8 @@ def render_kuberay(config: ServeConfig, options: PodOptions, config_name: str) -
         raise ConfigError("a Kubernetes manifest needs [[nodes]]")
     fields = {"config": config_name, "image": options.image, "claim": options.claim, "mount": options.mount}
     header = _HEADER.format(name=config.ray.name, **fields)
-    return header + yaml.safe_dump(ray_cluster(config, options), sort_keys=False)
+    manifest: str = yaml.safe_dump(ray_cluster(config, options), sort_keys=False)
+    return header + manifest
 
 
 def ray_cluster(config: ServeConfig, options: PodOptions) -> dict[str, Any]:

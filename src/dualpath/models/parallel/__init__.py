@@ -1,9 +1,5 @@
 """One model run by several processes together: tensor parallelism by transformers' own plans, over torch.distributed.
 
-The *leader* (rank 0) is the engine's ``Model``: it alone sees requests, streams and Layer Blocks. *Followers* hold their
-shard of the weights and run the same forwards. Prefill only: a leader needs no follower for anything but forwards.
+The *leader* (rank 0) is the engine's ``Model``: it alone sees requests, streams and Layer Blocks. *Followers* hold
+their shard of the weights and run the same forwards. Prefill only.
 """
-
-from dualpath.models.parallel.leader import ParallelModel, start_leader
-
-__all__ = ["ParallelModel", "start_leader"]

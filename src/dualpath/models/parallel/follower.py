@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 import torch
+from transformers.utils import logging as transformers_logging
 
 from dualpath.core.errors import DualPathError
 from dualpath.models.parallel.group import Group, LeaderGoneError, Membership
@@ -61,6 +62,7 @@ def follow(settings: FollowerSettings) -> None:
 
 
 def main(argv: list[str]) -> int:
+    transformers_logging.disable_progress_bar()  # the leader shows its own
     try:
         follow(msgspec.json.decode(argv[0], type=FollowerSettings))
     except LeaderGoneError:

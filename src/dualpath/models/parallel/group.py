@@ -41,7 +41,7 @@ class Membership:
 
 
 class Group:
-    """torch.distributed's process group is one per process, hence so is this. One thread at a time, but for ``close``."""
+    """There can be one in a process, as torch.distributed has one default group. One thread at a time."""
 
     def __init__(self, membership: Membership) -> None:
         """Leader: listen; follower: connect. Returns before the others are there. Raises ConfigError."""

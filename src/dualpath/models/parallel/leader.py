@@ -26,7 +26,7 @@ _END_S = 5.0
 
 
 class ParallelModel:
-    """See ``seam.Model``; prefill only. When a rank is lost it stays lost: every further forward raises EngineLostError."""
+    """See ``seam.Model``; prefill only. Once a rank is lost, every further forward raises EngineLostError."""
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig
-from transformers.distributed import DistributedConfig
+from transformers.distributed.configuration_utils import DistributedConfig
 
 from dualpath.core.errors import ConfigError, UnsupportedModelError
 from dualpath.models.families import MLA_FAMILIES, check_model_dir, layout_of

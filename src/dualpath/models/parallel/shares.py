@@ -17,8 +17,15 @@ from dualpath.models.layout import GqaLayout, KvLayout
 class Shares(Protocol):
     """Rows are ``uint8 [num_rows, bytes]``, contiguous: whole ones, or one rank's part of them."""
 
-    layout: KvLayout  # of one rank's part
-    is_replicated: bool  # every rank has whole rows, and computes all of them itself
+    @property
+    def layout(self) -> KvLayout:
+        """Of one rank's part."""
+        ...
+
+    @property
+    def is_replicated(self) -> bool:
+        """Every rank has whole rows, and computes all of them itself."""
+        ...
 
     def split(self, rows: torch.Tensor) -> list[torch.Tensor]:
         """Each rank's part of whole rows."""
@@ -31,7 +38,7 @@ class Shares(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class HeadShares:
-    """Grouped-query attention: rank r has KV heads ``[r * n, (r + 1) * n)``, as column-wise projections deal them out."""
+    """Grouped-query attention: rank r has KV heads ``[r * n, (r + 1) * n)``, as column-wise projections do."""
 
     layout: GqaLayout
     world: int

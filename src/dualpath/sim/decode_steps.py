@@ -1,0 +1,114 @@
+"""The life of a simulated request, steps 7 to 9: into the decode batch, whole blocks to storage, everything released."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from dualpath.scheduler.systems import SystemPolicy
+from dualpath.sim.agenda import NOTHING, Event, Events
+from dualpath.sim.decode import DecodeClock
+from dualpath.sim.events import DecodeDue, Join
+from dualpath.sim.request import Request
+from dualpath.sim.spec import SchedulerSpec
+
+if TYPE_CHECKING:
+    from dualpath.sim.life import Life
+
+
+class DecodeSteps:
+    """What happens on decode engines."""
+
+    def __init__(self, life: Life, policy: SystemPolicy, settings: SchedulerSpec, kv_bytes_per_token: int) -> None:
+        self._life = life
+        self._skips_io = policy.skips_io
+        self._handover_s = 0.0 if policy.skips_io else settings.handover_s
+        self._block_tokens = settings.block_tokens
+        self._bytes = kv_bytes_per_token
+
+    def take(self, request: Request, now_s: float, pushed_s: float) -> Events:
+        """A prompt comes, complete in the decode buffer at ``pushed_s``. One token to generate: there is no more to do."""
+        if request.generate == 1:
+            request.joined_s = now_s
+            return [*self.leave_staging(request, now_s), *self._finish(request, now_s, 0)]
+        decode = request.decode
+        if not decode.kv.take(request, request.prompt + request.generate):
+            return NOTHING
+        return (self._copy_in(request, pushed_s),)
+
+    def _copy_in(self, request: Request, now_s: float) -> Event:
+        """It has device memory: from the buffer to the device, through the decode engine's NIC."""
+        decode = request.decode
+        request.has_device = True
+        self._life.placer.take_device(request, request.prompt + request.generate)
+        end_s = now_s
+        if not self._skips_io:
+            num_bytes = request.prompt * self._bytes
+            end_s = max(decode.nic.send(now_s, num_bytes, num_bytes), decode.node.dram.send(now_s, num_bytes))
+        return Join(end_s + self._handover_s, self._life, request)
+
+    def join(self, request: Request, now_s: float) -> Events:
+        """The request is in the decode batch; its prompt's new blocks go to storage from the buffer."""
+        decode = request.decode
+        request.joined_s = now_s
+        request.is_joined = True
+        events = self.leave_staging(request, now_s)
+        self._store(request, request.prompt, now_s)
+        if decode.clock.join(now_s, request):
+            events = [*events, *self.due(decode.clock)]
+        return events
+
+    def leave_staging(self, request: Request, now_s: float) -> Events:
+        """Give the decode buffer back; others may have waited for it."""
+        served = request.decode.node.staging.release(request.staged)
+        return self._life.decode_staging_free(served, now_s) if served else NOTHING
+
+    def end_decodes(self, clock: DecodeClock, now_s: float) -> Events:
+        """Requests whose last token this is."""
+        clock.due_s = math.inf
+        events: list[Event] = []
+        for request in clock.finish(now_s):
+            events += self._finish(request, now_s, request.prompt + request.generate)
+        events += self.due(clock)
+        return events
+
+    def due(self, clock: DecodeClock) -> Events:
+        """Somebody must look when the next request ends, unless somebody looks before."""
+        end_s = clock.next_end_s()
+        if end_s >= clock.due_s:
+            return NOTHING
+        clock.due_s = end_s
+        return (DecodeDue(end_s, self._life, clock),)
+
+    def _finish(self, request: Request, now_s: float, num_device_tokens: int) -> Events:
+        """Everything is released; the agent goes on."""
+        life, agent = self._life, request.agent
+        request.is_over = True
+        agent.end_turn(request)
+        self._store(request, agent.context - 1, now_s)  # the last token's KV is never computed
+        events = self.release(request, now_s, num_device_tokens)
+        life.observer.finished(request, now_s)
+        more = life.go_on(agent, now_s)
+        return [*events, *more] if events else more
+
+    def release(self, request: Request, now_s: float, num_device_tokens: int) -> Events:
+        """It leaves its decode engine, and device memory if it had come so far."""
+        self._life.placer.release_decode(request, num_device_tokens)
+        if not num_device_tokens:
+            return NOTHING
+        served = request.decode.kv.release(num_device_tokens)
+        return [self._copy_in(other, now_s) for other in served] if served else NOTHING
+
+    def _store(self, request: Request, num_tokens: int, now_s: float) -> None:
+        """So much of the context has KV: its new whole blocks go through the decode node's storage NIC at once.
+
+        A next turn's read waits for them.
+        """
+        agent = request.agent
+        whole = num_tokens // self._block_tokens * self._block_tokens
+        added = whole - agent.stored
+        if added <= 0:
+            return
+        agent.stored = whole
+        if not self._skips_io:
+            agent.durable_s = request.decode.node.store(now_s, added * self._bytes)

@@ -1,0 +1,111 @@
+"""The life of a simulated request, steps 5 and 6: forwards, and the hand-over to the decode engine."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from dualpath.scheduler.systems import SystemPolicy
+from dualpath.sim.agenda import NOTHING, Event, Events
+from dualpath.sim.events import ForwardEnd, Wake
+from dualpath.sim.prefill import PrefillGroup, move
+from dualpath.sim.request import Request
+
+if TYPE_CHECKING:
+    from dualpath.sim.life import Life
+
+
+class PrefillSteps:
+    """What happens on prefill engines."""
+
+    def __init__(self, life: Life, policy: SystemPolicy, reserves: bool) -> None:
+        self._life = life
+        self._streams, self._skips_io = policy.streams_layers, policy.skips_io
+        self._stages_late = not reserves and not policy.skips_io
+
+    # -- 5: forward ---------------------------------------------------------------------------------------------------
+
+    def begin_forward(self, group: PrefillGroup, now_s: float) -> Events:
+        """Compute what is ready, or wait for the next."""
+        if not group.choose(now_s):
+            group.wake_s = group.next_ready_s()
+            return (Wake(group.wake_s, self._life, group),) if group.wake_s < math.inf else NOTHING
+        group.wake_s = math.inf
+        group.is_running = True
+        group.num_forwards += 1
+        loaded_s = now_s if self._skips_io else self._load(group, now_s)
+        compute_s = group.compute_s()
+        end_s = max(loaded_s, now_s + compute_s) if self._streams else loaded_s + compute_s
+        for batch in group.batches:
+            for request, _ in batch:
+                if request.started_s < 0:
+                    self._start(request, now_s)
+        group.busy_s += compute_s
+        self._life.observer.forward(group, now_s, end_s)
+        return (ForwardEnd(end_s, self._life, group),)
+
+    def _start(self, request: Request, now_s: float) -> None:
+        """Its first forward: the decode buffer takes the whole prompt from now on."""
+        request.started_s = now_s
+        if self._stages_late:
+            more = self._life.reader.prompt_tokens(request) - request.staged
+            request.staged += more
+            request.decode.node.staging.force(more)
+
+    def _load(self, group: PrefillGroup, now_s: float) -> float:
+        """When the batches' KV has moved: in both directions, where that overlaps with compute."""
+        end_s, moved = now_s, self._life.observer.moved
+        for engine, batch in zip(group.engines, group.batches, strict=True):
+            if not batch:
+                continue
+            moved_s = move(now_s, engine, batch, moved, streams=self._streams, pushes=self._streams)
+            if moved_s > end_s:
+                end_s = moved_s
+        return end_s
+
+    # -- 6: hand-over -------------------------------------------------------------------------------------------------
+
+    def end_forward(self, group: PrefillGroup, now_s: float) -> Events:
+        """First tokens; what was chunked is first in line."""
+        group.is_running = False
+        events: list[Event] = []
+        for engine, batch in zip(group.engines, group.batches, strict=True):
+            pushed_s = now_s
+            if batch and not self._streams and not self._skips_io:
+                pushed_s = move(now_s, engine, batch, self._life.observer.moved, pulls=False)
+            for request, num_new in batch:
+                if request.is_over:
+                    continue
+                request.computed += num_new
+                if request.computed < request.prompt:
+                    engine.unfinished.append(request)
+                else:
+                    events += self._hand_over(request, now_s, pushed_s)
+        group.batches = []
+        events += self.begin_forward(group, now_s)
+        events += self._life.fetch_due(now_s)
+        return events
+
+    def _hand_over(self, request: Request, now_s: float, pushed_s: float) -> Events:
+        """The prompt is complete in the decode buffer, or will be once pushed; its first token goes to the client."""
+        life = self._life
+        request.handed_over_s = now_s
+        if request.first_token_s < 0:
+            request.first_token_s = now_s
+            life.observer.first_token(request)
+        return [*self.leave(request, now_s), *life.decode.take(request, now_s, pushed_s)]
+
+    def leave(self, request: Request, now_s: float) -> Events:
+        """Give the prefill engine's memory back; others may have waited for it."""
+        life, engine = self._life, request.prefill
+        life.placer.release_prefill(request)
+        events: Events = NOTHING
+        if request.prefill_hit:
+            served = engine.node.staging.release(request.prefill_hit)
+            if served:
+                events = life.prefill_staging_free(served, now_s)
+        if not self._streams:
+            served = engine.kv.release(life.reader.prompt_tokens(request))
+            if served:
+                events = [*events, *life.prefill_memory_free(served, now_s)]
+        return events

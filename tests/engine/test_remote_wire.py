@@ -1,0 +1,97 @@
+"""What crosses a link arrives as it was: errors with their class and details, orders with all they hold."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from dualpath.core import errors
+from dualpath.core.errors import DualPathError, EngineLostError, InvalidRequestError, OverloadedError
+from dualpath.core.ids import BlockKey, EngineId, RequestId
+from dualpath.core.request import FinishReason, Request, SamplingParams, TokenEvent
+from dualpath.engine.api import DecodeOrder, PrefillOrder
+from dualpath.engine.remote import wire
+
+ERRORS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, DualPathError)]
+REQUEST = Request(
+    RequestId("r~1"),
+    tuple(range(40)),
+    SamplingParams(max_tokens=7, temperature=0.5, seed=2**62, stop_token_ids=(3,), num_logprobs=2),
+    "tenant",
+)
+
+
+def sent(work: wire.Work) -> wire.Work:
+    (call,) = wire.decode_to_node(wire.encode([wire.Call(9, EngineId("pe0"), work)]))
+    assert isinstance(call, wire.Call)
+    assert (call.call_id, call.engine_id) == (9, "pe0")
+    return call.work
+
+
+@pytest.mark.parametrize("kind", ERRORS, ids=lambda kind: kind.__name__)
+def test_errors_keep_class_and_message(kind: type[DualPathError]) -> None:
+    failed = wire.Failed(1, wire.Failure.of(kind("what happened")))
+    (arrived,) = wire.decode_to_scheduler(wire.encode([failed]))
+    assert isinstance(arrived, wire.Failed)
+    error = arrived.error.error()
+    assert type(error) is kind
+    assert str(error) == "what happened"
+
+
+def test_errors_keep_their_details() -> None:
+    invalid = wire.Failure.of(InvalidRequestError("no", param="messages", code="too_long")).error()
+    assert isinstance(invalid, InvalidRequestError)
+    assert (invalid.param, invalid.code) == ("messages", "too_long")
+    overloaded = wire.Failure.of(OverloadedError("full", retry_after_s=2.5)).error()
+    assert isinstance(overloaded, OverloadedError)
+    assert overloaded.retry_after_s == 2.5
+
+
+def test_an_engines_bug_is_a_lost_engine() -> None:
+    error = wire.Failure.of(ZeroDivisionError("x")).error()
+    assert type(error) is EngineLostError
+    assert "ZeroDivisionError" in str(error)
+
+
+def test_orders_and_calls_arrive_as_they_were() -> None:
+    keys = (BlockKey(b"\x00" * 16), BlockKey(bytes(range(16))))
+    first = TokenEvent(5, -0.25, {5: -0.25, 9: -1.5}, FinishReason.LENGTH)
+    prefill = PrefillOrder(REQUEST, 32, frozenset({0, 1}), EngineId("de0"), (4, 3, 9))
+    for work in (
+        wire.Prefill(prefill),
+        wire.Decode(DecodeOrder(REQUEST, 32, first, keys)),
+        wire.Read(RequestId("r"), [(0, keys[0]), (7, keys[1])]),
+        wire.AddPeer(b"\x00metadata\xff"),
+        wire.RemovePeer(EngineId("de0")),
+        wire.ReservePrefill(RequestId("r"), 3, 4),
+        wire.ReserveDecode(RequestId("r"), 3),
+        wire.Stop(RequestId("r")),
+        wire.Release(RequestId("r")),
+        wire.Stats(),
+    ):
+        assert sent(work) == work
+
+
+def test_a_node_without_its_scheduler_ends_after_its_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dualpath.launch import node_process
+
+    class Node:
+        heard_at_s = 100.0
+
+    now, naps, codes = [100.0], 0, []
+
+    def sleep(seconds: float) -> None:
+        nonlocal naps
+        now[0] += seconds
+        naps += 1
+        if naps == 5:
+            Node.heard_at_s = now[0]  # heard again: the lease begins anew
+
+    monkeypatch.setattr(node_process.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(node_process.time, "sleep", sleep)
+    thread: threading.Thread = node_process.watch_lease(Node(), 10.0, codes.append)  # type: ignore[arg-type]
+    thread.join(10)
+    assert codes == [75]
+    assert now[0] - Node.heard_at_s == pytest.approx(10.0)
+    assert naps == 15
