@@ -69,5 +69,5 @@ $(READY): pyproject.toml constraints.txt
 	@$(PIP) install -qq -c constraints.txt setuptools
 	@cp constraints.txt .venv/constraints.txt
 	@if [ -n "$(TORCH)" ]; then sed -i '/^torch==/d' .venv/constraints.txt; $(PIP) install -qq '$(TORCH)'; fi
-	@$(PIP) install -qq -c .venv/constraints.txt --no-build-isolation -e '.[dev,demo]'
+	@$(PIP) install -qq -c .venv/constraints.txt --no-build-isolation -e '.[dev,demo,ray]'
 	@touch $(READY)

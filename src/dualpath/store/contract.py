@@ -58,7 +58,7 @@ class StoreIo(Protocol):
 
     def submit_reads(self, requests: Sequence[IoRequest]) -> Sequence[IoTicket]:
         """Start reading. One failing block never fails another. Never raises for a missing or truncated object: its
-        ticket does.
+        ticket does. Of an object that is too long S3 delivers the beginning; the header decides what it is worth.
         """
         ...
 
