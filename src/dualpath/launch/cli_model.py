@@ -26,6 +26,7 @@ def add(verbs: Any) -> None:
     actions = model.add_subparsers(title="commands", dest="action", metavar="COMMAND", required=True)
     _add_init(actions)
     _add_profile(actions)
+    _add_follow(actions)
 
 
 def _add_init(actions: Any) -> None:
@@ -66,6 +67,23 @@ def _add_profile(actions: Any) -> None:
     parser.add_argument("--budget-s", type=float, default=40.0, metavar="X", help="seconds to measure (default: 40)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="default: dualpath-profile.json beside the model")
     parser.set_defaults(run=_profile)
+
+
+def _add_follow(actions: Any) -> None:
+    parser = actions.add_parser(
+        "follow",
+        help="run a share of a model for a prefill engine elsewhere",
+        description="One of the processes that run a prefill engine's model together ([cluster] tensor_parallel), on "
+        "any host: for a node with tensor_parallel_listen. Waits for the node, ends with it. Its collectives take the "
+        "interface of GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME.",
+    )
+    parser.add_argument("--model", required=True, type=Path, metavar="DIR", help="the same model directory")
+    parser.add_argument("--master", required=True, metavar="HOST:PORT", help="the node's tensor_parallel_listen")
+    parser.add_argument("--world", required=True, type=int, metavar="N", help="the node's tensor_parallel")
+    parser.add_argument("--rank", required=True, type=int, metavar="N", help="1 to N - 1; the node itself is 0")
+    parser.add_argument("--dtype", default="auto", help="as the node's (default: the checkpoint's own)")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads (default: 1)")
+    parser.set_defaults(run=_follow)
 
 
 def _init(arguments: argparse.Namespace) -> int:
@@ -115,4 +133,20 @@ def _profile(arguments: argparse.Namespace) -> int:
     profile.write(path)
     rate = profile.beta_tokens / 5
     print(f"{path}: {rate:.0f} tokens/s of prefill on {profile.setup.device}, beta {profile.beta_tokens} tokens")
+    return 0
+
+
+def _follow(arguments: argparse.Namespace) -> int:
+    if not 1 <= arguments.rank < arguments.world:
+        raise ConfigError(f"--rank: must be 1 to {arguments.world - 1}, not {arguments.rank}")
+    host, _, port = arguments.master.rpartition(":")
+    if not host or not port.isdecimal():
+        raise ConfigError(f"--master: must be HOST:PORT, not {arguments.master!r}")
+    from dualpath.models.parallel.follower import FollowerSettings, follow
+    from dualpath.models.parallel.group import Membership
+    from dualpath.models.parallel.load import check_parallel
+
+    check_parallel(arguments.model, arguments.world, "auto")
+    member = Membership(arguments.rank, arguments.world, host, int(port))
+    follow(FollowerSettings(member, str(arguments.model), arguments.dtype, arguments.threads))
     return 0

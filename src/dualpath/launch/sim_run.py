@@ -46,9 +46,7 @@ def simulate_all(spec: SimSpec, trace: ChromeTrace | None = None) -> dict[str, A
     settings = {"settings": _as_json(spec), "model_cost": dataclasses.asdict(cost)}
     if online:
         slo = {"ttft_s": spec.workload.ttft_slo_s, "tpot_s": spec.workload.tpot_slo_s}
-        points = {
-            name: {"points": [point], "capacity_aps": capacity_aps([point])} for name, point in systems.items()
-        }
+        points = {name: {"points": [point], "capacity_aps": capacity_aps([point])} for name, point in systems.items()}
         return {**settings, "slo": slo, "systems": points}
     num_prefill, num_decode = spec.cluster.prefill_nodes, spec.cluster.decode_nodes
     limits = {"pooled_over_prefill": (num_prefill + num_decode) / num_prefill}

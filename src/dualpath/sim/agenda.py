@@ -40,7 +40,9 @@ class Agenda:
     def add(self, events: Iterable[Event]) -> None:
         for event in events:
             if event.time_s < self.now_s:
-                raise ValueError(f"{type(event).__name__} at {event.time_s} s belongs to the past: it is {self.now_s} s")
+                raise ValueError(
+                    f"{type(event).__name__} at {event.time_s} s belongs to the past: it is {self.now_s} s"
+                )
             self._sequence += 1
             heapq.heappush(self._heap, (event.time_s, self._sequence, event))
 

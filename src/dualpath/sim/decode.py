@@ -59,7 +59,18 @@ class DecodeEngine:
 class DecodeClock:
     """The batches of engines that step together: one engine, or several whose experts are spread over all of them."""
 
-    __slots__ = ("_cost", "_engines", "_largest", "_last_s", "_running", "_sequence", "busy_s", "due_s", "step_s", "tokens")
+    __slots__ = (
+        "_cost",
+        "_engines",
+        "_largest",
+        "_last_s",
+        "_running",
+        "_sequence",
+        "busy_s",
+        "due_s",
+        "step_s",
+        "tokens",
+    )
 
     def __init__(self, engines: Sequence[DecodeEngine], cost: DecodeCost) -> None:
         self._engines = engines

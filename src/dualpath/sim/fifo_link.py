@@ -18,7 +18,7 @@ class FifoLink:
         self.num_bytes = 0  # sent so far
 
     def send(self, now_s: float, num_bytes: int) -> float:
-        """When a transfer that joins the queue now has ended."""
+        """When a transfer of at least a byte that joins the queue now has ended."""
         start_s = self.free_at_s if self.free_at_s > now_s else now_s
         self.num_bytes += num_bytes
         self.free_at_s = end_s = start_s + num_bytes / self.bytes_per_s
@@ -47,11 +47,17 @@ class ComputeNic:
 
         ``FifoLink.send`` twice, written out: this is called several times for every request.
         """
-        out, into = self.out, self.into
-        out.num_bytes += out_bytes
-        into.num_bytes += into_bytes
-        out_s = out.free_at_s if out.free_at_s > now_s else now_s
-        into_s = into.free_at_s if into.free_at_s > now_s else now_s
-        out.free_at_s = out_s = out_s + out_bytes / out.bytes_per_s
-        into.free_at_s = into_s = into_s + into_bytes / into.bytes_per_s
-        return out_s if out_s > into_s else into_s
+        end_s = now_s
+        if out_bytes:
+            link = self.out
+            link.num_bytes += out_bytes
+            done_s = (link.free_at_s if link.free_at_s > now_s else now_s) + out_bytes / link.bytes_per_s
+            link.free_at_s = end_s = done_s
+        if into_bytes:
+            link = self.into
+            link.num_bytes += into_bytes
+            done_s = (link.free_at_s if link.free_at_s > now_s else now_s) + into_bytes / link.bytes_per_s
+            link.free_at_s = done_s
+            if done_s > end_s:
+                end_s = done_s
+        return end_s

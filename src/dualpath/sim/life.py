@@ -47,7 +47,7 @@ class Life:
         self.reader = Reader(policy, reserves, settings.block_tokens, cost.kv_bytes_per_token, rate)
         self.prefill = PrefillSteps(self, policy, reserves)
         self.decode = DecodeSteps(self, policy, settings, cost.kv_bytes_per_token)
-        self._block_tokens = settings.block_tokens
+        self.block_tokens = settings.block_tokens
         self._expected_tokens = settings.expected_output_tokens
         self._admission_s = settings.admission_s
         self._counts_new = settings.prefill_load == "new"
@@ -59,12 +59,12 @@ class Life:
     def submit(self, agent: Agent, now_s: float) -> Events:
         """The agent's next turn."""
         self.num_submitted += 1
-        request = agent.next_request(self.num_submitted, now_s, now_s + self._admission_s, self._block_tokens)
+        request = agent.next_request(self.num_submitted, now_s, now_s + self._admission_s, self.block_tokens)
         return self.enqueue(request, now_s)
 
     def enqueue(self, request: Request, now_s: float) -> Events:
         """It waits for engines."""
-        generate, expected, block = request.generate, self._expected_tokens, self._block_tokens
+        generate, expected, block = request.generate, self._expected_tokens, self.block_tokens
         request.demand = -(-(request.prompt + (generate if generate < expected else expected)) // block) * block
         request.prefill_load = request.prompt - request.hit if self._counts_new else request.prompt
         self.placer.add(request)

@@ -33,6 +33,4 @@ def request_s(spec: SimSpec, cost: ModelCost, mean_prompt: float, mean_hit: floa
     num_requests = max(1.0, spec.scheduler.max_batch_tokens / new)
     if attention_s > 0:
         num_requests = max(1.0, min(num_requests, spec.scheduler.quota_s / attention_s))
-    return (
-        cost.prefill.base_s + num_requests * (attention_s + cost.prefill.group_token_s * new)
-    ) / num_requests
+    return (cost.prefill.base_s + num_requests * (attention_s + cost.prefill.group_token_s * new)) / num_requests

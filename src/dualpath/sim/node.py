@@ -110,7 +110,9 @@ class Node:
 
     __slots__ = ("dram", "name", "snic", "staging", "store_writes")
 
-    def __init__(self, name: NodeId, snic: StorageNic, store_writes: FifoLink, dram: FifoLink, staging: Staging) -> None:
+    def __init__(
+        self, name: NodeId, snic: StorageNic, store_writes: FifoLink, dram: FifoLink, staging: Staging
+    ) -> None:
         self.name = name
         self.snic = snic
         self.store_writes = store_writes

@@ -97,7 +97,7 @@ class Placer:
         """From when on a fetch could place something, as far as decode engines go; None: not before something ends."""
         if self._heads:
             return now_s
-        return max(now_s, self._arriving[0].queued_s) if self._arriving else None
+        return max(now_s, self._arriving[0].queued_s) if self._arriving and self._group_ids else None
 
     @property
     def num_waiting(self) -> int:
@@ -106,7 +106,7 @@ class Placer:
     def _drain(self, now_s: float) -> None:
         """Phase 1: everything that has arrived gets a group."""
         arriving = self._arriving
-        if not arriving or arriving[0].queued_s > now_s:
+        if not arriving or arriving[0].queued_s > now_s or not self._group_ids:
             return
         arrived = []
         while arriving and arriving[0].queued_s <= now_s:
@@ -235,6 +235,41 @@ class Placer:
         queue.is_blocked = False
         if queue.requests:
             heapq.heappush(self._heads, (queue.requests[0].sequence, queue.index))
+
+    # -- engines that come and go -------------------------------------------------------------------------------------
+
+    def lose(self, engine: PrefillEngine | DecodeEngine) -> None:
+        """Not chosen any more; nothing is on it. What waits for a group without engines goes to another group."""
+        if isinstance(engine, PrefillEngine):
+            self._scope_of[engine.engine_id].engines.remove(engine)
+            return
+        queue = self._by_group[engine.group_id]
+        queue.engines.remove(engine)
+        if queue.engines:
+            return
+        self._group_ids.remove(queue.group_id)
+        del self._loads[queue.group_id]
+        self._heads = [entry for entry in self._heads if entry[1] != queue.index]
+        heapq.heapify(self._heads)
+        self._arriving.extendleft(reversed(queue.requests))
+        queue.requests.clear()
+        queue.lengths.clear()
+        queue.is_blocked = False
+
+    def bring_back(self, engine: PrefillEngine | DecodeEngine) -> None:
+        """Chosen again."""
+        if isinstance(engine, PrefillEngine):
+            scope = self._scope_of[engine.engine_id]
+            scope.engines.append(engine)
+            scope.is_open = True
+            return
+        queue = self._by_group[engine.group_id]
+        if not queue.engines:
+            self._group_ids.append(queue.group_id)
+            self._loads[queue.group_id] = 0
+        queue.engines.append(engine)
+        if queue.is_blocked:
+            self._unblock(queue)
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless every account is zero: nothing is placed and nothing waits."""

@@ -41,9 +41,7 @@ class PrefillEngine:
 
     free_device_tokens = 0  # no prefill choice looks at it
 
-    def __init__(
-        self, engine_id: EngineId, node: Node, nic: ComputeNic, kv: Staging, bytes_per_token: int
-    ) -> None:
+    def __init__(self, engine_id: EngineId, node: Node, nic: ComputeNic, kv: Staging, bytes_per_token: int) -> None:
         self.engine_id = engine_id
         self.node = node
         self.nic = nic
@@ -171,7 +169,7 @@ def move(
     pulls: bool = True,
     pushes: bool = True,
 ) -> float:
-    """Move the KV of one engine's forward, before it, after it or both; when all of it has arrived. 
+    """Move the KV of one engine's forward, before it, after it or both; when all of it has arrived.
 
     What is pulled is history: hits read on this side from the node's own buffer, by loopback through the
     engine's NIC, everything else over the network from the decode node's buffer; where layers are not streamed, what
@@ -191,12 +189,14 @@ def move(
             request.pushed = True
         pulled += remote
         pushed += push
-        decode = request.decode
-        done_s = decode.nic.send(now_s, remote * size, push * size)
-        end_s = done_s if done_s > end_s else end_s
-        done_s = decode.node.dram.send(now_s, (remote + push) * size)
-        end_s = done_s if done_s > end_s else end_s
+        if remote or push:
+            decode = request.decode
+            done_s = decode.nic.send(now_s, remote * size, push * size)
+            end_s = done_s if done_s > end_s else end_s
+            done_s = decode.node.dram.send(now_s, (remote + push) * size)
+            end_s = done_s if done_s > end_s else end_s
     moved.pulled += pulled
     moved.pushed += pushed
     nic_s = engine.nic.send(now_s, (local + pushed) * size, (local + pulled) * size)
-    return max(end_s, nic_s, engine.node.dram.send(now_s, local * size))
+    local_s = engine.node.dram.send(now_s, local * size) if local else now_s
+    return max(end_s, nic_s, local_s)

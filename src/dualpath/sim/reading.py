@@ -20,7 +20,7 @@ class Reader:
     ) -> None:
         self._path = path_choice.path_policy(policy.path)
         self._reserves = reserves  # decode staging memory for the whole prompt before anything is read
-        self._reserves_whole = not policy.streams_layers
+        self.reserves_whole = not policy.streams_layers  # prefill device memory for whole requests
         self._skips_io = policy.skips_io
         self._block_tokens = block_tokens
         self._bytes = kv_bytes_per_token
@@ -32,6 +32,7 @@ class Reader:
     def place(self, request: Request, now_s: float) -> list[Request]:
         """It has its engines: ask for decode staging memory."""
         if self._skips_io:
+            request.staged = 0
             request.reading_s = request.ready_s = now_s
             return [request]
         if not self._reserves:
@@ -50,9 +51,8 @@ class Reader:
         """It has decode staging memory: ask for prefill device memory, where that matters."""
         if self._reserves:
             self._plan(request, now_s)
-        if self._reserves_whole:
-            if not request.prefill.kv.take(request, self.prompt_tokens(request)):
-                return []
+        if self.reserves_whole and not request.prefill.kv.take(request, self.prompt_tokens(request)):
+            return []
         return self.stage_prefill(request, now_s)
 
     def _plan(self, request: Request, now_s: float) -> None:

@@ -14,6 +14,7 @@ from dualpath.sim.chrome_trace import ChromeTrace
 from dualpath.sim.cluster import Cluster, build
 from dualpath.sim.cost import ModelCost
 from dualpath.sim.events import Submit
+from dualpath.sim.failures import Failure, Lose
 from dualpath.sim.life import Life
 from dualpath.sim.limits import prefill_limits
 from dualpath.sim.observer import Observer
@@ -101,6 +102,8 @@ def prepare(
     for agent, moment_s in zip(agents, arrivals(work), strict=True):
         agent.started_s = moment_s
         agenda.add((Submit(moment_s, life, agent),))
+    for failure in map(Failure.parse, spec.failures.events):
+        agenda.add((Lose(failure.time_s, life, agents, failure.engines(cluster), failure.back_after_s),))
     return Simulation(spec, cost, system, cluster, placer, life, observer, agents, agenda)
 
 

@@ -47,6 +47,13 @@ class ClusterSpec(Table):
     decode_kv_bytes: int | None = setting(
         None, minimum=1, none_means="what a named model leaves free", help="device memory of a decode engine for KV"
     )
+    prefill_workspace_tokens: int | None = setting(
+        None,
+        minimum=1,
+        none_means="what two layers of prefill_kv_bytes hold",
+        help="tokens of one forward of a prefill engine that streams layers, histories included",
+    )
+    block_header_bytes: int = setting(0, minimum=0, help="what every stored block has in front of its KV")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -82,7 +89,11 @@ class ModelSpec(Table):
     gpu: str | None = setting(None, none_means="the costs below", help="a GPU of the catalogue")
     kv_dtype: str | None = setting(None, none_means="the catalogue's", help="of a named model's KV")
     efficiency: float | None = setting(
-        None, above=0, maximum=1, none_means="the best published kernels'", help="of a named model on its GPU: share of peak"
+        None,
+        above=0,
+        maximum=1,
+        none_means="the best published kernels'",
+        help="of a named model on its GPU: share of peak",
     )
     kv_bytes_per_token: int | None = setting(None, minimum=1, help="all layers together")
     num_layers: int = setting(1, minimum=1, help="layers: what streams through a prefill engine is two of them")
@@ -133,7 +144,9 @@ class WorkloadSpec(Table):
     think: float = setting(0.0, minimum=0, maximum=1000, help="factor on the trace's think times")
     think_s: float = setting(0.0, minimum=0, help="tool time before every turn but the first, beside the trace's")
     seed: int = setting(0, minimum=0, maximum=2**31 - 1, help="of the trace, of resampling and of arrivals")
-    warm_up_s: float = setting(900.0, minimum=0, maximum=1e6, help="with aps: requests that arrive before are not counted")
+    warm_up_s: float = setting(
+        900.0, minimum=0, maximum=1e6, help="with aps: requests that arrive before are not counted"
+    )
     duration_s: float = setting(600.0, above=0, maximum=1e6, help="with aps: length of the measurement after that")
     ttft_slo_s: float = setting(4.0, above=0, maximum=3600, help="limit on the mean time to first token")
     tpot_slo_s: float = setting(0.05, above=0, maximum=3600, help="limit on the mean time per token after the first")
@@ -160,12 +173,20 @@ class SchedulerSpec(Table):
     fetch_interval_s: float = setting(
         0.1, minimum=0, help="each group leader asks for work this often; 0: all engines are looked at on every change"
     )
-    expected_output_tokens: int = setting(256, minimum=0, help="device memory set aside for a request's output, at most")
+    expected_output_tokens: int = setting(
+        256, minimum=0, help="device memory set aside for a request's output, at most"
+    )
     memory: str = setting(
         "reserved",
         choices=("reserved", "on_demand"),
         help="reserved: as the live system, decode staging memory for the whole prompt before its read, and decode device"
         " memory from the assignment on; on_demand: as the paper describes, each when KV comes to be there",
+    )
+    awaits_writes: bool = setting(
+        False,
+        help="true, as the live system: a hit that is still being written is awaited before memory is asked for, and"
+        " staging memory stays in use while it is being written from; matters where writes are slow, and takes more"
+        " events",
     )
     max_batch_tokens: int = setting(8192, minimum=1, help="new tokens of an engine in one forward, at most")
     admission_s: float = setting(0.0, minimum=0, help="from a client's request to the scheduler's queue")
@@ -178,7 +199,8 @@ class FailureSpec(Table):
 
     TABLE = "failures"
     events: tuple[str, ...] = setting(
-        (), help='"TIME_S NAME" or "TIME_S NAME BACK_AFTER_S"; names are those of the results, e.g. "120 decode-node0 60"'
+        (),
+        help='"TIME_S NAME" or "TIME_S NAME BACK_AFTER_S"; names are those of the results, e.g. "120 decode-node0 60"',
     )
 
 
