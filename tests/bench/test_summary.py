@@ -57,6 +57,7 @@ def test_ttft_over_time_is_the_mean_of_each_part_of_the_window():
     seen = [Seen(at_s, ttft_s, True, {}) for at_s, ttft_s in ((0.0, 1.0), (0.9, 3.0), (6.5, 5.0), (12.4, 7.0))]
     assert ttft_over_time(seen, 12.0) == [(0.5, 2.0), (6.5, 5.0), (11.5, 7.0)]
     assert ttft_over_time([], 12.0) == []
+    assert ttft_over_time([*seen, Seen(6.6, 0.1, False, {})], 12.0) == [(0.5, 2.0), (11.5, 7.0)], "one still waits"
 
 
 def test_windows_add_up_to_what_was_read():

@@ -95,7 +95,7 @@ def _serving(report: Mapping[str, Any]) -> list[str]:
             "Time to first token over time",
             ttft_over_time(report),
             "Mean over the requests that arrived in each twelfth of the window. A line that keeps rising is a queue"
-            " that grows without bound.",
+            " that grows without bound; it ends where requests were still waiting at the end of the measurement.",
         ),
         _figure("Where the time to first token goes", ttft_bars(phases), "Means over all requests of the window."),
         "<h2>Numbers</h2>" + _table("system", POINT_COLUMNS, rows),

@@ -119,12 +119,19 @@ def is_steady(seen: Sequence[Seen], limits: Limits) -> bool:
 
 
 def ttft_over_time(seen: Sequence[Seen], duration_s: float) -> list[tuple[float, float]]:
-    """(middle, mean TTFT) of each twelfth of the window in which requests arrived, in seconds from its start."""
+    """(middle, mean TTFT) of each twelfth of the window in which requests arrived, in seconds from its start.
+
+    Twelfths with requests that still wait at the end are left out: how long they have waited says when it ended.
+    """
     step_s = duration_s / SERIES_STEPS
-    parts: dict[int, list[float]] = {}
+    parts: dict[int, list[Seen]] = {}
     for one in seen:
-        parts.setdefault(min(int(one.arrived_s / step_s), SERIES_STEPS - 1), []).append(one.ttft_s)
-    return [((part + 0.5) * step_s, sum(values) / len(values)) for part, values in sorted(parts.items())]
+        parts.setdefault(min(int(one.arrived_s / step_s), SERIES_STEPS - 1), []).append(one)
+    return [
+        ((part + 0.5) * step_s, sum(one.ttft_s for one in those) / len(those))
+        for part, those in sorted(parts.items())
+        if all(one.has_token for one in those)
+    ]
 
 
 def point(aps: float, seen: Sequence[Seen], limits: Limits, gave_up: bool = False) -> dict[str, Any]:
