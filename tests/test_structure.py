@@ -30,6 +30,7 @@ LIGHT_MODULES = [
     "dualpath.scheduler.systems",
     "dualpath.scheduler.cost",
     "dualpath.scheduler.quota",
+    "dualpath.sim.results",
 ]
 HEAVY_PACKAGES = {"torch", "transformers", "nixl", "nixl_cu12", "fastapi", "uvicorn"}
 

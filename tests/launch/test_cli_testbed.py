@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -64,3 +65,30 @@ def test_bad_input(arguments: list[str], reason: str, capsys: pytest.CaptureFixt
     output = capsys.readouterr()
     assert output.err.startswith(f"dualpath: error: {reason}")
     assert output.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (["--classes", "maybe"], "--classes: must be one of on, off, not 'maybe'"),
+        (["--name", "../x"], "--name: must be lower-case letters, digits and dashes, not '../x'"),
+        (["--compute-nic-mbps", "0"], "--compute-nic-mbps: must be at least 1, not 0.0"),
+        (["--storage-nic-mbps", "0.5"], "--storage-nic-mbps: must be 1 to 100000, not 0.5"),
+        (["--store", "file:///x"], "--store: a testbed has a storage host of its own"),
+        (["--systems", "none"], "--systems: no system 'none'"),
+    ],
+    ids=str,
+)
+def test_bad_rollout(flags: list[str], reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["testbed", "rollout", "--model", str(tmp_path), "--trace", "synth:64K", *flags]) == 2
+    output = capsys.readouterr()
+    assert output.err.startswith(f"dualpath: error: {reason}")
+    assert output.err.count("\n") == 1
+
+
+def test_rollout_without_root(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert main(["testbed", "rollout", "--model", str(tmp_path), "--trace", "synth:64K"]) == 2
+    assert capsys.readouterr().err == "dualpath: error: dualpath testbed needs root, to make network namespaces\n"

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from tests.models import leader_process
 from tests.models.little_engine import Conversation, LittleEngine, RecordingStream
 
 from dualpath.core.errors import ConfigError, EngineLostError, TransferError, UnsupportedModelError
@@ -138,6 +142,21 @@ def test_a_killed_rank_is_an_engine_lost(llama: ParallelModel) -> None:
     for _ in range(2):  # lost stays lost, and is said at once
         with pytest.raises(EngineLostError, match="tensor-parallel group of 2 is lost"):
             llama.prefill([item], RecordingStream(llama, [item], [empty], 64))
+
+
+@pytest.mark.slow
+def test_a_rank_does_not_outlive_its_leader(model_dir_of: Callable[[str], Path]) -> None:
+    words = [sys.executable, leader_process.__file__, str(model_dir_of("llama"))]
+    leader = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    assert leader.stdout is not None
+    follower = Path("/proc") / leader.stdout.readline().strip()
+    assert follower.is_dir()
+    leader.kill()
+    leader.wait()
+    end_s = time.monotonic() + 60.0
+    while follower.is_dir():
+        assert time.monotonic() < end_s
+        time.sleep(0.1)
 
 
 def test_what_cannot_be_dealt_out_is_refused(model_dir_of: Callable[[str], Path]) -> None:

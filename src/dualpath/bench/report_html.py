@@ -8,6 +8,8 @@ from typing import Any
 
 from dualpath.bench.compare import INVALID_SYSTEMS, differing_systems
 from dualpath.bench.headline import rollout_headline, serving_headline, title
+from dualpath.bench.nic_table import COLUMNS as NIC_COLUMNS
+from dualpath.bench.nic_table import NOTE, UNITS, has_nics, nic_rows
 from dualpath.bench.report_css import CSS
 from dualpath.bench.report_figures import jct_bars, nic_lines, path_bars, serving_lines, ttft_bars, ttft_over_time
 
@@ -78,7 +80,17 @@ def _rollout(report: Mapping[str, Any]) -> list[str]:
         + _table("system", COLUMNS, [(title(n), s) for n, s in report["systems"].items()])
         + '<p class="dim">SNIC max/avg: most loaded node over the mean of all nodes, per second, averaged over the'
         " first 80 % of the run.</p>",
+        *([_nics(report)] if has_nics(report) else []),
     ]
+
+
+def _nics(report: Mapping[str, Any]) -> str:
+    columns = [
+        (f"{name} {unit}".strip(), lambda cells, number=number: escape(cells[number]))
+        for number, (name, unit) in enumerate(zip(NIC_COLUMNS, UNITS, strict=True))
+    ]
+    rows = [(title(name), cells) for name, cells in nic_rows(report)]
+    return f'<h2>Network interfaces</h2>{_table("system", columns, rows)}<p class="dim">{NOTE}</p>'
 
 
 def _serving(report: Mapping[str, Any]) -> list[str]:

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from dualpath.bench.compare import INVALID_SYSTEMS
 from dualpath.bench.headline import rollout_headline, serving_headline
+from dualpath.bench.nic_table import COLUMNS, NOTE, UNITS, has_nics, nic_rows
 
 ROLLOUT_COLUMNS = (
     "JCT\ns",
@@ -47,6 +48,16 @@ def print_rollout(console: Console, report: Mapping[str, Any]) -> None:
     console.print(rollout_headline(report))
     if (ceiling := report["limits"].get("infinite_cache_hit_rate")) is not None:
         console.print(f"A cache that never forgets would hit {ceiling:.1%} of the prompts' tokens.")
+    if has_nics(report):
+        _print_nics(console, report)
+
+
+def _print_nics(console: Console, report: Mapping[str, Any]) -> None:
+    table = _table("system", *(f"{name}\n{unit}" for name, unit in zip(COLUMNS, UNITS, strict=True)))
+    for name, cells in nic_rows(report):
+        table.add_row(name, *cells)
+    console.print(table)
+    console.print(NOTE)
 
 
 def print_serving(console: Console, report: Mapping[str, Any]) -> None:

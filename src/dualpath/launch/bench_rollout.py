@@ -6,10 +6,10 @@ import asyncio
 import json
 import tempfile
 import uuid
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console
 
@@ -19,20 +19,46 @@ from dualpath.bench.terminal import print_rollout
 from dualpath.bench.workload import Script, max_context_tokens, scripts_of, vocabulary
 from dualpath.core.errors import ConfigError
 from dualpath.launch.bench_settings import BenchSettings, RolloutSettings, as_json, serve_config, system_names
-from dualpath.launch.cluster import EmbeddedCluster
 from dualpath.scheduler.service import Service
 from dualpath.store.open import below, parse_url
 from dualpath.trace import Trajectory, infinite_cache_hits, load_trace
 
+if TYPE_CHECKING:  # loads what engines need: not where these are other processes
+    from dualpath.launch.cluster import EmbeddedCluster
+
 DRAIN_S = 30.0
 
 
+class Opener(Protocol):
+    """Makes each system's cluster, with a store that nobody has used."""
+
+    @property
+    def kv_dtype(self) -> str:
+        """Once a cluster has been opened."""
+        ...
+
+    @property
+    def measured(self) -> Mapping[str, Mapping[str, Any]]:
+        """By system: more entries of its results, once its cluster is closed."""
+        ...
+
+    def open(self, system: str) -> AbstractAsyncContextManager[Service]: ...
+
+
+MakeOpener = Callable[[RolloutSettings, list[Script], Console], Opener]
+
+
 def run(settings: RolloutSettings) -> int:
+    """On clusters in this process. See ``run_on``."""
+    return run_on(ClusterOpener, settings)
+
+
+def run_on(make_opener: MakeOpener, settings: RolloutSettings) -> int:
     """Compare, print, write. Exit code 1 if systems that compute in fp32 do not generate the same tokens."""
     console = Console()
     trajectories = load_agents(settings)
     scripts = scripts_of(trajectories, seed=settings.workload.seed, vocab=vocabulary(vocab_size(settings.model.dir)))
-    opener = ClusterOpener(settings, scripts, console)
+    opener = make_opener(settings, scripts, console)
     hits = infinite_cache_hits(trajectories, block_tokens=settings.store.block_tokens)
     result = asyncio.run(_compare(settings, opener, scripts, hits.token_rate, console))
     print_rollout(console, result)
@@ -47,13 +73,15 @@ def load_agents(settings: RolloutSettings) -> list[Trajectory]:
 
 
 async def _compare(
-    settings: RolloutSettings, opener: ClusterOpener, scripts: list[Script], hit_rate: float, console: Console
+    settings: RolloutSettings, opener: Opener, scripts: list[Script], hit_rate: float, console: Console
 ) -> dict[str, Any]:
     """What is done is written at once: a long comparison that is interrupted keeps the systems that have finished."""
     systems, cluster, runs = system_names(settings.workload.systems), settings.cluster, []
     async for run in compare_rollouts(opener.open, systems, scripts, RunProgress(console)):
         runs.append(run)
         result = report(as_json(settings), cluster.prefill, cluster.decode, hit_rate, runs)
+        for name, more in opener.measured.items():
+            result["systems"][name] |= more
         write_outputs(settings, result)
     return result
 
@@ -69,16 +97,25 @@ def vocab_size(model_dir: Path) -> int:
 
 
 class ClusterOpener:
-    """Makes each system's cluster, with a store that nobody has used."""
+    """Clusters in this process."""
 
     def __init__(self, settings: RolloutSettings, scripts: list[Script], console: Console) -> None:
         self._settings, self._console = settings, console
         self._num_agents = len(scripts)
         self._context_tokens = max_context_tokens(scripts)
         self.kv_dtype = "unknown"
+        self.measured: dict[str, dict[str, Any]] = {}
 
     @asynccontextmanager
     async def open(self, system: str) -> AsyncIterator[Service]:
+        async with self.open_cluster(system) as cluster:
+            yield cluster.service
+
+    @asynccontextmanager
+    async def open_cluster(self, system: str) -> AsyncIterator[EmbeddedCluster]:
+        """Started; closed at the end, after a failure at once."""
+        from dualpath.launch.cluster import EmbeddedCluster
+
         with fresh_store(self._settings.store.url, system) as url:
             config = serve_config(self._settings, system, url, self._context_tokens, self._num_agents)
             cluster = EmbeddedCluster(config, progress=lambda _: None)
@@ -86,7 +123,7 @@ class ClusterOpener:
                 await cluster.start()
             self.kv_dtype = cluster.namespace.kv_dtype
             try:
-                yield cluster.service
+                yield cluster
             except BaseException:
                 await cluster.close(0.0)
                 raise

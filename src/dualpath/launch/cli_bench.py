@@ -59,7 +59,7 @@ def _add(actions: Any, name: str, text: str, description: str, settings: type, r
         name,
         help=text,
         description=description,
-        formatter_class=_Formatter,
+        formatter_class=WideFormatter,
         usage=f"dualpath bench {name} [options]",
         conflict_handler="resolve",
     )
@@ -68,20 +68,20 @@ def _add(actions: Any, name: str, text: str, description: str, settings: type, r
     return parser
 
 
-class _Formatter(argparse.RawDescriptionHelpFormatter):
+class WideFormatter(argparse.RawDescriptionHelpFormatter):
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=32, width=110)
 
 
 def _rollout(arguments: argparse.Namespace) -> int:
-    settings = _settings(arguments, RolloutSettings)
+    settings = read_settings(arguments, RolloutSettings)
     from dualpath.launch.bench_rollout import run
 
     return run(settings)
 
 
 def _serving(arguments: argparse.Namespace) -> int:
-    settings = _settings(arguments, ServingSettings)
+    settings = read_settings(arguments, ServingSettings)
     serving = settings.serving
     if (serving.aps is None) != serving.find_capacity:
         raise ConfigError("give either --aps or --find-capacity")
@@ -96,7 +96,7 @@ def _serving(arguments: argparse.Namespace) -> int:
     return run(settings)
 
 
-def _settings(arguments: argparse.Namespace, kind: type[S]) -> S:
+def read_settings(arguments: argparse.Namespace, kind: type[S]) -> S:
     """Checked as far as possible without loading anything."""
     given = given_flags(arguments, kind)
     for name in PER_SYSTEM:

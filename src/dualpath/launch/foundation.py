@@ -50,6 +50,7 @@ class Foundation:
         self._config, self._system, self._clock = config, system, clock
         self._progress, self._trace = progress, trace
         self._places = [place for plan in plans for place in plan.places]
+        self._nic_bytes_per_s = min((p.nic_bytes_per_s for p in plans if p.nic_bytes_per_s is not None), default=None)
         self._models: dict[Place, Model] = {}
         self._store: BlockStore | None = None
         self._namespace: Namespace | None = None
@@ -74,7 +75,9 @@ class Foundation:
         dtype = str(spec.kv_dtype).removeprefix("torch.")
         self._namespace = Namespace(spec.fingerprint, dtype, geometry, device.type)
         self._store = await asyncio.to_thread(open_store, config.store.url, self._namespace, geometry)
-        finder = LimitsFinder(config, self._system, geometry, sizes.max_context_tokens, self._clock, self._progress)
+        finder = LimitsFinder(
+            config, self._system, geometry, sizes.max_context_tokens, self._nic_bytes_per_s, self._clock, self._progress
+        )
         self._limits = await asyncio.to_thread(finder.find, models[0], threads)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The numbers the paper's policies need, from where they are known: emulated NICs, a profile, or documented defaults.
+"""The numbers the paper's policies need, from where they are known: NICs' rates, a profile, or documented defaults.
 
 alpha is what a node reads in 3 s: by the storage NIC's rate if one is given, else, beside a profile, by a measured read
 rate of the store's file system. beta (what one engine computes in 5 s) and the compute quota come from the profile.
@@ -41,6 +41,7 @@ class LimitsFinder:
     system: SystemPolicy
     geometry: KvGeometry
     max_context_tokens: int
+    nic_bytes_per_s: float | None  # of one node's storage NIC, where it is known
     clock: Clock
     progress: Progress
 
@@ -72,8 +73,7 @@ class LimitsFinder:
         )
 
     def _with_alpha(self, settings: SchedulerConfig, *, is_profiled: bool) -> SchedulerConfig:
-        mbps = self.config.cluster.storage_nic_mbps
-        rate = None if mbps is None else mbps * 1e6 / 8
+        rate = self.nic_bytes_per_s
         if rate is None and is_profiled:
             scheme, name, _ = parse_url(self.config.store.url)
             rate = read_bytes_per_s(Path(name), self.clock) if scheme == "file" else None

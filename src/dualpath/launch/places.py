@@ -37,28 +37,32 @@ class NodePlan:
     role: Role
     places: tuple[Place, ...]
     paced_bytes_per_s: float | None = None  # emulated rate of its storage NIC, each direction
+    nic_bytes_per_s: float | None = None  # its rate as far as known, emulated or real
 
 
 def embedded_plans(cluster: ClusterConfig, device: str) -> list[NodePlan]:
     """Nodes of one process, prefill first. With several CUDA devices engine i takes device i, round robin."""
-    paced = None if cluster.storage_nic_mbps is None else cluster.storage_nic_mbps * 1e6 / 8
+    paced = _bytes_per_s(cluster.storage_nic_mbps)
     out: list[NodePlan] = []
     for role, num_nodes in ((Role.PREFILL, cluster.prefill), (Role.DECODE, cluster.decode)):
         for node in range(num_nodes):
             first = len(out) * cluster.engines_per_node
             node_id, engine = NodeId(f"{role.value}-node{node}"), f"{role.value}{node}"
-            out.append(
-                NodePlan(node_id, role, _places(engine, node_id, role, cluster.engines_per_node, device, first), paced)
-            )
+            where = _places(engine, node_id, role, cluster.engines_per_node, device, first)
+            out.append(NodePlan(node_id, role, where, paced, paced))
     return out
 
 
 def node_plan(node: NodeConfig, cluster: ClusterConfig, device: str) -> NodePlan:
     """A node with a process of its own: its devices count from 0."""
-    mbps = node.storage_nic_mbps if node.pace_storage else cluster.storage_nic_mbps
+    paced = node.storage_nic_mbps if node.pace_storage else cluster.storage_nic_mbps
     role, node_id = Role(node.role), NodeId(node.name)
     where = _places(node.name, node_id, role, node.engines, node.device or device, 0)
-    return NodePlan(node_id, role, where, None if mbps is None else mbps * 1e6 / 8)
+    return NodePlan(node_id, role, where, _bytes_per_s(paced), _bytes_per_s(node.storage_nic_mbps or paced))
+
+
+def _bytes_per_s(mbps: float | None) -> float | None:
+    return None if mbps is None else mbps * 1e6 / 8
 
 
 def _places(name: str, node_id: NodeId, role: Role, num_engines: int, device: str, first: int) -> tuple[Place, ...]:

@@ -35,7 +35,7 @@ def run(spec_file: Path, json_file: Path | None, trace_file: Path | None) -> int
 
 
 def simulate_all(spec: SimSpec, trace: ChromeTrace | None = None) -> dict[str, Any]:
-    """The report: that of ``bench rollout``, or of ``bench serving`` where agents arrive. The trace: the first system."""
+    """The report: that of ``bench rollout``, or of ``bench serving`` where agents arrive. ``trace``: of the first."""
     spec, cost = resolve(spec)
     trajectories = load_trajectories(spec.workload)
     online = spec.workload.aps is not None

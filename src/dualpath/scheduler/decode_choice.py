@@ -81,7 +81,7 @@ def assign_decode(request_tokens: Collection[int], engines: Sequence[EngineLoad]
 def _most_suitable(
     length: int, limit: float, tokens: Sequence[int], requests: Sequence[int], free: Sequence[int]
 ) -> int | None:
-    """Of the engines with room: within the limit the one of fewest requests, then tokens; else that of fewest tokens."""
+    """Of the engines with room: within the limit that of fewest requests, then tokens; else that of fewest tokens."""
     _, load, index = min(zip(requests, tokens, range(len(tokens)), strict=True))
     if free[index] >= length and load + length <= limit:
         return index  # the best of all is the best of those that qualify

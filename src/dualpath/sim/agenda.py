@@ -1,7 +1,7 @@
 """Events and the one order in which they happen: by time, then by the order in which they were made.
 
-An event is a small object that changes the simulated world when its moment comes and returns the events that follow from
-that. Nothing else moves time, so the same start gives the same history on any machine.
+An event is a small object that changes the simulated world when its moment comes and returns the events that follow.
+Nothing else moves time, so the same start gives the same history on any machine.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Agenda:
             heapq.heappush(self._heap, (event.time_s, self._sequence, event))
 
     def run(self, until_s: float = math.inf) -> None:
-        """Fire events in order, up to and including those at ``until_s``; then it is that time, unless nothing is left."""
+        """Fire events in order, up to and including those at ``until_s``. Raises ValueError for one in the past."""
         heap, push, pop = self._heap, heapq.heappush, heapq.heappop
         now_s, sequence, fired = self.now_s, self._sequence, 0
         while heap:

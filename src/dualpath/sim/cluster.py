@@ -78,6 +78,8 @@ def _prefill_groups(
     quota = ComputeQuota(cost.prefill, spec.scheduler.quota_s if policy.uses_quota else math.inf)
     layers = min(2, cost.num_layers) if policy.streams_layers else cost.num_layers
     kv_tokens = spec.cluster.kv_bytes(Role.PREFILL) * cost.num_layers // (layers * cost.kv_bytes_per_token)
+    if policy.streams_layers and spec.cluster.prefill_workspace_tokens is not None:
+        kv_tokens = spec.cluster.prefill_workspace_tokens
     size = spec.cluster.prefill_group
     return [
         PrefillGroup(

@@ -1,7 +1,7 @@
 """Decode engines: continuous batching as processor sharing, kept by a clock that counts tokens instead of seconds.
 
 All requests of a batch get one token a step, so one number says how far everybody is: the tokens that a request which
-never ends would have. A request joins at some count and ends ``generate - 1`` tokens later, whatever happens in between;
+never ends would have. A request joins at some count and ends ``generate - 1`` tokens later, whatever happens meanwhile;
 only the speed of the clock, the length of a step, changes with the batch. That costs O(log batch) for each request.
 """
 

@@ -1,4 +1,4 @@
-"""The life of a simulated request, steps 7 to 9: into the decode batch, whole blocks to storage, everything released."""
+"""The life of a simulated request, steps 7 to 9: it is decoded, its whole blocks are stored, everything is released."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from dualpath.scheduler.systems import SystemPolicy
 from dualpath.sim.agenda import NOTHING, Event, Events
 from dualpath.sim.decode import DecodeClock
-from dualpath.sim.events import DecodeDue, Join
+from dualpath.sim.events import DecodeDue, Join, Written
 from dualpath.sim.request import Request
 from dualpath.sim.spec import SchedulerSpec
 
@@ -19,22 +19,41 @@ if TYPE_CHECKING:
 class DecodeSteps:
     """What happens on decode engines."""
 
-    def __init__(self, life: Life, policy: SystemPolicy, settings: SchedulerSpec, kv_bytes_per_token: int) -> None:
+    def __init__(
+        self, life: Life, policy: SystemPolicy, settings: SchedulerSpec, kv_bytes_per_token: int, block_bytes: int
+    ) -> None:
         self._life = life
         self._skips_io = policy.skips_io
         self._handover_s = 0.0 if policy.skips_io else settings.handover_s
         self._block_tokens = settings.block_tokens
         self._bytes = kv_bytes_per_token
+        self._block_bytes = block_bytes  # on storage
+        self._holds_written = settings.writes_hold_staging and not policy.skips_io
 
     def take(self, request: Request, now_s: float, pushed_s: float) -> Events:
-        """A prompt comes, complete in the decode buffer at ``pushed_s``. One token to generate: there is no more to do."""
+        """A prompt comes, complete in the decode buffer at ``pushed_s``. One token to generate: that is all."""
+        events = self._store_prompt(request, pushed_s)
         if request.generate == 1:
             request.joined_s = now_s
-            return [*self.leave_staging(request, now_s), *self._finish(request, now_s, 0)]
+            return [*events, *self.leave_staging(request, now_s), *self._finish(request, now_s, 0)]
         decode = request.decode
         if not decode.kv.take(request, request.prompt + request.generate):
+            return events
+        return (*events, self._copy_in(request, pushed_s))
+
+    def _store_prompt(self, request: Request, pushed_s: float) -> Events:
+        """The prompt's new blocks go to storage straight from the buffer, which may hold them until they are there."""
+        added = self._store(request, request.prompt, pushed_s) // self._block_tokens
+        if not added or not self._holds_written:
             return NOTHING
-        return (self._copy_in(request, pushed_s),)
+        request.staged -= added * self._block_tokens
+        end_s, block_s = request.agent.durable_s, self._block_bytes / request.decode.node.store_writes.bytes_per_s
+        return [Written(end_s - later * block_s, self._life, request) for later in reversed(range(added))]
+
+    def block_written(self, request: Request, now_s: float) -> Events:
+        """One block's staging memory is free."""
+        served = request.decode.node.staging.release(self._block_tokens)
+        return self._life.decode_staging_free(served, now_s) if served else NOTHING
 
     def _copy_in(self, request: Request, now_s: float) -> Event:
         """It has device memory: from the buffer to the device, through the decode engine's NIC."""
@@ -48,12 +67,11 @@ class DecodeSteps:
         return Join(end_s + self._handover_s, self._life, request)
 
     def join(self, request: Request, now_s: float) -> Events:
-        """The request is in the decode batch; its prompt's new blocks go to storage from the buffer."""
+        """The request is in the decode batch."""
         decode = request.decode
         request.joined_s = now_s
         request.is_joined = True
         events = self.leave_staging(request, now_s)
-        self._store(request, request.prompt, now_s)
         if decode.clock.join(now_s, request):
             events = [*events, *self.due(decode.clock)]
         return events
@@ -85,7 +103,7 @@ class DecodeSteps:
         life, agent = self._life, request.agent
         request.is_over = True
         agent.end_turn(request)
-        self._store(request, agent.context - 1, now_s)  # the last token's KV is never computed
+        self._store(request, agent.context, now_s)  # a last token that completes a block is computed for its KV
         events = self.release(request, now_s, num_device_tokens)
         life.observer.finished(request, now_s)
         more = life.go_on(agent, now_s)
@@ -99,16 +117,17 @@ class DecodeSteps:
         served = request.decode.kv.release(num_device_tokens)
         return [self._copy_in(other, now_s) for other in served] if served else NOTHING
 
-    def _store(self, request: Request, num_tokens: int, now_s: float) -> None:
+    def _store(self, request: Request, num_tokens: int, now_s: float) -> int:
         """So much of the context has KV: its new whole blocks go through the decode node's storage NIC at once.
 
-        A next turn's read waits for them.
+        A next turn's read waits for them. Returns their tokens.
         """
         agent = request.agent
         whole = num_tokens // self._block_tokens * self._block_tokens
         added = whole - agent.stored
         if added <= 0:
-            return
+            return 0
         agent.stored = whole
         if not self._skips_io:
-            agent.durable_s = request.decode.node.store(now_s, added * self._bytes)
+            agent.durable_s = request.decode.node.store(now_s, added // self._block_tokens * self._block_bytes)
+        return added

@@ -39,6 +39,30 @@ class Fetch(Event):
         return self.life.fetch(self.scope, self.time_s) if self.time_s == self.life.fetch_s else NOTHING
 
 
+class Stored(Event):
+    """The last block of a placed request's hit is on storage."""
+
+    __slots__ = ("life", "request")
+
+    def __init__(self, time_s: float, life: Life, request: Request) -> None:
+        self.time_s, self.life, self.request = time_s, life, request
+
+    def fire(self) -> Events:
+        return NOTHING if self.request.is_over else self.life.hit_stored(self.request, self.time_s)
+
+
+class Written(Event):
+    """A block that was written from a decode node's staging memory is on storage: the memory is free."""
+
+    __slots__ = ("life", "request")
+
+    def __init__(self, time_s: float, life: Life, request: Request) -> None:
+        self.time_s, self.life, self.request = time_s, life, request
+
+    def fire(self) -> Events:
+        return self.life.decode.block_written(self.request, self.time_s)
+
+
 class Wake(Event):
     """The first hits of an idle prefill group are there."""
 

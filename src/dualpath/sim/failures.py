@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dualpath.core.errors import ConfigError
-from dualpath.sim.agenda import Event, Events
+from dualpath.sim.agenda import NOTHING, Event, Events
 from dualpath.sim.agent import Agent
 from dualpath.sim.cluster import Cluster
 from dualpath.sim.decode import DecodeEngine
@@ -156,6 +156,8 @@ def _leave_line(life: Life, request: Request, now_s: float) -> Events:
     life.placer.release_prefill(request)
     prefill.node.snic.unqueue(request.prefill_hit)
     decode.node.snic.unqueue(request.decode_hit)
+    if request.staged < 0:
+        return NOTHING  # its hit is still being written
     if decode.node.staging.give_up(request):
         return life.decode_staging_free(decode.node.staging.release(0), now_s)
     events = [*life.decode.leave_staging(request, now_s)]

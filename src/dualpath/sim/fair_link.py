@@ -1,8 +1,8 @@
 """A link shared fairly by the flows of a class, and by priority between two classes, as a compute NIC is (section 5).
 
-Fluid model of InfiniBand's virtual lanes (arXiv 2602.21548, section 5 and A.1): under contention the collectives of model
-execution get about 99 % of the bandwidth, KV the rest; idle bandwidth is anybody's, and KV never starves. Within a class
-every flow has an equal share. Time is kept for each class as bytes served per flow, so a flow costs O(log flows).
+Fluid model of InfiniBand's virtual lanes (arXiv 2602.21548, section 5 and A.1): under contention the collectives of
+model execution get about 99 % of the bandwidth, KV the rest; idle bandwidth is anybody's, and KV never starves. Within
+a class every flow has an equal share. Time is kept for each class as bytes served per flow: O(log flows) for each.
 """
 
 from __future__ import annotations

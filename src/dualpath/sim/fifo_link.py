@@ -1,7 +1,7 @@
-"""A link that serves one transfer after the other at full speed: known beforehand when each ends, so no event is needed.
+"""A link that serves one transfer after the other at full speed: when each ends is known at once, without an event.
 
-Fair sharing and first come, first served move the same bytes in the same time; only who gets them first differs. That is
-why the links of the simulator are of this kind, and ``fair_link`` is there to check against.
+Fair sharing and first come, first served move the same bytes in the same time; only who gets them first differs. That
+is why the links of the simulator are of this kind, and ``fair_link`` is there to check against.
 """
 
 from __future__ import annotations

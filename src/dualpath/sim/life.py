@@ -1,6 +1,6 @@
-"""The life of a simulated request, steps 1 to 4 of docs/architecture.md: it comes, gets engines, and its hits are read.
+"""The life of a simulated request, steps 1 to 4 of docs/architecture.md: it comes, gets engines, its hits are read.
 
-Every method is what an event does: it changes the cluster at a moment and returns the events that follow. The components
+Every method is what an event does: it changes the cluster at a moment and returns the events that follow. Components
 know only their own part; ``prefill_steps`` and ``decode_steps`` have the rest of the life.
 """
 
@@ -16,7 +16,7 @@ from dualpath.sim.agent import Agent
 from dualpath.sim.cluster import Cluster
 from dualpath.sim.cost import ModelCost
 from dualpath.sim.decode_steps import DecodeSteps
-from dualpath.sim.events import Fetch, Submit, Wake
+from dualpath.sim.events import Fetch, Stored, Submit, Wake
 from dualpath.sim.fetch_times import FetchTimes
 from dualpath.sim.observer import Observer
 from dualpath.sim.placing import Placer, Scope
@@ -44,14 +44,16 @@ class Life:
         settings = spec.scheduler
         rate = spec.cluster.storage_nic_bytes_per_s * spec.cluster.storage_nics_per_node
         reserves = settings.memory == "reserved"
-        self.reader = Reader(policy, reserves, settings.block_tokens, cost.kv_bytes_per_token, rate)
+        block_bytes = settings.block_tokens * cost.kv_bytes_per_token + spec.cluster.block_header_bytes
+        self.reader = Reader(policy, reserves, settings.block_tokens, block_bytes, rate)
         self.prefill = PrefillSteps(self, policy, reserves)
-        self.decode = DecodeSteps(self, policy, settings, cost.kv_bytes_per_token)
+        self.decode = DecodeSteps(self, policy, settings, cost.kv_bytes_per_token, block_bytes)
         self.block_tokens = settings.block_tokens
         self._expected_tokens = settings.expected_output_tokens
         self._admission_s = settings.admission_s
         self._counts_new = settings.prefill_load == "new"
         self._think_s = spec.workload.think_s
+        self._fetch_interval_s = settings.fetch_interval_s
         self._times = FetchTimes(placer.scopes, len(cluster.groups), settings.fetch_interval_s)
 
     # -- 1: agents ----------------------------------------------------------------------------------------------------
@@ -89,9 +91,16 @@ class Life:
         events: list[Event] = []
         place, wait = self.reader.place, self.wait_for_forward
         for request in self.placer.fetch(scope, now_s):
-            events += wait(place(request, now_s))
+            if request.hit and request.durable_s > now_s:
+                events.append(Stored(request.durable_s, self, request))
+            else:
+                events += wait(place(request, now_s))
         events += self.fetch_due(now_s)
         return events
+
+    def hit_stored(self, request: Request, now_s: float) -> Events:
+        """The last block of its hit is on storage: ask for memory, and read."""
+        return self.wait_for_forward(self.reader.place(request, now_s))
 
     def fetch_due(self, now_s: float) -> Events:
         """Something may be placed now that could not before."""
@@ -105,6 +114,11 @@ class Life:
             return NOTHING
         self.fetch_s, scope = found
         return (Fetch(self.fetch_s, self, scope),)
+
+    def use_leaders(self, scopes: Sequence[Scope], now_s: float) -> None:
+        """From now on only these leaders ask: groups come and go where nodes change their role."""
+        self._times = FetchTimes(scopes, len(scopes), self._fetch_interval_s)
+        self._times.fetched(now_s)
 
     # -- 3, 4: reads, which need no events of their own ---------------------------------------------------------------
 

@@ -10,8 +10,9 @@ from dualpath.sim.spec import SimSpec
 def prefill_limits(
     spec: SimSpec, cost: ModelCost, mean_prompt: float, mean_hit: float, longest_tokens: int
 ) -> PrefillLimits:
-    """tok_e counts whole prompts (arXiv 2602.21548, section 6), and then so does beta: prompt tokens of mean requests that
-    one engine gets through in ``beta_s``, never fewer than two longest contexts. Or both count new tokens."""
+    """tok_e counts whole prompts (arXiv 2602.21548, section 6), and then so does beta: prompt tokens of mean requests
+    that one engine gets through in ``beta_s``, never fewer than two longest contexts. Or both count new tokens.
+    """
     settings, shape = spec.scheduler, spec.cluster
     alpha, beta = settings.alpha_tokens, settings.beta_tokens
     if alpha is None:

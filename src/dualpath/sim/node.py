@@ -54,7 +54,7 @@ class StorageNic(FifoLink):
 
 
 class Staging:
-    """Memory for KV, of a node between storage and devices or of a device: no room, no entry. First come, first served."""
+    """Memory for KV, of a node or a device: who finds no room waits. First come, first served."""
 
     __slots__ = ("capacity_tokens", "peak_tokens", "used_tokens", "waiting")
 

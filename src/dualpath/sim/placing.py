@@ -1,9 +1,9 @@
 """Requests wait here for engines; the live scheduler's policy functions say which they get.
 
-As in the live scheduler a request takes a prefill and a decode engine in one step, so none ever holds one while it waits
-for the other. Decode groups keep private queues (phase 1 of section 6); a prefill group's leader takes the oldest heads of
-these queues that a decode engine has room for (phase 2), as many as its own engines want. The policies are called
-through their modules: what is changed there changes the simulation.
+As in the live scheduler a request takes a prefill and a decode engine in one step, so none ever holds one while it
+waits for the other. Decode groups keep private queues (phase 1 of section 6); a prefill group's leader takes the oldest
+heads of these queues that a decode engine has room for (phase 2), as many as its own engines want. The policies are
+called through their modules: what is changed there changes the simulation.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from dualpath.scheduler.systems import Assignment, SystemPolicy
 from dualpath.sim.decode import DecodeEngine
 from dualpath.sim.prefill import PrefillEngine
 from dualpath.sim.request import Request
+
+CLOSED_TOKENS = 1 << 60  # load of a group that must not be chosen: more than any other can have
 
 
 class Scope:
@@ -144,7 +146,7 @@ class Placer:
             request.placed_s = now_s
             placed.append(request)
         beta = self._limits.beta_tokens
-        scope.is_open = any([engine.num_tokens <= beta for engine in scope.engines])
+        scope.is_open = any(engine.num_tokens <= beta for engine in scope.engines)
         self.num_placed += len(placed)
         return placed
 
@@ -256,6 +258,18 @@ class Placer:
         queue.lengths.clear()
         queue.is_blocked = False
 
+    def close_group(self, group_id: GroupId) -> None:
+        """This decode group gets no more requests, and those that wait for it go to others; ``lose`` its engines when
+        what is on them has ended. There must be another group."""
+        queue = self._by_group[group_id]
+        self._loads[group_id] += CLOSED_TOKENS - sum(queue.lengths)
+        self._heads = [entry for entry in self._heads if entry[1] != queue.index]
+        heapq.heapify(self._heads)
+        self._arriving.extendleft(reversed(queue.requests))
+        queue.requests.clear()
+        queue.lengths.clear()
+        queue.is_blocked = False
+
     def bring_back(self, engine: PrefillEngine | DecodeEngine) -> None:
         """Chosen again."""
         if isinstance(engine, PrefillEngine):
@@ -273,7 +287,8 @@ class Placer:
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless every account is zero: nothing is placed and nothing waits."""
-        for engine in (*self._prefill.values(), *self._decode.values()):
+        engines: list[PrefillEngine | DecodeEngine] = [*self._prefill.values(), *self._decode.values()]
+        for engine in engines:
             assert engine.num_requests == 0, f"{engine.engine_id} has {engine.num_requests} requests left"
             assert engine.num_tokens == 0, f"{engine.engine_id} has {engine.num_tokens} tokens left"
         assert not any(self._loads.values()), self._loads

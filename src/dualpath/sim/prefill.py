@@ -101,7 +101,7 @@ class PrefillGroup:
 
     def next_ready_s(self) -> float:
         """When the next request can be computed; inf: none is on its way here."""
-        if any([engine.unfinished for engine in self.engines]):
+        if any(engine.unfinished for engine in self.engines):
             return 0.0
         return min([engine.ready[0][0] for engine in self.engines if engine.ready], default=math.inf)
 

@@ -16,14 +16,14 @@ class Reader:
     """
 
     def __init__(
-        self, policy: SystemPolicy, reserves: bool, block_tokens: int, kv_bytes_per_token: int, nic_rate: float
+        self, policy: SystemPolicy, reserves: bool, block_tokens: int, block_bytes: int, nic_rate: float
     ) -> None:
         self._path = path_choice.path_policy(policy.path)
         self._reserves = reserves  # decode staging memory for the whole prompt before anything is read
         self.reserves_whole = not policy.streams_layers  # prefill device memory for whole requests
         self._skips_io = policy.skips_io
         self._block_tokens = block_tokens
-        self._bytes = kv_bytes_per_token
+        self._block_bytes = block_bytes  # on storage
         self._rate = nic_rate
         self._num_planned = 0
         self.path_counts = {"none": 0, "prefill": 0, "decode": 0, "split": 0}
@@ -85,20 +85,19 @@ class Reader:
         return self.read(request, now_s)
 
     def read(self, request: Request, now_s: float) -> list[Request]:
-        """It has all memory: read both shares, once the last block of the hit is on storage."""
+        """It has all memory: read both shares."""
         request.reading_s = ready_s = now_s
-        start_s = request.durable_s if request.durable_s > now_s else now_s
         prefill, decode = request.prefill, request.decode
         if request.prefill_hit:
-            ready_s = self._read_share("prefill", prefill.node, request.prefill_hit, start_s)
+            ready_s = self._read_share("prefill", prefill.node, request.prefill_hit, now_s)
         if request.decode_hit:
-            ready_s = max(ready_s, self._read_share("decode", decode.node, request.decode_hit, start_s))
+            ready_s = max(ready_s, self._read_share("decode", decode.node, request.decode_hit, now_s))
         request.ready_s = ready_s
         return [request]
 
-    def _read_share(self, side: str, node: Node, num_tokens: int, start_s: float) -> float:
-        num_bytes = num_tokens * self._bytes
+    def _read_share(self, side: str, node: Node, num_tokens: int, now_s: float) -> float:
+        num_bytes = num_tokens // self._block_tokens * self._block_bytes
         self.side_bytes[side] += num_bytes
-        read_s = node.snic.read(start_s, num_bytes, num_tokens)
-        stored_s = node.dram.send(start_s, num_bytes)
+        read_s = node.snic.read(now_s, num_bytes, num_tokens)
+        stored_s = node.dram.send(now_s, num_bytes)
         return read_s if read_s > stored_s else stored_s

@@ -52,7 +52,6 @@ class Request:
     prefill_load: int  # what it counts for in a prefill engine's tok_e; the same
     prefill: PrefillEngine  # from ``placed_s`` on
     decode: DecodeEngine
-    staged: int  # decode staging memory that it holds or waits for; from ``placed_s`` on
     ready_s: float  # its hits are there; from ``reading_s`` on
     joined_s: float  # it is in the decode batch
     step_s: float  # length of a decode step when it joined
@@ -69,6 +68,7 @@ class Request:
         self.generate = generate
         self.hit = self.computed = hit  # tokens on storage, whole blocks; tokens whose KV exists: those, and forwards'
         self.prefill_hit = self.decode_hit = 0  # hit tokens read on each side
+        self.staged = -1  # decode staging memory that it holds or waits for; negative: it has not asked yet
         self.sent = 0  # tokens that earlier engines, since lost, have generated: they are in the prompt now
         self.pushed = False  # the hits read on the prefill side are in the decode buffer
         self.has_device = False  # it holds decode device memory

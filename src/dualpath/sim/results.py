@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -62,7 +63,7 @@ def is_steady(done: Simulation) -> bool:
     if min(seen.part_requests) == 0:
         return True
     means = [seen.part_ttft_s[part] / seen.part_requests[part] for part in range(NUM_PARTS)]
-    grows = all(after > before for before, after in zip(means, means[1:], strict=False))
+    grows = all(after > before for before, after in itertools.pairwise(means))
     is_much = means[-1] > GROWTH * means[0] and means[-1] - means[0] > GROWTH_OF_LIMIT * done.spec.workload.ttft_slo_s
     return not (grows and is_much)
 
@@ -81,7 +82,7 @@ def _counts(done: Simulation) -> dict[str, Any]:
 def _traffic(done: Simulation) -> dict[str, Any]:
     seen, size = done.observer, done.cost.kv_bytes_per_token
     length = max((len(node.snic.windows) for node in done.cluster.nodes), default=0)
-    series = {node.name: _padded(node.snic.windows, length) for node in done.cluster.nodes}
+    series: dict[str, list[float]] = {node.name: _padded(node.snic.windows, length) for node in done.cluster.nodes}
     return {
         "storage_read_bytes": {node.name: node.snic.num_bytes for node in done.cluster.nodes},
         "storage_write_bytes": {node.name: node.store_writes.num_bytes for node in done.cluster.nodes},

@@ -179,14 +179,13 @@ class SchedulerSpec(Table):
     memory: str = setting(
         "reserved",
         choices=("reserved", "on_demand"),
-        help="reserved: as the live system, decode staging memory for the whole prompt before its read, and decode device"
+        help="reserved: as the live system, decode staging memory for the whole prompt before its read, decode device"
         " memory from the assignment on; on_demand: as the paper describes, each when KV comes to be there",
     )
-    awaits_writes: bool = setting(
+    writes_hold_staging: bool = setting(
         False,
-        help="true, as the live system: a hit that is still being written is awaited before memory is asked for, and"
-        " staging memory stays in use while it is being written from; matters where writes are slow, and takes more"
-        " events",
+        help="true, as the live system: decode staging memory stays in use while it is written from; matters where"
+        " writes are slow and memory is short, and takes an event for every block",
     )
     max_batch_tokens: int = setting(8192, minimum=1, help="new tokens of an engine in one forward, at most")
     admission_s: float = setting(0.0, minimum=0, help="from a client's request to the scheduler's queue")
@@ -258,3 +257,9 @@ def require_possible(spec: SimSpec, cost: ModelCost, longest_tokens: int) -> Non
                 f"[cluster] {name}: impossible cluster: the longest request has {longest_tokens} tokens"
                 f" and needs {need} bytes, not {have}"
             )
+    workspace = spec.cluster.prefill_workspace_tokens
+    if workspace is not None and workspace < needed:
+        raise ConfigError(
+            "[cluster] prefill_workspace_tokens: impossible cluster:"
+            f" the longest request needs {needed}, not {workspace}"
+        )

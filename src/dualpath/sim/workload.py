@@ -10,18 +10,21 @@ from dualpath.sim.agent import Agent
 from dualpath.sim.spec import MAX_AGENTS, WorkloadSpec
 from dualpath.trace.arrivals import arrival_times_s
 from dualpath.trace.load import load_trace
+from dualpath.trace.synth import PAPER_TRAJECTORIES
 from dualpath.trace.trajectory import Trajectory
+from dualpath.trace.transform import limit_rounds, resample
 
 
 def load_trajectories(spec: WorkloadSpec) -> list[Trajectory]:
-    """One for each agent; trajectories may share their rounds."""
+    """One for each agent, as ``load_trace`` gives them; copies share their rounds: many agents fit."""
     num_agents = spec.agents if spec.aps is None else len(arrivals(spec))
-    found = load_trace(
-        spec.trace, agents=num_agents, rounds=spec.rounds, scale=spec.scale, think=spec.think, seed=spec.seed
-    )
-    if spec.append_scale == 1 and spec.generate_scale == 1:
-        return found
-    return [_reshaped(one, spec.append_scale, spec.generate_scale) for one in found]
+    most = num_agents if num_agents <= PAPER_TRAJECTORIES else None
+    found = load_trace(spec.trace, agents=most, scale=spec.scale, think=spec.think, seed=spec.seed)
+    if spec.append_scale != 1 or spec.generate_scale != 1:
+        found = [_reshaped(one, spec.append_scale, spec.generate_scale) for one in found]
+    if len(found) != num_agents:
+        found = resample(found, num_agents, spec.seed)
+    return found if spec.rounds is None else limit_rounds(found, spec.rounds)
 
 
 def arrivals(spec: WorkloadSpec) -> Sequence[float]:
@@ -56,7 +59,7 @@ def mean_request(trajectories: Sequence[Trajectory], block_tokens: int) -> tuple
         for turn, prompt in zip(one.rounds, one.prompt_lengths, strict=True):
             prompts += prompt
             hits += min(known, prompt - 1) // block_tokens * block_tokens
-            known = prompt + turn.generate_tokens - 1
+            known = prompt + turn.generate_tokens
             count += 1
     return prompts / count, hits / count
 

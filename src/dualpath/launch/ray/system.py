@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import socket
 from collections.abc import Callable
 from contextlib import suppress
@@ -27,6 +26,7 @@ from dualpath.launch.ray.runtime import (
     warn_if_open,
 )
 from dualpath.launch.serve import check, url_of
+from dualpath.launch.threads import share_cores
 from dualpath.store.open import parse_url
 
 Say = Callable[[str], None]
@@ -76,7 +76,7 @@ class System:
         try:
             check_resources(ray, config.nodes)
             if is_own:
-                config = _share_cores(config)
+                config = share_cores(config)
             for node in config.nodes:
                 if node.role != GATEWAY:
                     start_node(config, node, self._name)
@@ -161,15 +161,6 @@ def with_absolute_paths(config: ServeConfig) -> ServeConfig:
         model=dataclasses.replace(model, dir=Path(model.dir).absolute(), profile=profile),
         observe=dataclasses.replace(observe, trace_out=trace),
     )
-
-
-def _share_cores(config: ServeConfig) -> ServeConfig:
-    """All nodes are on this machine: its cores are for all their engines together."""
-    if config.cluster.threads_per_engine is not None:
-        return config
-    num_engines = sum(node.engines for node in config.nodes if node.role != GATEWAY)
-    threads = max(1, (os.cpu_count() or 1) // num_engines)
-    return dataclasses.replace(config, cluster=dataclasses.replace(config.cluster, threads_per_engine=threads))
 
 
 def run_in_foreground(config: ServeConfig, say: Say) -> int:

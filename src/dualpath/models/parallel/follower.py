@@ -11,8 +11,9 @@ import msgspec
 import torch
 from transformers.utils import logging as transformers_logging
 
-from dualpath.core.errors import DualPathError
-from dualpath.models.parallel.group import Group, LeaderGoneError, Membership
+from dualpath.core.errors import DualPathError, EngineLostError
+from dualpath.core.parent import end_with_parent
+from dualpath.models.parallel.group import Group, LeaderGoneError, Membership, one_line
 from dualpath.models.parallel.load import load_shard
 from dualpath.models.parallel.shard_stream import FollowerStream, ForwardAbortedError
 from dualpath.models.seam import PrefillItem
@@ -44,7 +45,10 @@ def decode_items(command: bytes) -> list[PrefillItem]:
 
 
 def follow(settings: FollowerSettings) -> None:
-    """Return when the leader closes the model. Raises LeaderGoneError when it vanishes, DualPathError before that."""
+    """Return when the leader closes the model.
+
+    Raises LeaderGoneError when it vanishes, EngineLostError when a forward fails, another DualPathError before that.
+    """
     torch.set_num_threads(settings.num_threads)
     group = Group(settings.membership)
     try:
@@ -57,11 +61,14 @@ def follow(settings: FollowerSettings) -> None:
                 model.prefill(items, FollowerStream(group, shares, items, model.device))
             except ForwardAbortedError:
                 log.info("rank %d: a forward was given up", group.rank)
+            except RuntimeError as error:  # a collective broke off, or the model did: nobody waits for us any more
+                raise EngineLostError(f"rank {group.rank}: a forward failed: {one_line(error)}") from error
     finally:
         group.close()
 
 
 def main(argv: list[str]) -> int:
+    end_with_parent()
     transformers_logging.disable_progress_bar()  # the leader shows its own
     try:
         follow(msgspec.json.decode(argv[0], type=FollowerSettings))
@@ -69,9 +76,6 @@ def main(argv: list[str]) -> int:
         return 0
     except DualPathError as error:
         print(f"dualpath: error: {error}", file=sys.stderr)
-        return 1
-    except RuntimeError as error:  # a collective broke off: the leader says why
-        log.debug("%s", error)
         return 1
     return 0
 

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from dualpath.core.errors import ConfigError, EngineLostError
 
 LEADER = 0
-_IDLE_WAIT = timedelta(seconds=60)  # then look again; a leader that is gone shows at once
+_IDLE_WAIT = timedelta(hours=1)  # then look again, and torch logs it; a leader that is gone shows at once
 
 
 class LeaderGoneError(EngineLostError):

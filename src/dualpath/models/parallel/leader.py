@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -139,4 +140,5 @@ def start_leader(
 
 def _start(settings: FollowerSettings) -> subprocess.Popen[bytes]:
     words = [sys.executable, "-m", "dualpath.models.parallel.follower", msgspec.json.encode(settings).decode()]
-    return subprocess.Popen(words, start_new_session=True)  # Ctrl-C comes to the leader, which ends them
+    quiet = {"TORCH_CPP_LOG_LEVEL": "ERROR", **os.environ}  # it warns of hosts without names
+    return subprocess.Popen(words, env=quiet, start_new_session=True)  # Ctrl-C comes to the leader, which ends them

@@ -1,0 +1,41 @@
+"""What a run on real links adds to a report: every NIC's bytes by the kernel beside the program's own count."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+MIB = 2**20
+COLUMNS = ("host", "NIC", "Mbit/s", "received", "program", "sent", "program", "peak rx", "peak tx")
+UNITS = ("", "", "limit", "MiB", "MiB", "MiB", "MiB", "Mbit/s", "Mbit/s")
+NOTE = (
+    "MiB by the kernel (headers and retransmissions included) beside the payload that the engines counted; peak: the "
+    "highest mean rate over 3 s. c0 includes kv0."
+)
+
+
+def has_nics(report: Mapping[str, Any]) -> bool:
+    return any("nics" in one for one in report["systems"].values())
+
+
+def nic_rows(report: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    """(system, one cell for every column)."""
+    for name, one in report["systems"].items():
+        for nic in one.get("nics", ()):
+            yield (
+                name,
+                [nic["host"], nic["nic"], _rate(nic["rate_mbps"]), *_both(nic, "rx"), *_both(nic, "tx"), *_peaks(nic)],
+            )
+
+
+def _both(nic: Mapping[str, Any], way: str) -> tuple[str, str]:
+    program = nic[f"program_{way}_bytes"]
+    return f"{nic[f'{way}_bytes'] / MIB:.1f}", "-" if program is None else f"{program / MIB:.1f}"
+
+
+def _peaks(nic: Mapping[str, Any]) -> tuple[str, str]:
+    return f"{nic['peak_rx_mbps']:.0f}", f"{nic['peak_tx_mbps']:.0f}"
+
+
+def _rate(mbps: float | None) -> str:
+    return "-" if mbps is None else f"{mbps:g}"

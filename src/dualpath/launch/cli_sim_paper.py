@@ -1,0 +1,104 @@
+"""``dualpath sim paper``: the paper's tables and figures, simulated, beside the published numbers."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dualpath.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dualpath.sim.paper.experiment import Experiment
+    from dualpath.sim.paper.rows import Report
+
+
+def add(actions: Any) -> None:
+    paper = actions.add_parser(
+        "paper",
+        help="the paper's tables and figures, simulated",
+        description="Simulate the evaluation of arXiv 2602.21548: a row for each published number, ours beside it.",
+    )
+    paper.add_argument("--json", type=Path, metavar="OUT", help="write rows and constants for programs")
+    paper.add_argument("--html", type=Path, metavar="OUT", help="write one page with tables and plots")
+    paper.add_argument("--only", metavar="ID,...", help="these experiments (default: all), e.g. table1,fig7,ablation")
+    paper.add_argument("--full", action="store_true", help="full size, up to 1,152 GPUs; takes far longer")
+    paper.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from dualpath.sim.paper.catalogue import choose
+    from dualpath.sim.paper.constants import constants_json
+    from dualpath.sim.paper.page import render
+
+    chosen = choose(arguments.only)
+    for flag in ("json", "html"):
+        _check_writable(f"--{flag}", getattr(arguments, flag))
+    reports = _run_all(chosen, arguments.full)
+    rows = [row for _, report in reports for row in report.rows]
+    if arguments.json is not None:
+        document = {"rows": [row.to_json() for row in rows], "constants": constants_json()}
+        _write("--json", arguments.json, json.dumps(document, indent=1) + "\n")
+    if arguments.html is not None:
+        _write("--html", arguments.html, render(reports, arguments.full))
+    _print(reports)
+    return 0
+
+
+def _run_all(chosen: Sequence[Experiment], is_full: bool) -> list[tuple[Experiment, Report]]:
+    """Everything that is needed once, with a bar on stderr, then the reports in order."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from dualpath.sim.paper.execute import execute_all
+
+    runs = list(dict.fromkeys(run for one in chosen for run in one.runs(is_full)))
+    columns = (TextColumn("simulating {task.fields[done]}/{task.fields[count]}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("", total=sum(run.weight for run in runs), done=0, count=len(runs))
+        num_done = 0
+
+        def advance(weight: float) -> None:
+            nonlocal num_done
+            num_done += 1
+            progress.update(task, advance=weight, done=num_done)
+
+        outcomes = execute_all(runs, advance)
+    return [(one, one.report(outcomes, is_full)) for one in chosen]
+
+
+def _print(reports: Sequence[tuple[Experiment, Report]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    for experiment, report in reports:
+        table = Table(
+            "number", "unit", "paper", "ours", "error", "fitted", title=experiment.title, title_justify="left"
+        )
+        for row in report.rows:
+            error = "-" if row.rel_error is None else f"{row.rel_error:+.1%}"
+            fitted = "yes" if row.fitted else ""
+            table.add_row(row.what, row.unit, _short(row.paper), _short(row.ours), error, fitted)
+        console.print(table)
+
+
+def _short(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _check_writable(flag: str, file: Path | None) -> None:
+    """Before minutes of simulation, not after."""
+    if file is not None and not file.parent.is_dir():
+        raise ConfigError(f"{flag}: {file.parent} is not a directory")
+    if file is not None and file.is_dir():
+        raise ConfigError(f"{flag}: {file} is a directory")
+
+
+def _write(flag: str, file: Path, text: str) -> None:
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{flag}: cannot write {file}: {error.strerror or error}") from None

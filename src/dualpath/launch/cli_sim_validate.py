@@ -1,0 +1,56 @@
+"""``dualpath sim validate``: is the simulator right about the cluster that runs here?"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from dualpath.config import load_config
+from dualpath.config.flags import add_flags, given_flags
+from dualpath.core.errors import ConfigError
+from dualpath.launch.cli_bench import check_writable, quiet_process
+from dualpath.launch.sim_validate_settings import ValidateSettings, check, reject_per_shape
+
+DESCRIPTION = """\
+Run the embedded cluster as bench rollout does, and the simulator on the same agents, sizes and limits; compare time to
+completion, times to first token and what every storage NIC moved. The model's costs are its profile's (measured first
+where there is none), what a request costs the host beside that is measured by one agent alone. All engines of the live
+cluster share this machine's cores, the simulated ones do not: choose --storage-nic-mbps low enough that reading, not
+computing, is what takes the time. Where policies look at load, the live system does not move the same bytes twice
+through a NIC, nor does the simulator when requests take a millisecond more: so it runs five times, and the live side as
+often as --repeat says. Exit code 1 if mean JCT is off by more than 10 %, or if what a NIC moved in the live runs and in
+the simulated ones lies more than 2 % apart. Every number is shown with its spread and error.
+"""
+
+
+def add(actions: Any) -> None:
+    parser = actions.add_parser(
+        "validate",
+        help="the simulator beside the live embedded cluster",
+        description=DESCRIPTION,
+        formatter_class=_Formatter,
+        usage="dualpath sim validate [options]",
+    )
+    add_flags(parser, ValidateSettings)
+    parser.set_defaults(run=_run)
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=32, width=110)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    given = given_flags(arguments, ValidateSettings)
+    reject_per_shape(given)
+    settings = load_config(ValidateSettings, None, given)
+    check(settings)
+    if not settings.model.dir.is_dir():
+        raise ConfigError(f"no such model directory: {settings.model.dir}")
+    quiet_process()
+    for flag, path in (("--json", settings.output.json), ("--write-spec", settings.output.write_spec)):
+        if path is not None:
+            check_writable(flag, path)
+    from dualpath.launch.sim_validate import run
+
+    return run(settings)

@@ -1,0 +1,80 @@
+"""``dualpath testbed rollout``: a testbed of its own, the rollout on it, and nothing left, whatever happens."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dualpath.launch.testbed.lifecycle import Testbed
+from dualpath.launch.testbed.rollout_driver import DriverOrder
+from dualpath.launch.testbed.rollout_processes import find_rclone
+from dualpath.launch.testbed.rollout_settings import TestbedRolloutSettings, check, testbed_spec
+from dualpath.launch.testbed.spec import SWITCH, TestbedSpec
+from dualpath.launch.testbed.system import require_tools
+
+_DRIVER_MODULE = "dualpath.launch.testbed.rollout_driver"
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def run(settings: TestbedRolloutSettings) -> int:
+    """Exit code as ``bench rollout``'s. Raises ConfigError where this machine cannot, KeyboardInterrupt on a signal."""
+    settings = check(settings)
+    spec = testbed_spec(settings)
+    require_tools()
+    find_rclone()
+    with (
+        _interrupted_by_signals(),
+        tempfile.TemporaryDirectory(prefix="dualpath-testbed-", ignore_cleanup_errors=True) as directory,
+        _own_testbed(spec) as testbed,
+    ):
+        return _drive(testbed, DriverOrder(settings, Path(directory)))
+
+
+def _drive(testbed: Testbed, order: DriverOrder) -> int:
+    process = subprocess.Popen(
+        testbed.command_on(SWITCH, [sys.executable, "-m", _DRIVER_MODULE]),
+        stdin=subprocess.PIPE,
+        env={**os.environ, **testbed.spec.environment(SWITCH)},
+        start_new_session=True,  # Ctrl-C comes to us, and we end everything
+    )
+    process.communicate(pickle.dumps(order))  # interrupted, it leaves the process to ``Testbed.down``
+    return process.returncode
+
+
+@contextmanager
+def _own_testbed(spec: TestbedSpec) -> Iterator[Testbed]:
+    testbed = Testbed.up(spec)
+    try:
+        yield testbed
+    finally:
+        with _undisturbed():
+            Testbed.down(spec.name)
+
+
+@contextmanager
+def _interrupted_by_signals() -> Iterator[None]:
+    """Both raise KeyboardInterrupt."""
+    before = {number: signal.signal(number, signal.default_int_handler) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """An impatient second Ctrl-C must not leave half a testbed; it takes seconds."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,178 @@
+"""Watches every NIC of a testbed by the kernel's counters while a system runs, and puts the program's beside them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dualpath.core.plan import Direction, Role
+from dualpath.core.stats import ClusterStats, EngineStats
+from dualpath.launch.testbed.counters import NicCounters, read_nics
+from dualpath.launch.testbed.spec import KV_NIC, STORAGE_NIC, TestbedSpec
+from dualpath.scheduler.service import Service
+
+SAMPLE_S = 1.0
+PEAK_S = 3.0  # a rate is looked at over so long: far beyond what the shapers' bursts can add
+_SETTLE_S, _POLL_S = 30.0, 0.1
+
+Pids = Mapping[str, int]  # host -> the process there
+
+
+@dataclass(slots=True)
+class NicWatch:
+    """(moment, all NICs) from the start of a run; the program's counters and CPU times at both ends of it."""
+
+    spec: TestbedSpec
+    samples: list[tuple[float, list[NicCounters]]] = field(default_factory=list)
+    stats: list[ClusterStats] = field(default_factory=list)
+    cpu_s: list[dict[str, float]] = field(default_factory=list)
+
+    def report(self) -> dict[str, Any]:
+        """What a system's entry in the JSON gains: ``nics``, ``nic_samples`` and ``cpu_s``."""
+        before, after = self.cpu_s
+        return {
+            "nics": self._nics(),
+            "nic_samples": {
+                "moments_s": [round(moment, 3) for moment, _ in self.samples],
+                **{f"{nic.host}/{nic.nic}": self._series(i) for i, nic in enumerate(self.samples[0][1])},
+            },
+            "cpu_s": {host: round(after[host] - before.get(host, 0.0), 2) for host in after},
+        }
+
+    def _nics(self) -> list[dict[str, Any]]:
+        out = []
+        for index, first in enumerate(self.samples[0][1]):
+            last = self.samples[-1][1][index]
+            received, sent = program_bytes(first.host, first.nic, *self.stats)
+            out.append(
+                {
+                    "host": first.host,
+                    "nic": first.nic,
+                    "rx_bytes": last.rx_bytes - first.rx_bytes,
+                    "tx_bytes": last.tx_bytes - first.tx_bytes,
+                    "program_rx_bytes": received,
+                    "program_tx_bytes": sent,
+                    "peak_rx_mbps": self._peak_mbps(index, "rx_bytes"),
+                    "peak_tx_mbps": self._peak_mbps(index, "tx_bytes"),
+                    "rate_mbps": _rate_mbps(self.spec, first),
+                }
+            )
+        return out
+
+    def _series(self, index: int) -> dict[str, list[int]]:
+        first = self.samples[0][1][index]
+        nics = [sample[index] for _, sample in self.samples]
+        return {
+            "rx_bytes": [nic.rx_bytes - first.rx_bytes for nic in nics],
+            "tx_bytes": [nic.tx_bytes - first.tx_bytes for nic in nics],
+        }
+
+    def _peak_mbps(self, index: int, counter: str) -> float:
+        """The highest mean rate over ``PEAK_S``; of a shorter run, over all of it."""
+        points = [(moment, getattr(sample[index], counter)) for moment, sample in self.samples]
+        best = 0.0
+        for i, (start_s, start) in enumerate(points):
+            moment, end = next((p for p in points[i:] if p[0] - start_s >= PEAK_S), points[-1])
+            if moment > start_s and (moment - start_s >= PEAK_S or i == 0):
+                best = max(best, (end - start) * 8e-6 / (moment - start_s))
+        return round(best, 1)
+
+
+def program_bytes(host: str, nic: str, before: ClusterStats, after: ClusterStats) -> tuple[int | None, int | None]:
+    """(received, sent) through a NIC as the engines have counted it; None where they do not.
+
+    KV is counted by who moves it, the prefill side; one decode node alone gets all of it.
+    """
+    gained = [(engine, _gain(engine, before)) for engine in after.engines]
+    if nic == STORAGE_NIC:
+        here = [gain for engine, gain in gained if engine.node_id == host] or [gain for _, gain in gained]
+        read, written = sum(gain.read for gain in here), sum(gain.written for gain in here)
+        return (read, written) if any(engine.node_id == host for engine, _ in gained) else (written, read)
+    if nic != KV_NIC:
+        return None, None
+    role = next(engine.role for engine, _ in gained if engine.node_id == host)
+    to_prefill, to_decode = Direction.DECODE_TO_PREFILL.value, Direction.PREFILL_TO_DECODE.value
+    if role is Role.PREFILL:
+        here = [gain for engine, gain in gained if engine.node_id == host]
+        return sum(gain.kv[to_prefill] for gain in here), sum(gain.kv[to_decode] for gain in here)
+    if len({engine.node_id for engine, _ in gained if engine.role is Role.DECODE}) > 1:
+        return None, None
+    return sum(gain.kv[to_decode] for _, gain in gained), sum(gain.kv[to_prefill] for _, gain in gained)
+
+
+@dataclass(frozen=True, slots=True)
+class _Gain:
+    read: int
+    written: int
+    kv: dict[str, int]
+
+
+def _gain(engine: EngineStats, before: ClusterStats) -> _Gain:
+    """Since ``before``; all of it where the engine's process is a new one."""
+    old = next((one for one in before.engines if one.engine_id == engine.engine_id), None)
+    if old is None or old.storage_read_bytes > engine.storage_read_bytes:
+        return _Gain(engine.storage_read_bytes, engine.storage_write_bytes, dict(engine.kv_transfer_bytes))
+    return _Gain(
+        engine.storage_read_bytes - old.storage_read_bytes,
+        engine.storage_write_bytes - old.storage_write_bytes,
+        {name: moved - old.kv_transfer_bytes[name] for name, moved in engine.kv_transfer_bytes.items()},
+    )
+
+
+@asynccontextmanager
+async def watching_nics(spec: TestbedSpec, service: Service, pids: Pids) -> AsyncIterator[NicWatch]:
+    """Samples from here to the end of the block, the last time when no request's writes are under way any more."""
+    watch, start_s = NicWatch(spec), time.monotonic()
+
+    async def sample() -> None:
+        nics = await asyncio.to_thread(read_nics, spec)
+        watch.samples.append((time.monotonic() - start_s, nics))
+
+    async def both_ends() -> None:
+        watch.stats.append(await service.stats())
+        watch.cpu_s.append(cpu_seconds(pids))
+
+    async def keep_sampling() -> None:
+        while True:
+            await asyncio.sleep(SAMPLE_S)
+            await sample()
+
+    await both_ends()
+    await sample()
+    task = asyncio.create_task(keep_sampling())
+    try:
+        yield watch
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+    async with asyncio.timeout(_SETTLE_S):
+        while (await service.stats()).num_running_requests:  # noqa: ASYNC110  (nothing says when)
+            await asyncio.sleep(_POLL_S)
+    await sample()
+    await both_ends()
+
+
+def cpu_seconds(pids: Pids) -> dict[str, float]:
+    """CPU time so far of the process on each host, kernel's share included."""
+    tick_s = 1 / os.sysconf("SC_CLK_TCK")
+    out = {}
+    for host, pid in pids.items():
+        with contextlib.suppress(OSError):
+            fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+            out[host] = (int(fields[11]) + int(fields[12])) * tick_s  # proc(5): utime and stime, after comm
+    return out
+
+
+def _rate_mbps(spec: TestbedSpec, nic: NicCounters) -> float | None:
+    """None: unlimited."""
+    if nic.nic != STORAGE_NIC:
+        return spec.compute_nic_mbps
+    return spec.storage_nic_mbps if spec.has_compute(nic.host) else None

@@ -1,0 +1,73 @@
+"""``dualpath plan``: an answer from end to end on a small cluster, and one line for every wrong question."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dualpath.launch.cli import main
+
+SPEC = """
+[cluster]
+engines_per_node = 2
+prefill_kv_bytes = 10000000000
+decode_kv_bytes = 60000000000
+[model]
+kv_bytes_per_token = 50000
+num_layers = 60
+prefill_base_s = 0.05
+prefill_token_s = 4e-5
+prefill_group_token_s = 1e-4
+decode_base_s = 0.02
+decode_per_request_s = 1e-3
+[workload]
+trace = "synth:32K"
+rounds = 6
+"""
+
+
+def test_a_cluster_is_recommended_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec, out, page = tmp_path / "spec.toml", tmp_path / "plan.json", tmp_path / "plan.html"
+    spec.write_text(SPEC)
+    flags = ["--spec", str(spec), "--aps", "2", "--max-nodes", "6", "--storage-nics", "1", "--systems", "shorter"]
+    flags += ["--price-per-gpu-hour", "2", "--workers", "1", "--seeds", "2", "--json", str(out), "--html", str(page)]
+    assert main(["plan", *flags]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("Recommended: ")
+    report = json.loads(out.read_text())
+    best = report["recommendation"]
+    assert best["holds"]
+    assert best["ttft_s"] <= 4
+    assert best["tpot_s"] <= 0.05
+    tokens_per_hour = best["tokens_per_s"] * 3600
+    assert best["price_per_million_tokens"] == pytest.approx(best["price_per_hour"] / tokens_per_hour * 1e6)
+    assert best["price_per_hour"] == 2 * best["candidate"]["num_gpus"]
+    assert report["other_seeds"]["seeds"] == [1, 2]
+    assert report["other_seeds"]["ttft_s"]["min"] <= report["other_seeds"]["ttft_s"]["max"] <= 4
+    assert page.read_text().startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ([], "--model"),
+        (["--model", "DS-27B"], "--gpu"),
+        (["--model", "DS-27B", "--gpu", "H800"], "--aps or --agents"),
+        (["--model", "nothing", "--gpu", "H800", "--aps", "1"], "nothing"),
+        (["--model", "DS-27B", "--gpu", "H800", "--aps", "1", "--staging", "many"], "--staging"),
+        (["--model", "DS-27B", "--gpu", "H800", "--aps", "1", "--storage-nics", "1.5"], "--storage-nics"),
+        (["--model", "DS-27B", "--gpu", "H800", "--aps", "1", "--systems", "oracle"], "oracle"),
+        (["--model", "DS-27B", "--gpu", "H800", "--aps", "1", "--max-jct-s", "9"], "max_jct_s"),
+        (["--model", "DS-27B", "--gpu", "H800", "--aps", "1", "--turns", "9"], "--append"),
+        (["--model", "DeepSeek-V3", "--gpu", "H800", "--aps", "1", "--max-nodes", "2"], "impossible cluster"),
+    ],
+)
+def test_a_wrong_question_is_one_line_and_exit_code_2(
+    flags: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", *flags]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1

@@ -1,0 +1,107 @@
+"""A comparison on real links: the tokens of one process, the kernel's counters, and nothing left at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dualpath.core.errors import ConfigError
+from dualpath.launch.cli import main
+from dualpath.launch.testbed import Testbed, lifecycle
+from dualpath.launch.testbed.rollout_processes import find_rclone
+from dualpath.launch.testbed.system import existing_namespaces, missing_kernel_features, processes_in
+
+NAME = f"dproll{os.getpid()}"
+WORKLOAD = "--trace synth:64K --scale 0.008 --agents 2 --rounds 3 --seed 1 --block-tokens 16 --threads-per-engine 1"
+PATIENCE_S = 60.0
+
+
+@pytest.fixture
+def _leaves_nothing() -> Iterator[None]:
+    if lacks := missing_kernel_features():
+        pytest.skip(f"needs a kernel with {', '.join(lacks)}")
+    try:
+        find_rclone()
+    except ConfigError as error:
+        pytest.skip(str(error))
+    before = existing_namespaces()
+    try:
+        yield
+        assert existing_namespaces() == before
+        assert not list(lifecycle.STATE_DIR.glob(f"*{NAME}*"))
+    finally:
+        Testbed.down(NAME)
+
+
+def rollout(verb: str, model_dir: Path, out: Path, more: str = "") -> dict[str, Any]:
+    assert main([verb, "rollout", "--model", str(model_dir), *WORKLOAD.split(), "--json", str(out), *more.split()]) == 0
+    report: dict[str, Any] = json.loads(out.read_text())
+    return report
+
+
+@pytest.mark.root
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.usefixtures("_leaves_nothing")
+def test_rollout(tiny_model_dir: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model_dir, page = tiny_model_dir("llama"), tmp_path / "page.html"
+    here = rollout("bench", model_dir, tmp_path / "here.json", "--systems split")["systems"]["split"]
+    flags = f"--systems basic,split --storage-nic-mbps 100 --compute-nic-mbps 400 --name {NAME} --html {page}"
+    report = rollout("testbed", model_dir, tmp_path / "there.json", flags)
+    assert report["settings"]["testbed"] == {"compute_nic_mbps": 400.0, "classes": "on", "name": NAME}
+    assert "peak" in capsys.readouterr().out
+    assert "Network interfaces" in page.read_text()
+    for system in ("basic", "split"):
+        there = report["systems"][system]
+        assert set(here) < set(there)
+        assert there["tokens_sha256"] == here["tokens_sha256"]
+        assert (there["recomputed_blocks"], there["retries"]) == (0, 0)
+        assert set(there["cpu_s"]) == {"storage", "pe0", "de0"}
+        check_counters({(nic["host"], nic["nic"]): nic for nic in there["nics"]}, there)
+    assert report["systems"]["basic"]["storage_read_bytes"]["de0"] == 0
+
+
+def check_counters(nics: dict[tuple[str, str], dict[str, Any]], run: dict[str, Any]) -> None:
+    """The program's count is what it reports elsewhere, and the kernel has seen it pass, with headers on top."""
+    assert set(nics) == {("storage", "s0"), *((host, nic) for host in ("pe0", "de0") for nic in ("s0", "c0", "kv0"))}
+    for host in ("pe0", "de0"):
+        assert nics[host, "s0"]["program_rx_bytes"] == run["storage_read_bytes"][host]
+    to_decode = run["kv_transfer_bytes"]["prefill_to_decode"]
+    assert nics["pe0", "kv0"]["program_tx_bytes"] == nics["de0", "kv0"]["program_rx_bytes"] == to_decode > 0
+    for nic in nics.values():
+        for way in ("rx", "tx"):
+            program = nic[f"program_{way}_bytes"]
+            if program is not None and program > 1_000_000:  # below, what is no payload shows
+                assert program <= nic[f"{way}_bytes"] < 1.15 * program, nic
+
+
+@pytest.mark.root
+@pytest.mark.slow
+@pytest.mark.usefixtures("_leaves_nothing")
+def test_ctrl_c_leaves_nothing(tiny_model_dir: Callable[[str], Path], tmp_path: Path) -> None:
+    scratch = Path(tempfile.mkdtemp(dir=tmp_path))
+    words = ["testbed", "rollout", "--model", str(tiny_model_dir("llama")), *WORKLOAD.split(), "--name", NAME]
+    command = [sys.executable, "-m", "dualpath", *words]
+    process = subprocess.Popen(command, env={**os.environ, "TMPDIR": str(scratch)}, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: len(processes_in({f"{NAME}-pe0", f"{NAME}-de0"})) == 2)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 130, said
+    assert not list(scratch.iterdir())
+
+
+def wait_for(is_true: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + PATIENCE_S
+    while not is_true():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
