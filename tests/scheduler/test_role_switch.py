@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -55,7 +57,7 @@ def test_whatever_the_demand_bounds_and_dwelling_are_kept(
     for _, role, left_prefill, left_decode in changes:
         assert (left_decode if role is Role.PREFILL else left_prefill) >= 2
     times = [now_s for now_s, *_ in changes]
-    assert all(later - earlier >= dwell_s for earlier, later in zip(times, times[1:], strict=False))
+    assert all(later - earlier >= dwell_s for earlier, later in pairwise(times))
 
 
 def test_a_shift_moves_nodes_there_and_back() -> None:

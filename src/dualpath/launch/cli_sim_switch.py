@@ -25,7 +25,7 @@ def add(actions: Any) -> None:
     switch.add_argument("--model", default="Qwen2.5-32B", metavar="NAME|FILE", help="(default: Qwen2.5-32B)")
     switch.add_argument("--gpu", default="H800", metavar="NAME", help="(default: H800)")
     switch.add_argument("--nodes", type=int, default=8, metavar="N", help="P + D (default: 8)")
-    switch.add_argument("--agents", type=int, default=300, metavar="N", help="(default: 300)")
+    switch.add_argument("--agents", type=int, default=400, metavar="N", help="(default: 400)")
     switch.add_argument("--turns", type=int, default=20, metavar="N", help="of each agent (default: 20)")
     switch.add_argument("--seed", type=int, default=0, metavar="N", help="of the load (default: 0)")
     switch.add_argument(
@@ -83,10 +83,9 @@ def _lines(found: SwitchStudy) -> list[str]:
     for row in found.changing:
         lines.append(_line(f"{row.num_prefill}P{found.num_nodes - row.num_prefill}D, changes", row))
     for row in found.changing:
-        lines.append(
-            f"beginning as {row.num_prefill}P{found.num_nodes - row.num_prefill}D: {best.jct_s / row.jct_s:.2f}x the best"
-            f" fixed ratio, {worst.jct_s / row.jct_s:.2f}x the worst"
-        )
+        start = f"{row.num_prefill}P{found.num_nodes - row.num_prefill}D"
+        gain, most = best.jct_s / row.jct_s, worst.jct_s / row.jct_s
+        lines.append(f"beginning as {start}: {gain:.2f}x the best fixed ratio, {most:.2f}x the worst")
     return lines
 
 

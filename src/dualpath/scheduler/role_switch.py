@@ -1,9 +1,9 @@
 """When should a node change between prefill and decode? Pure: measured demands in, at most one change out.
 
-The P/D ratio that a cluster was built with suits one workload; agents change theirs. (The paper leaves online adjustment
-of the ratio open, arXiv 2602.21548 section 8.1.) Both roles' demand is measured over a window in the same unit, *nodes*:
-how many nodes would serve it comfortably, queues included. A role's *pressure* is its demand over its nodes; the larger
-of the two is what users feel, and a change is worth while if it makes that smaller by a margin.
+The P/D ratio that a cluster was built with suits one workload; agents change theirs. (The paper leaves online
+adjustment of the ratio open, arXiv 2602.21548 section 8.1.) Both roles' demand is measured over a window in the same
+unit, *nodes*: how many would serve it comfortably, queues included. A role's *pressure* is its demand over its nodes;
+the larger of the two is what users feel, and a change is worth while if it makes that smaller by a margin.
 
 No flapping: let a node go from g (demand G, n_g nodes) to t (demand T, n_t nodes). That needs
 G / (n_g - 1) <= (1 - margin) * T / n_t. To go back at once, with the same demands, would need

@@ -27,12 +27,12 @@ SPREAD = 0.5  # lengths are uniform within this share of their mean, both ways
 class ShiftingLoad:
     """Mean tokens of a turn in the first and in the second half of every agent's turns."""
 
-    agents: int = 300
+    agents: int = 400
     turns: int = 20
-    read_append_tokens: int = 3000
+    read_append_tokens: int = 4000
     read_generate_tokens: int = 20
     write_append_tokens: int = 50
-    write_generate_tokens: int = 1000
+    write_generate_tokens: int = 400
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -93,7 +93,7 @@ def study(
     switch_s: float,
     progress: Callable[[str], None],
 ) -> SwitchStudy:
-    """All ratios of the spec's nodes; the changing cluster begins at the best fixed one, in the middle and at the worst."""
+    """All ratios of the spec's nodes; a changing cluster begins at the best fixed one, in the middle, at the worst."""
     shape, trajectories = spec.cluster, load.trajectories()
     num_nodes = shape.prefill_nodes + shape.decode_nodes
     base = replace(spec, workload=replace(spec.workload, agents=len(trajectories), aps=None))

@@ -22,7 +22,7 @@ from dualpath.launch.testbed.rollout_processes import find_rclone
 from dualpath.launch.testbed.system import existing_namespaces, missing_kernel_features, processes_in
 
 NAME = f"dproll{os.getpid()}"
-WORKLOAD = "--trace synth:64K --scale 0.008 --agents 2 --rounds 3 --seed 1 --block-tokens 16 --threads-per-engine 1"
+WORKLOAD = "--trace synth:64K --scale 0.03 --agents 3 --rounds 3 --seed 1 --block-tokens 16 --threads-per-engine 1"
 PATIENCE_S = 60.0
 
 
@@ -34,10 +34,9 @@ def _leaves_nothing() -> Iterator[None]:
         find_rclone()
     except ConfigError as error:
         pytest.skip(str(error))
-    before = existing_namespaces()
     try:
         yield
-        assert existing_namespaces() == before
+        assert not [name for name in existing_namespaces() if name.startswith(NAME)]
         assert not list(lifecycle.STATE_DIR.glob(f"*{NAME}*"))
     finally:
         Testbed.down(NAME)
@@ -53,13 +52,13 @@ def rollout(verb: str, model_dir: Path, out: Path, more: str = "") -> dict[str, 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 @pytest.mark.usefixtures("_leaves_nothing")
-def test_rollout(tiny_model_dir: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rollout(tiny_model_dir: Callable[[str], Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     model_dir, page = tiny_model_dir("llama"), tmp_path / "page.html"
     here = rollout("bench", model_dir, tmp_path / "here.json", "--systems split")["systems"]["split"]
     flags = f"--systems basic,split --storage-nic-mbps 100 --compute-nic-mbps 400 --name {NAME} --html {page}"
     report = rollout("testbed", model_dir, tmp_path / "there.json", flags)
     assert report["settings"]["testbed"] == {"compute_nic_mbps": 400.0, "classes": "on", "name": NAME}
-    assert "peak" in capsys.readouterr().out
+    assert "peak" in capfd.readouterr().out
     assert "Network interfaces" in page.read_text()
     for system in ("basic", "split"):
         there = report["systems"][system]
@@ -78,11 +77,11 @@ def check_counters(nics: dict[tuple[str, str], dict[str, Any]], run: dict[str, A
         assert nics[host, "s0"]["program_rx_bytes"] == run["storage_read_bytes"][host]
     to_decode = run["kv_transfer_bytes"]["prefill_to_decode"]
     assert nics["pe0", "kv0"]["program_tx_bytes"] == nics["de0", "kv0"]["program_rx_bytes"] == to_decode > 0
+    assert to_decode > 1_000_000  # below, what is no payload shows
+    assert to_decode <= nics["pe0", "kv0"]["tx_bytes"] < 1.05 * to_decode
     for nic in nics.values():
         for way in ("rx", "tx"):
-            program = nic[f"program_{way}_bytes"]
-            if program is not None and program > 1_000_000:  # below, what is no payload shows
-                assert program <= nic[f"{way}_bytes"] < 1.15 * program, nic
+            assert nic[f"{way}_bytes"] >= (nic[f"program_{way}_bytes"] or 0)
 
 
 @pytest.mark.root

@@ -17,11 +17,13 @@ body{max-width:1100px}
 .pair{display:grid;grid-template-columns:1fr 1fr;gap:12px}
 .pair h3,.alone h3{font-size:.9rem;margin:.2em 0;color:var(--dim);font-weight:600}
 .alone{max-width:640px}
-td.note{text-align:left;white-space:normal;min-width:16em;color:var(--dim)}
-td.what{text-align:left;white-space:normal;min-width:11em}
+td.note{text-align:left;white-space:normal;color:var(--dim);padding-top:0}
+td.what{text-align:left;white-space:normal}
+tr.noted td{border-bottom:none}
+.bars .mark{display:none}
 tr.off td.error{color:var(--mark);font-weight:600}
-@media (max-width:640px){.pair{grid-template-columns:1fr} td.note{min-width:13em}}
-@media print{td.note,td.what{min-width:0} section{break-inside:auto} figure{break-inside:avoid}}
+@media (max-width:640px){.pair{grid-template-columns:1fr}}
+@media print{section{break-inside:auto} figure{break-inside:avoid}}
 """
 
 
@@ -59,21 +61,23 @@ def _section(experiment: Experiment, report: Report) -> str:
 
 
 def _table(rows: Sequence[Row]) -> str:
-    head = "".join(f"<th>{name}</th>" for name in ("what", "unit", "paper", "ours", "error", "fitted", "note"))
+    head = "".join(f"<th>{name}</th>" for name in ("what", "paper", "ours", "error", "fitted"))
     body = "".join(_line(row) for row in rows)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _line(row: Row) -> str:
     error = row.rel_error
-    kind = ' class="off"' if error is not None and abs(error) > NEAR else ""
-    cells = (
-        f'<td class="what">{escape(row.what)}</td><td>{escape(row.unit)}</td>'
+    is_off = error is not None and abs(error) > NEAR
+    kinds = " ".join(name for name, holds in (("off", is_off), ("noted", bool(row.note))) if holds)
+    unit = f' <span class="dim">{escape(row.unit)}</span>' if row.unit else ""
+    line = (
+        f'<tr class="{kinds}"><td class="what">{escape(row.what)}{unit}</td>'
         f"<td>{_value(row.paper)}</td><td>{_value(row.ours)}</td>"
         f'<td class="error">{"-" if error is None else f"{error:+.1%}"}</td>'
-        f'<td>{"yes" if row.fitted else "no"}</td><td class="note">{escape(row.note)}</td>'
+        f"<td>{'yes' if row.fitted else 'no'}</td></tr>"
     )
-    return f"<tr{kind}>{cells}</tr>"
+    return line + (f'<tr><td class="note" colspan="5">{escape(row.note)}</td></tr>' if row.note else "")
 
 
 def _value(value: float | None) -> str:
@@ -87,9 +91,10 @@ def _figure(figure: Bars | Lines) -> str:
     ours = _bars(figure, figure.ours) if isinstance(figure, Bars) else _lines(figure, figure.ours)
     title = f"<figcaption>{escape(figure.title)}</figcaption>"
     if not figure.paper:
-        return f'<figure>{title}<div class="alone"><h3>ours</h3>{ours}</div></figure>'
+        return f'<figure>{title}<div class="alone bars"><h3>ours</h3>{ours}</div></figure>'
     both = f"<div><h3>paper</h3>{paper}</div><div><h3>ours</h3>{ours}</div>"
-    return f'<figure>{title}<div class="pair">{both}</div></figure>'
+    kind = "pair bars" if isinstance(figure, Bars) else "pair"
+    return f'<figure>{title}<div class="{kind}">{both}</div></figure>'
 
 
 def _bars(figure: Bars, values: Mapping[str, float]) -> str:

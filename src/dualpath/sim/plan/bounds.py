@@ -102,7 +102,7 @@ def turn_s(candidate: Candidate, cost: ModelCost, demand: Demand) -> float:
     """A mean turn on an idle cluster: read, forward, decode and the wait before it."""
     rate = candidate.snics * candidate.snic_gbps * 1e9 / 8
     read_s = demand.hit_tokens * cost.kv_bytes_per_token / rate
-    step_s = cost.decode.step_s(1, demand.prompt_tokens)
+    step_s = cost.decode.step_s(1, round(demand.prompt_tokens))
     return read_s + cost.prefill.base_s + demand.attention_s + demand.generate_tokens * step_s + demand.think_s
 
 

@@ -128,11 +128,9 @@ def _spec(
     if work.aps is None:
         return replace(spec, workload=replace(work, agents=max(1, round(work.agents / scale))))
     life = life_s or _life_guess_s(question, candidate)
-    window = {
-        "warm_up_s": min(max(WARM_LIVES * life, SHORTEST_S), LONGEST_S),
-        "duration_s": min(max(MEASURED_LIVES * life, SHORTEST_S), LONGEST_S),
-    }
-    return replace(spec, workload=replace(work, aps=work.aps / scale, **window))
+    warm_s = min(max(WARM_LIVES * life, SHORTEST_S), LONGEST_S)
+    measured_s = min(max(MEASURED_LIVES * life, SHORTEST_S), LONGEST_S)
+    return replace(spec, workload=replace(work, aps=work.aps / scale, warm_up_s=warm_s, duration_s=measured_s))
 
 
 def _watch(simulation: Simulation) -> Gauges:
