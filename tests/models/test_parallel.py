@@ -51,7 +51,7 @@ class PrefillTogether:
 
 
 def start(model_dir: Path) -> ParallelModel:
-    return start_leader(model_dir, WORLD, dtype="float32", fingerprint="00", timeout_s=30.0)
+    return start_leader(model_dir, WORLD, dtype="float32", fingerprint="00", timeout_s=100.0)
 
 
 def tokens(draw: random.Random, count: int) -> list[int]:

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 MIB = 2**20
-COLUMNS = ("host", "NIC", "Mbit/s", "received", "program", "sent", "program", "peak rx", "peak tx")
-UNITS = ("", "", "limit", "MiB", "MiB", "MiB", "MiB", "Mbit/s", "Mbit/s")
+COLUMNS = ("host", "NIC", "limit", "rx", "program", "tx", "program", "peak rx", "peak tx")
+UNITS = ("", "", "Mbit/s", "MiB", "MiB", "MiB", "MiB", "Mbit/s", "Mbit/s")
 NOTE = (
     "MiB by the kernel (headers and retransmissions included) beside the payload that the engines counted; peak: the "
     "highest mean rate over 3 s. c0 includes kv0."

@@ -39,7 +39,7 @@ class EngineStats:
 
 @dataclass(frozen=True, slots=True)
 class NodeStats:
-    """A node as its scheduler sees it. Rates are what was configured, in bytes per second each direction; None: unknown."""
+    """A node as its scheduler sees it. Rates are those configured, in bytes per second each way; None: unknown."""
 
     node_id: NodeId
     role: Role

@@ -26,6 +26,7 @@ from dualpath.sim.workload import arrivals
 
 SLOWER_THAN_IDLE = 1.2  # a loaded cluster's turns, as long as nothing has been measured
 WARM_LIVES, MEASURED_LIVES = 1.0, 0.3  # windows, in mean lives of an agent
+CHECK_WARM_LIVES = 2.0  # where the life has been measured: lives vary, and the long ones fill the cluster last
 SHORTEST_S, LONGEST_S = 120.0, 3600.0
 LOOK_S = 5.0  # between looks at memory, offline
 DEMAND_AGENTS = 200  # for the means: as good as all
@@ -128,7 +129,8 @@ def _spec(
     if work.aps is None:
         return replace(spec, workload=replace(work, agents=max(1, round(work.agents / scale))))
     life = life_s or _life_guess_s(question, candidate)
-    warm_s = min(max(WARM_LIVES * life, SHORTEST_S), LONGEST_S)
+    lives = WARM_LIVES if life_s is None else CHECK_WARM_LIVES
+    warm_s = min(max(lives * life, SHORTEST_S), LONGEST_S)
     measured_s = min(max(MEASURED_LIVES * life, SHORTEST_S), LONGEST_S)
     return replace(spec, workload=replace(work, aps=work.aps / scale, warm_up_s=warm_s, duration_s=measured_s))
 
