@@ -122,7 +122,9 @@ def test_decode_keeps_to_room_and_to_z(lengths: list[int], engines: list[EngineS
 
 
 def test_z_is_the_papers() -> None:
-    assert balance_limit_tokens([200, 200, 200], tokens=[100, 200], free=[300, 200]) == pytest.approx(1.05 * (400 + 300) / 2)
+    assert balance_limit_tokens([200, 200, 200], tokens=[100, 200], free=[300, 200]) == pytest.approx(
+        1.05 * (400 + 300) / 2
+    )
 
 
 def test_decode_without_engines_assigns_nothing() -> None:

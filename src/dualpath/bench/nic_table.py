@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 MIB = 2**20
-COLUMNS = ("host", "NIC", "limit", "rx", "program", "tx", "program", "peak rx", "peak tx")
-UNITS = ("", "", "Mbit/s", "MiB", "MiB", "MiB", "MiB", "Mbit/s", "Mbit/s")
+COLUMNS = ("host", "NIC", "limit", "rx", "program", "peak", "tx", "program", "peak")
+UNITS = ("", "", "Mbit/s", "MiB", "MiB", "Mbit/s", "MiB", "MiB", "Mbit/s")
 NOTE = (
     "MiB by the kernel (headers and retransmissions included) beside the payload that the engines counted; peak: the "
     "highest mean rate over 3 s. c0 includes kv0."
@@ -22,19 +22,16 @@ def nic_rows(report: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
     """(system, one cell for every column)."""
     for name, one in report["systems"].items():
         for nic in one.get("nics", ()):
-            yield (
-                name,
-                [nic["host"], nic["nic"], _rate(nic["rate_mbps"]), *_both(nic, "rx"), *_both(nic, "tx"), *_peaks(nic)],
-            )
+            yield name, [nic["host"], nic["nic"], _rate(nic["rate_mbps"]), *_one_way(nic, "rx"), *_one_way(nic, "tx")]
 
 
-def _both(nic: Mapping[str, Any], way: str) -> tuple[str, str]:
+def _one_way(nic: Mapping[str, Any], way: str) -> tuple[str, str, str]:
     program = nic[f"program_{way}_bytes"]
-    return f"{nic[f'{way}_bytes'] / MIB:.1f}", "-" if program is None else f"{program / MIB:.1f}"
-
-
-def _peaks(nic: Mapping[str, Any]) -> tuple[str, str]:
-    return f"{nic['peak_rx_mbps']:.0f}", f"{nic['peak_tx_mbps']:.0f}"
+    return (
+        f"{nic[f'{way}_bytes'] / MIB:.1f}",
+        "-" if program is None else f"{program / MIB:.1f}",
+        f"{nic[f'peak_{way}_mbps']:.0f}",
+    )
 
 
 def _rate(mbps: float | None) -> str:
