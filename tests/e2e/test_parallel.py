@@ -12,6 +12,8 @@ from dualpath.core.errors import ConfigError
 from dualpath.models.init import init_model
 from tests.e2e.cluster_kit import all_zero, cluster, conversations, hold, settings
 
+pytestmark = pytest.mark.timeout(300)  # processes that import torch, on machines with other work
+
 NUM_TURNS = 4
 
 

@@ -23,6 +23,8 @@ from dualpath.models.parallel.shard_stream import packed
 from dualpath.models.parallel.shares import HeadShares
 from dualpath.models.seam import DecodeBatch, Model, ModelSpec, PrefillItem
 
+pytestmark = pytest.mark.timeout(300)  # processes that import torch, on machines with other work
+
 WORLD = 2
 FAST = ("llama", "qwen3", "qwen3_moe", "deepseek_v2")
 FAMILIES = [f if f in FAST else pytest.param(f, marks=pytest.mark.slow) for f in PARALLEL_FAMILIES]

@@ -16,7 +16,7 @@ import httpx
 
 from dualpath.core.errors import DualPathError
 
-START_DEADLINE_S = 120.0
+START_DEADLINE_S = 300.0  # a loaded machine takes minutes to import torch
 STOP_DEADLINE_S = 30.0
 
 
