@@ -69,7 +69,9 @@ def _million(outcomes: Outcomes, _: bool) -> Report:
         Row("beyond_1m.gain", "DualPath against layerwise prefill, JCT", "times", None, gain, False,
             f"{layers.jct_s:.0f} s to {shorter.jct_s:.0f} s"),
     ]  # fmt: skip
-    text = "660B, 1P2D, 48 agents, 24 turns of the 64K trace, lengths times 16; 1 TB of staging, 120 GB of decode HBM."
+    text = (
+        "660B, 1P2D, 48 agents, 24 turns at 16 times the lengths (up to 543K tokens), 1 TB staging, 120 GB decode HBM."
+    )
     return Report(rows, text=text)
 
 

@@ -8,7 +8,6 @@ from dualpath.sim.paper.run import Run
 
 FULL_FACTORS, REDUCED_FACTORS = (1.0, 1.5, 2.0, 3.0), (1.0, 3.0)
 SCALES = {"append": "workload.append_scale", "generate": "workload.generate_scale"}
-WHY = "longer appends bring fewer turns' worth of reading per FLOP, so here the gain shrinks: a conflict with the text"
 
 
 def factors(is_full: bool) -> tuple[float, ...]:
@@ -35,7 +34,7 @@ def _report(outcomes: Outcomes, is_full: bool) -> Report:
     over = [gains["append", factor] for factor in factors(is_full)]
     rows = [
         Row("fig9.append.low", "appends x1..x3, Basic/DualPath, smallest", "", 1.82, min(over), False,
-            "; ".join(part for part in (where, WHY) if part)),
+            where),
         Row("fig9.append.high", "appends x1..x3, Basic/DualPath, largest", "", 1.99, max(over), False, where),
         Row("fig9.generate.x3", "generations x3, Basic/DualPath", "", None, gains["generate", 3.0], False,
             "; ".join(part for part in (where, "the paper gives no number; decoding hides reading") if part)),
