@@ -22,7 +22,7 @@ NAMES = {"basic": "Basic", "shorter": "DualPath"}
 TTFT_SLO_S = 4.0
 BASIC_WHY = (
     "does not reproduce: at 0.20 APS the storage NICs of two prefill nodes are about half busy, so bandwidth alone is"
-    " not the limit; less HBM for KV would give it, but then offline Basic would be 2.3-2.9 times slower, not 1.87"
+    " not the limit; less HBM for KV would give it, but then Basic would be too slow offline"
 )
 
 
