@@ -29,7 +29,7 @@ help: ## show this
 	@echo "make TARGET; the first one also installs what is needed into .venv (2-5 minutes, about 1.5 GB)"
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  \1\t/' | expand -t 12
 
-demo: $(READY) ## see it work on this machine (about 2 minutes)
+demo: $(READY) ## see it work on this machine (about 3 minutes)
 	@$(PY) -m dualpath demo $(ARGS)
 
 test: $(READY) ## run all tests (about 10 minutes; ARGS="-k name" for some)
