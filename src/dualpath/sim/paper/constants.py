@@ -114,7 +114,7 @@ _27B = (
              "fitted: more breaks DualPath 2P1D = DualPath 1P2D", True),
     Constant("cluster.prefill_kv_bytes", 9_000_000_000, "bytes", "HBM of a prefill GPU for KV", "assumed"),
     Constant("cluster.decode_kv_bytes", 65_000_000_000, "bytes", "HBM of a decode GPU for KV",
-             "80 GB less 27 GB of FP8 weights, over EP; raised from 50 so that Basic 2P1D is not short of it", True),
+             "fitted: 80 GB less 27 GB of FP8 weights, raised from 50 until Basic 2P1D is not short of it", True),
     Constant("scheduler.admission_s", 0.1, "s", "client to scheduler's queue", "assumed"),
     Constant("scheduler.handover_s", 0.02, "s", "from prefill to decode beside the transfers", "assumed"),
     _STAGING, _DECODE_GROUP, _MEMORY,
