@@ -11,6 +11,7 @@ READY := .venv/.installed
 PIP := $(PY) -m pip --disable-pip-version-check
 TORCH ?=
 ARGS ?=
+JOBS ?= 2
 
 # The first interpreter that is recent enough and can make a virtual environment. A pyenv shim may exist and not run.
 define FIND_PYTHON
@@ -34,7 +35,7 @@ demo: $(READY) ## see it work on this machine (about 3 minutes)
 
 test: $(READY) ## run all tests (about 10 minutes; ARGS="-k name" for some)
 	@echo "== tests (about 10 minutes on 2 cores)"
-	@$(PY) -m pytest $(ARGS)
+	@$(PY) -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
 
 lint: $(READY) ## style, types and import contracts (about a minute)
 	@code=0; \

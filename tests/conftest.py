@@ -35,11 +35,18 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], 
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what this machine cannot run; the reasons appear in the summary."""
+    """Skip what this machine cannot run; the reasons appear in the summary. Say which tests may not run side by side."""
     for item in items:
+        item.add_marker(pytest.mark.xdist_group(_group(item)))
         for mark, missing in (("gpu", _no_gpu), ("root", _no_root), ("ray", _no_ray)):
             if item.get_closest_marker(mark) and (reason := missing()):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _group(item: pytest.Item) -> str:
+    """With ``-n``, tests of one group follow each other: those of a file, and all that start a cluster of processes."""
+    is_cluster = any(item.get_closest_marker(mark) for mark in ("root", "ray"))
+    return "cluster" if is_cluster else str(item.path)
 
 
 @cache

@@ -23,7 +23,7 @@ def test_a_lost_engine_sends_it_back_to_the_queue_and_times_add_up():
     assert timeline.durations_s(99) == {"queued": 8.0, "placed": 2.0}
 
 
-@pytest.mark.parametrize("phase", list(TERMINAL))
+@pytest.mark.parametrize("phase", sorted(TERMINAL))
 def test_nothing_follows_an_end(phase):
     assert LEGAL[phase] == frozenset()
     timeline = Timeline([(Phase.QUEUED, 0.0), (phase, 1.0)])
