@@ -35,7 +35,7 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], 
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what this machine cannot run; the reasons appear in the summary. Say which tests may not run side by side."""
+    """Skip what this machine cannot run, the reasons are in the summary; say which tests may not run side by side."""
     for item in items:
         item.add_marker(pytest.mark.xdist_group(_group(item)))
         for mark, missing in (("gpu", _no_gpu), ("root", _no_root), ("ray", _no_ray)):
