@@ -12,7 +12,7 @@ from dualpath.sim.paper.catalogue import EXPERIMENTS, choose
 from dualpath.sim.paper.constants import CONSTANTS, constants_json, model_spec
 from dualpath.sim.paper.page import render
 from dualpath.sim.paper.rows import Bars, Lines, Report, Row
-from dualpath.sim.paper.run import Run
+from dualpath.sim.paper.run import Run, traffic_max_avg
 
 
 def test_relative_error_needs_both_numbers() -> None:
@@ -113,3 +113,11 @@ def test_page_stands_alone_and_escapes() -> None:
     assert "-2.5" in page
     assert "http" not in page
     assert "reduced size" in page
+
+
+def test_balance_counts_a_window_with_what_moved_in_it() -> None:
+    series = {"a": [9.0, 3.0, 1.0], "b": [3.0, 5.0, 0.0]}
+    assert traffic_max_avg(series, 1) == pytest.approx((9 + 5 + 1) / (6 + 4 + 0.5))
+    assert traffic_max_avg(series, 2) == pytest.approx(12 / 10)  # the last window is not whole
+    assert traffic_max_avg({"a": [0.0], "b": [0.0]}, 1) is None
+    assert traffic_max_avg({}, 1) is None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
 
 from dualpath.core.errors import ConfigError
 from dualpath.sim.paper.constants import model_spec
@@ -12,6 +14,7 @@ from dualpath.sim.results import rollout_json, serving_json
 from dualpath.sim.simulation import simulate
 from dualpath.sim.spec import SimSpec
 
+BALANCE_WINDOW_S = 5.0
 Setting = tuple[str, float | str]  # "table.key" and its value, beside the model's constants
 
 
@@ -59,7 +62,8 @@ class Outcome:
     ttft_p99_s: float | None = None
     ttst_s: float | None = None
     tpot_s: float | None = None
-    snic_max_avg: float | None = None
+    snic_max_avg: float | None = None  # mean over the windows of the series
+    snic_traffic_max_avg: float | None = None  # of the bytes, in windows of BALANCE_WINDOW_S
     attention_first: float | None = None
     requests: int = 0
     working_set_bytes: float = 0.0
@@ -86,6 +90,7 @@ def execute(run: Run) -> Outcome:
         ttst_s=found["ttst_s"].get("mean"),
         tpot_s=found["tpot_s"].get("mean"),
         snic_max_avg=found["snic_max_avg"],
+        snic_traffic_max_avg=traffic_max_avg(found["nic_series"], round(BALANCE_WINDOW_S / spec.output.window_s)),
         attention_first=found["attention_max_avg"],
         requests=found["requests"],
         working_set_bytes=found["working_set_bytes"]["mean"],
@@ -95,3 +100,17 @@ def execute(run: Run) -> Outcome:
         phases_s={name: one["mean"] for name, one in found["phases_s"].items()},
         utilisation=found["utilisation"],
     )
+
+
+def traffic_max_avg(series: Mapping[str, Sequence[float]], windows: int) -> float | None:
+    """Bytes of every window's most loaded node over bytes of its mean node, both summed over all windows.
+
+    ``windows`` of the series, which are of one length, are taken together. A window counts with what moved in it, so
+    that a second with a single read, which is never balanced, hardly does. None: nothing moved.
+    """
+    whole = min((len(one) for one in series.values()), default=0) // windows * windows
+    loads = np.array([one[:whole] for one in series.values()])
+    if not loads.any():
+        return None
+    loads = loads.reshape(len(loads), -1, windows).sum(axis=2)
+    return float(loads.max(axis=0).sum() / loads.mean(axis=0).sum())
