@@ -35,7 +35,7 @@ demo: $(READY) ## see it work on this machine (about 3 minutes)
 
 test: $(READY) ## run all tests (about 10 minutes; ARGS="-k name" for some)
 	@echo "== tests (about 10 minutes on 2 cores)"
-	@$(PY) -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
+	@$(PY) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 lint: $(READY) ## style, types and import contracts (about a minute)
 	@code=0; \

@@ -9,9 +9,11 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import fcntl
 import importlib.util
 import shutil
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -34,20 +36,23 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], 
     return make
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what this machine cannot run, the reasons are in the summary; say which tests may not run side by side."""
+    """Skip what this machine cannot run; the reasons appear in the summary."""
     for item in items:
-        item.add_marker(pytest.mark.xdist_group(_group(item)))
         for mark, missing in (("gpu", _no_gpu), ("root", _no_root), ("ray", _no_ray)):
             if item.get_closest_marker(mark) and (reason := missing()):
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
-def _group(item: pytest.Item) -> str:
-    """With ``-n``, tests of one group follow each other: those of a file, and all that start a cluster of processes."""
-    is_cluster = any(item.get_closest_marker(mark) for mark in ("root", "ray"))
-    return "cluster" if is_cluster else str(item.path)
+@pytest.fixture(autouse=True)
+def _one_testbed_at_a_time(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Tests that make namespaces look at the machine's: with ``-n`` they wait for each other."""
+    if request.node.get_closest_marker("root") is None or request.node.get_closest_marker("skip") is not None:
+        yield
+        return
+    with open(Path(tempfile.gettempdir()) / "dualpath-test-root.lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import gc
 import os
 import resource
 import subprocess
@@ -39,10 +40,11 @@ def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
     io = FileIo(store, agent, max_open=20, doubt_s=0.05)
     staging = torch.zeros((NUM_SLOTS, OBJECT_BYTES), dtype=torch.uint8)
     agent.register_memory(staging, backends=["POSIX"])
+    gc.collect()  # what earlier tests left to be closed
     num_before = num_open_files()
     yield Bench(store, io, staging, agent)
     io.close()
-    assert num_open_files() == num_before, "descriptors leak"
+    assert num_open_files() <= num_before, "descriptors leak"
     assert list(tmp_path.rglob("*.tmp.*")) == [], "temporaries leak"
 
 
