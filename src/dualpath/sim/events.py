@@ -77,6 +77,18 @@ class Wake(Event):
         return self.life.prefill.begin_forward(self.group, self.time_s)
 
 
+class HalfWay(Event):
+    """Half the layers of a prefill group's batches are done."""
+
+    __slots__ = ("group", "life")
+
+    def __init__(self, time_s: float, life: Life, group: PrefillGroup) -> None:
+        self.time_s, self.life, self.group = time_s, life, group
+
+    def fire(self) -> Events:
+        return self.life.prefill.half_way(self.group, self.time_s)
+
+
 class ForwardEnd(Event):
     """A prefill group has computed its batches, and their KV has moved."""
 

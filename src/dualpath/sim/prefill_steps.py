@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from dualpath.scheduler.systems import SystemPolicy
 from dualpath.sim.agenda import NOTHING, Event, Events
-from dualpath.sim.events import ForwardEnd, Wake
+from dualpath.sim.events import ForwardEnd, HalfWay, Wake
 from dualpath.sim.prefill import PrefillGroup, move
 from dualpath.sim.request import Request
 
@@ -22,6 +22,7 @@ class PrefillSteps:
         self._life = life
         self._streams, self._skips_io = policy.streams_layers, policy.skips_io
         self._stages_late = not reserves and not policy.skips_io
+        self._stages_by_layer = self._stages_late and policy.streams_layers
 
     # -- 5: forward ---------------------------------------------------------------------------------------------------
 
@@ -42,15 +43,32 @@ class PrefillSteps:
                     self._start(request, now_s)
         group.busy_s += compute_s
         self._life.observer.forward(group, now_s, end_s)
-        return (ForwardEnd(end_s, self._life, group),)
+        end = ForwardEnd(end_s, self._life, group)
+        return (HalfWay((now_s + end_s) / 2, self._life, group), end) if self._stages_by_layer else (end,)
 
     def _start(self, request: Request, now_s: float) -> None:
-        """Its first forward: the decode buffer takes the whole prompt from now on."""
+        """Its first forward: where whole requests are moved, the decode buffer takes the whole prompt from now on."""
         request.started_s = now_s
-        if self._stages_late:
-            more = self._life.reader.prompt_tokens(request) - request.staged
-            request.staged += more
-            request.decode.node.staging.force(more)
+        if self._stages_late and not self._stages_by_layer:
+            self._stage_whole(request)
+
+    def _stage_whole(self, request: Request) -> None:
+        more = self._life.reader.prompt_tokens(request) - request.staged
+        request.staged += more
+        request.decode.node.staging.force(more)
+
+    def half_way(self, group: PrefillGroup, now_s: float) -> Events:
+        """Layer after layer leaves the prefill buffers and fills the decode buffers, at an even pace: moving all of it
+        in the middle of the forward takes as much memory for as long as moving a layer at a time."""
+        events: list[Event] = []
+        for batch in group.batches:
+            for request, num_new in batch:
+                if request.is_over:
+                    continue
+                self._stage_whole(request)
+                if request.computed + num_new >= request.prompt:
+                    events += self._leave_staging(request, now_s)
+        return events
 
     def _load(self, group: PrefillGroup, now_s: float) -> float:
         """When the batches' KV has moved: in both directions, where that overlaps with compute."""
@@ -99,13 +117,17 @@ class PrefillSteps:
         """Give the prefill engine's memory back; others may have waited for it."""
         life, engine = self._life, request.prefill
         life.placer.release_prefill(request)
-        events: Events = NOTHING
-        if request.prefill_hit:
-            served = engine.node.staging.release(request.prefill_hit)
-            if served:
-                events = life.prefill_staging_free(served, now_s)
+        events = self._leave_staging(request, now_s)
         if not self._streams:
             served = engine.kv.release(life.reader.prompt_tokens(request))
             if served:
                 events = [*events, *life.prefill_memory_free(served, now_s)]
         return events
+
+    def _leave_staging(self, request: Request, now_s: float) -> Events:
+        """Give the prefill buffer back; others may have waited for it."""
+        if not request.prefill_staged:
+            return NOTHING
+        served = request.prefill.node.staging.release(request.prefill_staged)
+        request.prefill_staged = 0
+        return self._life.prefill_staging_free(served, now_s) if served else NOTHING

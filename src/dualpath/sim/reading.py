@@ -87,6 +87,7 @@ class Reader:
     def read(self, request: Request, now_s: float) -> list[Request]:
         """It has all memory: read both shares."""
         request.reading_s = ready_s = now_s
+        request.prefill_staged = request.prefill_hit
         prefill, decode = request.prefill, request.decode
         if request.prefill_hit:
             ready_s = self._read_share("prefill", prefill.node, request.prefill_hit, now_s)

@@ -35,6 +35,7 @@ class Request:
         "prefill",
         "prefill_hit",
         "prefill_load",
+        "prefill_staged",
         "prompt",
         "pushed",
         "queued_s",
@@ -68,6 +69,7 @@ class Request:
         self.generate = generate
         self.hit = self.computed = hit  # tokens on storage, whole blocks; tokens whose KV exists: those, and forwards'
         self.prefill_hit = self.decode_hit = 0  # hit tokens read on each side
+        self.prefill_staged = 0  # prefill staging memory that it holds
         self.staged = -1  # decode staging memory that it holds or waits for; negative: it has not asked yet
         self.sent = 0  # tokens that earlier engines, since lost, have generated: they are in the prompt now
         self.pushed = False  # the hits read on the prefill side are in the decode buffer

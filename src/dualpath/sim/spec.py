@@ -180,7 +180,8 @@ class SchedulerSpec(Table):
         "reserved",
         choices=("reserved", "on_demand"),
         help="reserved: as the live system, decode staging memory for the whole prompt before its read, decode device"
-        " memory from the assignment on; on_demand: as the paper describes, each when KV comes to be there",
+        " memory from the assignment on; on_demand: as the paper describes, each when KV comes to be there, a layer"
+        " at a time",
     )
     writes_hold_staging: bool = setting(
         False,
