@@ -39,7 +39,7 @@ def online_660b(is_full: bool, system: str, aps: float) -> Run:
     return Run("660B", system, 1, 2, aps=aps / 2, settings=REDUCED_WINDOW)
 
 
-REDUCED_WINDOW: tuple[Setting, ...] = (("workload.warm_up_s", 900.0), ("workload.duration_s", 300.0))
+REDUCED_WINDOW: tuple[Setting, ...] = (("workload.warm_up_s", 1500.0), ("workload.duration_s", 600.0))
 
 
 def note(is_full: bool, reduced: str, text: str = "") -> str:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from dualpath.sim.paper.experiment import REDUCED_660B, Experiment, Outcomes, note, online_660b, run_660b
+from dualpath.sim.paper.experiment import (
+    REDUCED_660B,
+    REDUCED_WINDOW,
+    Experiment,
+    Outcomes,
+    note,
+    online_660b,
+    run_660b,
+)
 from dualpath.sim.paper.rows import Report, Row, bars_of
 from dualpath.sim.paper.run import Run
 
 SMALL_APS, LARGE_APS, TIMES = 0.4, 8.8, 22
 REDUCED_TIMES = 3  # of the reduced small cluster: 3P6D
-WINDOW = (("workload.warm_up_s", 900.0), ("workload.duration_s", 300.0))
 
 
 def _small(is_full: bool) -> Run:
@@ -23,8 +30,10 @@ def _large(is_full: bool) -> Run:
 
 def _large_online(is_full: bool) -> Run:
     if is_full:
-        return Run("660B", "shorter", 44, 88, aps=LARGE_APS, settings=WINDOW)
-    return Run("660B", "shorter", REDUCED_TIMES, 2 * REDUCED_TIMES, aps=SMALL_APS / 2 * REDUCED_TIMES, settings=WINDOW)
+        return Run("660B", "shorter", 44, 88, aps=LARGE_APS, settings=REDUCED_WINDOW)
+    return Run(
+        "660B", "shorter", REDUCED_TIMES, 2 * REDUCED_TIMES, aps=SMALL_APS / 2 * REDUCED_TIMES, settings=REDUCED_WINDOW
+    )
 
 
 def _runs(is_full: bool) -> list[Run]:
