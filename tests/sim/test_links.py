@@ -129,8 +129,8 @@ def test_time_does_not_go_back() -> None:
 
 def test_the_reading_queue_counts_what_is_planned_until_it_is_read() -> None:
     nic = StorageNic(100.0, window_s=1.0)
-    nic.queue(10)
-    nic.queue(20)
+    nic.queued_tokens += 10
+    nic.queued_tokens += 20
     assert nic.queue_tokens(0.0) == 30
     assert [nic.read(0.0, 150, 10), nic.read(0.0, 100, 20)] == [1.5, 2.5]
     assert [nic.queue_tokens(now_s) for now_s in (1.4, 1.5, 2.4, 2.5)] == [30, 20, 20, 0]

@@ -7,7 +7,6 @@ Z = 1.05 times the mean load that R leaves behind; below Z, fewest requests wins
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from dualpath.core.ids import EngineId
@@ -23,14 +22,12 @@ def choose_group(group_tokens: Mapping[GroupId, int]) -> GroupId | None:
 
 def assign_groups(request_tokens: Iterable[int], group_tokens: Mapping[GroupId, int]) -> list[GroupId]:
     """Phase 1 of many requests: what ``choose_group`` says of each in turn, its tokens added to its group's."""
-    names = list(group_tokens)
-    ranked = [(tokens, index) for index, tokens in enumerate(group_tokens.values())]
-    heapq.heapify(ranked)
+    names, tokens = list(group_tokens), list(group_tokens.values())
     chosen = []
-    for length in request_tokens if ranked else ():
-        tokens, index = ranked[0]
+    for length in request_tokens if names else ():
+        index = tokens.index(min(tokens))
         chosen.append(names[index])
-        heapq.heapreplace(ranked, (tokens + length, index))
+        tokens[index] += length
     return chosen
 
 
@@ -68,10 +65,14 @@ def assign_decode(request_tokens: Collection[int], engines: Sequence[EngineLoad]
     requests = [engine.num_requests for engine in engines]
     free = [engine.free_device_tokens for engine in engines]
     limit = balance_limit_tokens(request_tokens, tokens, free)
+    indices = range(len(tokens))
     for length in request_tokens:
-        chosen = _most_suitable(length, limit, tokens, requests, free)
-        if chosen is None:
-            return
+        _, load, chosen = min(zip(requests, tokens, indices, strict=True))  # the best of all, if it qualifies
+        if free[chosen] < length or load + length > limit:
+            found = _most_suitable(length, limit, tokens, requests, free)
+            if found is None:
+                return
+            chosen = found
         tokens[chosen] += length
         requests[chosen] += 1
         free[chosen] -= length
@@ -82,9 +83,6 @@ def _most_suitable(
     length: int, limit: float, tokens: Sequence[int], requests: Sequence[int], free: Sequence[int]
 ) -> int | None:
     """Of the engines with room: within the limit that of fewest requests, then tokens; else that of fewest tokens."""
-    _, load, index = min(zip(requests, tokens, range(len(tokens)), strict=True))
-    if free[index] >= length and load + length <= limit:
-        return index  # the best of all is the best of those that qualify
     roomy = [index for index, room in enumerate(free) if room >= length]
     balanced = [(requests[index], tokens[index], index) for index in roomy if tokens[index] + length <= limit]
     if balanced:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import NamedTuple
 
 from dualpath.core.errors import ConfigError
@@ -30,12 +31,15 @@ class PathQuestion(NamedTuple):
 PathPolicy = Callable[[PathQuestion], ReadPlan]
 
 
+_plan = lru_cache(maxsize=1 << 16)(ReadPlan)  # plans are values: requests with the same numbers share one
+
+
 def read_on_prefill(question: PathQuestion) -> ReadPlan:
-    return ReadPlan(question.num_hit_blocks, question.num_hit_blocks)
+    return _plan(question.num_hit_blocks, question.num_hit_blocks)
 
 
 def read_on_decode(question: PathQuestion) -> ReadPlan:
-    return ReadPlan(question.num_hit_blocks, 0)
+    return _plan(question.num_hit_blocks, 0)
 
 
 def read_alternating(question: PathQuestion) -> ReadPlan:
@@ -44,9 +48,8 @@ def read_alternating(question: PathQuestion) -> ReadPlan:
 
 def read_on_shorter(question: PathQuestion) -> ReadPlan:
     """The side with the shorter reading queue (paper section 6); equal queues: prefill, the shorter way for hit KV."""
-    if question.prefill_queue_tokens <= question.decode_queue_tokens:
-        return read_on_prefill(question)
-    return read_on_decode(question)
+    num_blocks = question.num_hit_blocks
+    return _plan(num_blocks, num_blocks if question.prefill_queue_tokens <= question.decode_queue_tokens else 0)
 
 
 def read_split(question: PathQuestion) -> ReadPlan:

@@ -47,21 +47,30 @@ class Agenda:
             heapq.heappush(self._heap, (event.time_s, self._sequence, event))
 
     def run(self, until_s: float = math.inf) -> None:
-        """Fire events in order, up to and including those at ``until_s``. Raises ValueError for one in the past."""
-        heap, push, pop = self._heap, heapq.heappush, heapq.heappop
+        """Fire events in order, up to and including those at ``until_s``. Raises ValueError for one in the past.
+
+        An event's place in the heap is its first follower's: that takes half the work of leaving and entering.
+        """
+        heap, push, pop, replace = self._heap, heapq.heappush, heapq.heappop, heapq.heapreplace
         now_s, sequence, fired = self.now_s, self._sequence, 0
         while heap:
-            entry = pop(heap)
-            if entry[0] > until_s:
-                push(heap, entry)
+            time_s, _, event = heap[0]
+            if time_s > until_s:
                 now_s = until_s
                 break
-            if entry[0] < now_s:
-                raise ValueError(f"{type(entry[2]).__name__} at {entry[0]} s belongs to the past: it is {now_s} s")
-            now_s = entry[0]
+            if time_s < now_s:
+                raise ValueError(f"{type(event).__name__} at {time_s} s belongs to the past: it is {now_s} s")
+            now_s = time_s
             fired += 1
-            for follower in entry[2].fire():
+            is_there = True
+            for follower in event.fire():
                 sequence += 1
-                push(heap, (follower.time_s, sequence, follower))
+                if is_there:
+                    replace(heap, (follower.time_s, sequence, follower))
+                    is_there = False
+                else:
+                    push(heap, (follower.time_s, sequence, follower))
+            if is_there:
+                pop(heap)
         self.now_s, self._sequence = now_s, sequence
         self.num_fired += fired

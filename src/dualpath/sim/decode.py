@@ -91,17 +91,23 @@ class DecodeClock:
 
         Otherwise whoever was next still is, only later.
         """
-        self._advance(now_s)
-        engine = request.decode
-        engine.batch_requests += 1
-        if engine.batch_requests > self._largest:
-            self._largest = engine.batch_requests
-        engine.batch_context += _mean_context(request)
+        running, engine, generate = self._running, request.decode, request.generate
+        if running:
+            elapsed_s = now_s - self._last_s
+            self.busy_s += elapsed_s
+            self.tokens += elapsed_s / self.step_s
+        self._last_s = now_s
+        engine.batch_requests = batch = engine.batch_requests + 1
+        engine.batch_context += request.prompt + (generate >> 1)
         self._sequence += 1
-        heapq.heappush(self._running, (self.tokens + request.generate - 1, self._sequence, request))
-        self._retime()
+        heapq.heappush(running, (self.tokens + generate - 1, self._sequence, request))
+        is_largest = batch > self._largest
+        if is_largest:
+            self._largest = batch
+        if is_largest or self._cost.per_context_token_s:
+            self._retime()
         request.step_s = self.step_s
-        return self._running[0][2] is request
+        return running[0][2] is request
 
     def next_end_s(self) -> float:
         """When the next request ends if none joins before; inf: the batch is empty."""
@@ -113,12 +119,13 @@ class DecodeClock:
     def finish(self, now_s: float) -> list[Request]:
         """Requests that have all their tokens by now."""
         self._advance(now_s)
-        running, reached, ended = self._running, self.tokens + ROUNDING_TOKENS, []
+        running, reached, largest = self._running, self.tokens + ROUNDING_TOKENS, self._largest
+        ended: list[Request] = []
         while running and running[0][0] <= reached:
             request = heapq.heappop(running)[2]
             self._leave(request)
             ended.append(request)
-        if ended:
+        if self._largest != largest or (ended and self._cost.per_context_token_s):
             self._retime()
         return ended
 
@@ -134,9 +141,10 @@ class DecodeClock:
 
     def _leave(self, request: Request) -> None:
         engine = request.decode
-        engine.batch_requests -= 1
-        engine.batch_context -= _mean_context(request)
-        if engine.batch_requests + 1 == self._largest:
+        batch = engine.batch_requests
+        engine.batch_requests = batch - 1
+        engine.batch_context -= request.prompt + (request.generate >> 1)
+        if batch == self._largest:
             self._largest = max([one.batch_requests for one in self._engines])
 
     def _advance(self, now_s: float) -> None:
@@ -153,10 +161,6 @@ class DecodeClock:
             self.step_s = max([cost.step_s(e.batch_requests, e.batch_context) for e in self._engines])
         else:
             self.step_s = cost.base_s + cost.per_request_s * self._largest
-
-
-def _mean_context(request: Request) -> int:
-    return request.prompt + (request.generate >> 1)
 
 
 _NO_CLOCK = DecodeClock((), DecodeCost())

@@ -36,16 +36,17 @@ class DecodeSteps:
         if request.generate == 1:
             request.joined_s = now_s
             return [*events, *self.leave_staging(request, now_s), *self._finish(request, now_s, 0)]
-        decode = request.decode
-        if not decode.kv.take(request, request.prompt + request.generate):
+        if not request.decode.kv.take(request, request.prompt + request.generate):
             return events
-        return (*events, self._copy_in(request, pushed_s))
+        copied = self._copy_in(request, pushed_s)
+        return (*events, copied) if events else (copied,)
 
     def _store_prompt(self, request: Request, pushed_s: float) -> Events:
         """The prompt's new blocks go to storage straight from the buffer, which may hold them until they are there."""
-        added = self._store(request, request.prompt, pushed_s) // self._block_tokens
-        if not added or not self._holds_written:
+        stored = self._store(request, request.prompt, pushed_s)
+        if not stored or not self._holds_written:
             return NOTHING
+        added = stored // self._block_tokens
         request.staged -= added * self._block_tokens
         end_s, block_s = request.agent.durable_s, self._block_bytes / request.decode.node.store_writes.bytes_per_s
         return [Written(end_s - later * block_s, self._life, request) for later in reversed(range(added))]
@@ -63,7 +64,10 @@ class DecodeSteps:
         end_s = now_s
         if not self._skips_io:
             num_bytes = request.prompt * self._bytes
-            end_s = max(decode.nic.send(now_s, num_bytes, num_bytes), decode.node.dram.send(now_s, num_bytes))
+            end_s = decode.nic.send(now_s, num_bytes, num_bytes)
+            done_s = decode.node.dram.send(now_s, num_bytes)
+            if done_s > end_s:
+                end_s = done_s
         return Join(end_s + self._handover_s, self._life, request)
 
     def join(self, request: Request, now_s: float) -> Events:
@@ -71,9 +75,12 @@ class DecodeSteps:
         decode = request.decode
         request.joined_s = now_s
         request.is_joined = True
-        events = self.leave_staging(request, now_s)
-        if decode.clock.join(now_s, request):
-            events = [*events, *self.due(decode.clock)]
+        served = decode.node.staging.release(request.staged)
+        events = self._life.decode_staging_free(served, now_s) if served else NOTHING
+        clock = decode.clock
+        if clock.join(now_s, request):
+            due = self.due(clock)
+            return [*events, *due] if events else due
         return events
 
     def leave_staging(self, request: Request, now_s: float) -> Events:
@@ -84,8 +91,11 @@ class DecodeSteps:
     def end_decodes(self, clock: DecodeClock, now_s: float) -> Events:
         """Requests whose last token this is."""
         clock.due_s = math.inf
+        ended = clock.finish(now_s)
+        if not ended:
+            return self.due(clock)
         events: list[Event] = []
-        for request in clock.finish(now_s):
+        for request in ended:
             events += self._finish(request, now_s, request.prompt + request.generate)
         events += self.due(clock)
         return events
@@ -100,10 +110,11 @@ class DecodeSteps:
 
     def _finish(self, request: Request, now_s: float, num_device_tokens: int) -> Events:
         """Everything is released; the agent goes on."""
-        life, agent = self._life, request.agent
+        life, agent, context = self._life, request.agent, request.prompt + request.generate
         request.is_over = True
         agent.end_turn(request)
-        self._store(request, agent.context, now_s)  # a last token that completes a block is computed for its KV
+        if context - agent.stored >= self._block_tokens:
+            self._store(request, context, now_s)  # a last token that completes a block is computed for its KV
         events = self.release(request, now_s, num_device_tokens)
         life.observer.finished(request, now_s)
         more = life.go_on(agent, now_s)
@@ -122,12 +133,12 @@ class DecodeSteps:
 
         A next turn's read waits for them. Returns their tokens.
         """
-        agent = request.agent
-        whole = num_tokens // self._block_tokens * self._block_tokens
+        agent, block = request.agent, self._block_tokens
+        whole = num_tokens // block * block
         added = whole - agent.stored
         if added <= 0:
             return 0
         agent.stored = whole
         if not self._skips_io:
-            agent.durable_s = request.decode.node.store(now_s, added // self._block_tokens * self._block_bytes)
+            agent.durable_s = request.decode.node.store(now_s, added // block * self._block_bytes)
         return added

@@ -110,7 +110,8 @@ class Join(Event):
         self.time_s, self.life, self.request = time_s, life, request
 
     def fire(self) -> Events:
-        return NOTHING if self.request.is_over else self.life.decode.join(self.request, self.time_s)
+        request = self.request
+        return NOTHING if request.is_over else self.life.decode.join(request, self.time_s)
 
 
 class DecodeDue(Event):
@@ -122,4 +123,5 @@ class DecodeDue(Event):
         self.time_s, self.life, self.clock = time_s, life, clock
 
     def fire(self) -> Events:
-        return self.life.decode.end_decodes(self.clock, self.time_s) if self.time_s == self.clock.due_s else NOTHING
+        time_s, clock = self.time_s, self.clock
+        return self.life.decode.end_decodes(clock, time_s) if time_s == clock.due_s else NOTHING

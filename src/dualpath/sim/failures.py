@@ -154,8 +154,8 @@ def _leave_line(life: Life, request: Request, now_s: float) -> Events:
     """It waits for memory: one line after the other, and holds what the lines before have given."""
     prefill, decode = request.prefill, request.decode
     life.placer.release_prefill(request)
-    prefill.node.snic.unqueue(request.prefill_hit)
-    decode.node.snic.unqueue(request.decode_hit)
+    prefill.node.snic.queued_tokens -= request.prefill_hit
+    decode.node.snic.queued_tokens -= request.decode_hit
     if request.staged < 0:
         return NOTHING  # its hit is still being written
     if decode.node.staging.give_up(request):

@@ -20,9 +20,10 @@ class FetchTimes:
         """The first leader with an engine that is not overloaded, from ``earliest_s`` on; None: there is none."""
         if not self.step_s:
             return (earliest_s, self._scopes[0]) if self._scopes[0].is_open else None
+        scopes, count = self._scopes, len(self._scopes)
         first = max(self._last + 1, math.ceil(earliest_s / self.step_s))
-        for tick in range(first, first + len(self._scopes)):
-            scope = self._scopes[tick % len(self._scopes)]
+        for tick in range(first, first + count):
+            scope = scopes[tick % count]
             if scope.is_open:
                 return max(earliest_s, tick * self.step_s), scope
         return None

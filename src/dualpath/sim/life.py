@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from dualpath.scheduler.systems import SystemPolicy
 from dualpath.sim.agenda import NOTHING, Event, Events
@@ -70,7 +70,7 @@ class Life:
         request.demand = -(-(request.prompt + (generate if generate < expected else expected)) // block) * block
         request.prefill_load = request.prompt - request.hit if self._counts_new else request.prompt
         self.placer.add(request)
-        return self.fetch_due(now_s)
+        return NOTHING if self.fetch_s - now_s < self._times.step_s else self.fetch_due(now_s)
 
     def go_on(self, agent: Agent, now_s: float) -> Events:
         """The agent has its answer: its next turn now, later, or never."""
@@ -89,18 +89,18 @@ class Life:
         self._times.fetched(now_s)
         self.fetch_s = math.inf
         events: list[Event] = []
-        place, wait = self.reader.place, self.wait_for_forward
+        place, wait = self.reader.place, self._wait_for_forward
         for request in self.placer.fetch(scope, now_s):
             if request.hit and request.durable_s > now_s:
                 events.append(Stored(request.durable_s, self, request))
-            else:
-                events += wait(place(request, now_s))
+            elif place(request, now_s):
+                wait(request, events)
         events += self.fetch_due(now_s)
         return events
 
     def hit_stored(self, request: Request, now_s: float) -> Events:
         """The last block of its hit is on storage: ask for memory, and read."""
-        return self.wait_for_forward(self.reader.place(request, now_s))
+        return self._waiting(self.reader.place, (request,), now_s)
 
     def fetch_due(self, now_s: float) -> Events:
         """Something may be placed now that could not before."""
@@ -122,29 +122,31 @@ class Life:
 
     # -- 3, 4: reads, which need no events of their own ---------------------------------------------------------------
 
-    def wait_for_forward(self, requests: Iterable[Request]) -> Events:
-        """It is known when their hits are there; idle groups are woken then."""
-        events: Events = NOTHING
+    def _wait_for_forward(self, request: Request, events: list[Event]) -> None:
+        """It is known when its hits are there; an idle group is woken then."""
+        engine, ready_s = request.prefill, request.ready_s
+        heapq.heappush(engine.ready, (ready_s, request.sequence, request))
+        group = engine.group
+        if ready_s < group.wake_s and not group.is_running:
+            group.wake_s = ready_s
+            events.append(Wake(ready_s, self, group))
+
+    def _waiting(self, step: Callable[[Request, float], bool], requests: Iterable[Request], now_s: float) -> Events:
+        """The next step of their reads."""
+        events: list[Event] = []
         for request in requests:
-            engine, ready_s = request.prefill, request.ready_s
-            heapq.heappush(engine.ready, (ready_s, request.sequence, request))
-            group = engine.group
-            if ready_s < group.wake_s and not group.is_running:
-                group.wake_s = ready_s
-                events = (*events, Wake(ready_s, self, group))
+            if step(request, now_s):
+                self._wait_for_forward(request, events)
         return events
 
     def prefill_staging_free(self, requests: Sequence[Request], now_s: float) -> Events:
         """They have prefill staging memory now, others having left."""
-        read = self.reader.read
-        return [event for request in requests for event in self.wait_for_forward(read(request, now_s))]
+        return self._waiting(self.reader.read, requests, now_s)
 
     def prefill_memory_free(self, requests: Sequence[Request], now_s: float) -> Events:
         """They have prefill device memory now."""
-        stage = self.reader.stage_prefill
-        return [event for request in requests for event in self.wait_for_forward(stage(request, now_s))]
+        return self._waiting(self.reader.stage_prefill, requests, now_s)
 
     def decode_staging_free(self, requests: Sequence[Request], now_s: float) -> Events:
         """They have decode staging memory now."""
-        stage = self.reader.stage_decode
-        return [event for request in requests for event in self.wait_for_forward(stage(request, now_s))]
+        return self._waiting(self.reader.stage_decode, requests, now_s)

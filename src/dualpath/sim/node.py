@@ -16,22 +16,14 @@ if TYPE_CHECKING:
 class StorageNic(FifoLink):
     """Reads, first come first served, with the reading queue that the policies look at and bytes per time window."""
 
-    __slots__ = ("_ends", "_queued_tokens", "_window_s", "windows")
+    __slots__ = ("_ends", "_window_s", "queued_tokens", "windows")
 
     def __init__(self, bytes_per_s: float, window_s: float) -> None:
         super().__init__(bytes_per_s)
         self._window_s = window_s
         self._ends: deque[tuple[float, int]] = deque()  # of reads under way: (end, tokens)
-        self._queued_tokens = 0
+        self.queued_tokens = 0  # of reads that are planned, some may still wait for staging memory, or under way
         self.windows: list[int] = []  # bytes whose transfer ended in each window
-
-    def queue(self, num_tokens: int) -> None:
-        """A read was planned; it may still wait for staging memory."""
-        self._queued_tokens += num_tokens
-
-    def unqueue(self, num_tokens: int) -> None:
-        """A planned read will not happen."""
-        self._queued_tokens -= num_tokens
 
     def read(self, now_s: float, num_bytes: int, num_tokens: int) -> float:
         """When a read that was queued and may begin now has ended."""
@@ -49,8 +41,8 @@ class StorageNic(FifoLink):
         """read_q: tokens of reads that have not ended."""
         ends = self._ends
         while ends and ends[0][0] <= now_s:
-            self._queued_tokens -= ends.popleft()[1]
-        return self._queued_tokens
+            self.queued_tokens -= ends.popleft()[1]
+        return self.queued_tokens
 
 
 class Staging:
@@ -83,13 +75,15 @@ class Staging:
         served = []
         while self.waiting and self.used_tokens + self.waiting[0][1] <= self.capacity_tokens:
             request, wanted = self.waiting.popleft()
-            self._use(wanted)
+            self.force(wanted)
             served.append(request)
         return served
 
     def force(self, num_tokens: int) -> None:
         """Take at once, room or not: what a forward brings must go somewhere. The line waits until it is given back."""
-        self._use(num_tokens)
+        self.used_tokens = used = self.used_tokens + num_tokens
+        if used > self.peak_tokens:
+            self.peak_tokens = used
 
     def give_up(self, request: Request) -> bool:
         """Leave the line; False: the request did not wait here."""
@@ -98,11 +92,6 @@ class Staging:
             return False
         self.waiting.remove(entry)
         return True
-
-    def _use(self, num_tokens: int) -> None:
-        self.used_tokens += num_tokens
-        if self.used_tokens > self.peak_tokens:
-            self.peak_tokens = self.used_tokens
 
 
 class Node:

@@ -64,8 +64,9 @@ class Observer:
         self.end_s = now_s
         self.num_all_requests += 1
         agent = request.agent
-        self.context.change(now_s, agent.context - agent.known_context)
-        agent.known_context = agent.context
+        context = agent.context
+        self.context.change(now_s, context - agent.known_context)
+        agent.known_context = context
         submitted_s = request.submitted_s
         if not self.from_s <= submitted_s < self.until_s:
             return

@@ -113,13 +113,15 @@ class Placer:
         arrived = []
         while arriving and arriving[0].queued_s <= now_s:
             arrived.append(arriving.popleft())
+        by_group, loads = self._by_group, self._loads
         for request, group_id in zip(arrived, self._groups_for(arrived), strict=True):
-            queue = self._by_group[group_id]
-            self._loads[group_id] += request.demand
-            if not queue.requests and not queue.is_blocked:
+            queue, demand = by_group[group_id], request.demand
+            waiting = queue.requests
+            loads[group_id] += demand
+            if not waiting and not queue.is_blocked:
                 heapq.heappush(self._heads, (request.sequence, queue.index))
-            queue.requests.append(request)
-            queue.lengths.append(request.demand)
+            waiting.append(request)
+            queue.lengths.append(demand)
 
     def _groups_for(self, arrived: Sequence[Request]) -> list[GroupId]:
         if not self._decode_in_turn:
@@ -139,21 +141,28 @@ class Placer:
         self._drain(now_s)
         placed: list[Request] = []
         scope.report(now_s)
+        prefill, decode = self._prefill, self._decode
         for prefill_id in self._prefill_ids(self._prompts(), scope):
             assert self._candidate is not None
             queue, request, decode_id = self._candidate
-            self._commit(queue, request, self._prefill[prefill_id], self._decode[decode_id])
+            self._commit(queue, request, prefill[prefill_id], decode[decode_id])
             request.placed_s = now_s
             placed.append(request)
         beta = self._limits.beta_tokens
-        scope.is_open = any(engine.num_tokens <= beta for engine in scope.engines)
+        scope.is_open = False
+        for engine in scope.engines:
+            if engine.num_tokens <= beta:
+                scope.is_open = True
+                break
         self.num_placed += len(placed)
         return placed
 
     def _prefill_ids(self, prompts: Iterable[int], scope: Scope) -> Iterator[EngineId]:
-        if not self._prefill_in_turn:
-            yield from prefill_choice.assign_prefill(prompts, scope.engines, self._limits)
-            return
+        if self._prefill_in_turn:
+            return self._in_turn(prompts, scope)
+        return prefill_choice.assign_prefill(prompts, scope.engines, self._limits)
+
+    def _in_turn(self, prompts: Iterable[int], scope: Scope) -> Iterator[EngineId]:
         for _ in prompts:
             chosen = prefill_choice.choose_prefill_in_turn(scope.engines, self._limits, self._prefill_turn)
             if chosen is None:
@@ -166,11 +175,11 @@ class Placer:
 
         Whoever asks for the next one has placed the one before, so that its queue has a new head.
         """
-        heads = self._heads
+        heads, queues = self._heads, self._queues
         streams: dict[int, Iterator[EngineId]] = {}
         while heads:
             index = heads[0][1]
-            queue = self._queues[index]
+            queue = queues[index]
             stream = streams.get(index)
             if stream is None:
                 stream = streams[index] = decode_choice.assign_decode(list(queue.lengths), queue.engines)
@@ -185,10 +194,11 @@ class Placer:
 
     def _commit(self, queue: DecodeQueue, request: Request, prefill: PrefillEngine, decode: DecodeEngine) -> None:
         """Take the head of the oldest queue out and write it into the accounts."""
-        queue.requests.popleft()
+        waiting = queue.requests
+        waiting.popleft()
         queue.lengths.popleft()
-        if queue.requests:
-            heapq.heapreplace(self._heads, (queue.requests[0].sequence, queue.index))
+        if waiting:
+            heapq.heapreplace(self._heads, (waiting[0].sequence, queue.index))
         else:
             heapq.heappop(self._heads)
         request.prefill, request.decode = prefill, decode

@@ -131,9 +131,13 @@ class PrefillGroup:
         batch: list[Chunk] = []
         while unfinished or (ready and ready[0][0] <= now_s):
             request = unfinished[0] if unfinished else ready[0][2]
-            num_left = request.prompt - request.computed
-            wanted = min(num_left, tokens_left, kv_left - request.computed)
-            num_new = fill.take(request.computed, wanted) if wanted > 0 else 0
+            computed = request.computed
+            wanted = num_left = request.prompt - computed
+            if wanted > tokens_left:
+                wanted = tokens_left
+            if wanted > kv_left - computed:
+                wanted = kv_left - computed
+            num_new = fill.take(computed, wanted) if wanted > 0 else 0
             if num_new <= 0:
                 break
             if unfinished:
@@ -142,7 +146,7 @@ class PrefillGroup:
                 heapq.heappop(ready)
             batch.append((request, num_new))
             tokens_left -= num_new
-            kv_left -= request.computed + num_new
+            kv_left -= computed + num_new
             if num_new < num_left:
                 break
         return batch, fill.used_s
@@ -192,9 +196,11 @@ def move(
         if remote or push:
             decode = request.decode
             done_s = decode.nic.send(now_s, remote * size, push * size)
-            end_s = done_s if done_s > end_s else end_s
+            if done_s > end_s:
+                end_s = done_s
             done_s = decode.node.dram.send(now_s, (remote + push) * size)
-            end_s = done_s if done_s > end_s else end_s
+            if done_s > end_s:
+                end_s = done_s
     moved.pulled += pulled
     moved.pushed += pushed
     nic_s = engine.nic.send(now_s, (local + pushed) * size, (local + pulled) * size)

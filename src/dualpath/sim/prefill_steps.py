@@ -54,19 +54,24 @@ class PrefillSteps:
 
     def _stage_whole(self, request: Request) -> None:
         more = self._life.reader.prompt_tokens(request) - request.staged
-        request.staged += more
-        request.decode.node.staging.force(more)
+        if more:
+            request.staged += more
+            request.decode.node.staging.force(more)
 
     def half_way(self, group: PrefillGroup, now_s: float) -> Events:
         """Layer after layer leaves the prefill buffers and fills the decode buffers, at an even pace: moving all of it
         in the middle of the forward takes as much memory for as long as moving a layer at a time."""
         events: list[Event] = []
+        block = self._life.block_tokens
         for batch in group.batches:
             for request, num_new in batch:
                 if request.is_over:
                     continue
-                self._stage_whole(request)
-                if request.computed + num_new >= request.prompt:
+                whole = -(-request.prompt // block) * block  # ``_stage_whole``, written out
+                if whole != request.staged:
+                    request.decode.node.staging.force(whole - request.staged)
+                    request.staged = whole
+                if request.prefill_staged and request.computed + num_new >= request.prompt:
                     events += self._leave_staging(request, now_s)
         return events
 
@@ -111,13 +116,14 @@ class PrefillSteps:
         if request.first_token_s < 0:
             request.first_token_s = now_s
             life.observer.first_token(request)
-        return [*self.leave(request, now_s), *life.decode.take(request, now_s, pushed_s)]
+        events, taken = self.leave(request, now_s), life.decode.take(request, now_s, pushed_s)
+        return [*events, *taken] if events else taken
 
     def leave(self, request: Request, now_s: float) -> Events:
         """Give the prefill engine's memory back; others may have waited for it."""
         life, engine = self._life, request.prefill
         life.placer.release_prefill(request)
-        events = self._leave_staging(request, now_s)
+        events = self._leave_staging(request, now_s) if request.prefill_staged else NOTHING
         if not self._streams:
             served = engine.kv.release(life.reader.prompt_tokens(request))
             if served:

@@ -12,7 +12,7 @@ from dualpath.sim.request import Request
 class Reader:
     """Steps 3 and 4 of a request's life: decode side first always, so two requests never wait for each other.
 
-    Every method takes requests whose turn has come and returns those whose ``ready_s`` is known with it.
+    Every method takes a request whose turn has come; True: its ``ready_s`` is known now, False: it waits for memory.
     """
 
     def __init__(
@@ -29,76 +29,79 @@ class Reader:
         self.path_counts = {"none": 0, "prefill": 0, "decode": 0, "split": 0}
         self.side_bytes = {"prefill": 0, "decode": 0}
 
-    def place(self, request: Request, now_s: float) -> list[Request]:
+    def place(self, request: Request, now_s: float) -> bool:
         """It has its engines: ask for decode staging memory."""
         if self._skips_io:
             request.staged = 0
             request.reading_s = request.ready_s = now_s
-            return [request]
-        if not self._reserves:
+            return True
+        if self._reserves:
+            wanted = self.prompt_tokens(request)
+        else:
             self._plan(request, now_s)
-        wanted = self.prompt_tokens(request) if self._reserves else request.decode_hit
+            wanted = request.decode_hit
         request.staged = wanted
         if wanted and not request.decode.node.staging.take(request, wanted):
-            return []
+            return False
         return self.stage_decode(request, now_s)
 
     def prompt_tokens(self, request: Request) -> int:
         """Of a prompt's blocks."""
         return -(-request.prompt // self._block_tokens) * self._block_tokens
 
-    def stage_decode(self, request: Request, now_s: float) -> list[Request]:
+    def stage_decode(self, request: Request, now_s: float) -> bool:
         """It has decode staging memory: ask for prefill device memory, where that matters."""
         if self._reserves:
             self._plan(request, now_s)
         if self.reserves_whole and not request.prefill.kv.take(request, self.prompt_tokens(request)):
-            return []
+            return False
         return self.stage_prefill(request, now_s)
 
     def _plan(self, request: Request, now_s: float) -> None:
         """Choose the path as late as possible; from now on the shares are in the nodes' reading queues."""
-        prefill, decode = request.prefill, request.decode
-        prefill_nic, decode_nic = prefill.node.snic, decode.node.snic
-        plan = self._path(
-            PathQuestion(
-                request.hit // self._block_tokens,
-                self._block_tokens,
-                prefill_nic.queue_tokens(now_s),
-                decode_nic.queue_tokens(now_s),
-                self._rate,
-                self._rate,
-                self._num_planned,
-            )
-        )
-        if request.hit:
-            self._num_planned += 1
-            request.prefill_hit = plan.num_prefill_blocks * self._block_tokens
-            request.decode_hit = request.hit - request.prefill_hit
-            prefill_nic.queue(request.prefill_hit)
-            decode_nic.queue(request.decode_hit)
-        self.path_counts[plan.path] += 1
+        prefill_nic, decode_nic = request.prefill.node.snic, request.decode.node.snic
+        block, rate, hit = self._block_tokens, self._rate, request.hit
+        prefill_queue, decode_queue = prefill_nic.queue_tokens(now_s), decode_nic.queue_tokens(now_s)
+        plan = self._path(PathQuestion(hit // block, block, prefill_queue, decode_queue, rate, rate, self._num_planned))
+        if not hit:
+            self.path_counts["none"] += 1
+            return
+        self._num_planned += 1
+        request.prefill_hit = on_prefill = plan.num_prefill_blocks * block
+        request.decode_hit = on_decode = hit - on_prefill
+        prefill_nic.queued_tokens += on_prefill
+        decode_nic.queued_tokens += on_decode
+        self.path_counts["prefill" if not on_decode else "split" if on_prefill else "decode"] += 1
 
-    def stage_prefill(self, request: Request, now_s: float) -> list[Request]:
+    def stage_prefill(self, request: Request, now_s: float) -> bool:
         """It has prefill device memory: ask for prefill staging memory."""
-        if request.prefill_hit and not request.prefill.node.staging.take(request, request.prefill_hit):
-            return []
+        on_prefill = request.prefill_hit
+        if on_prefill and not request.prefill.node.staging.take(request, on_prefill):
+            return False
         return self.read(request, now_s)
 
-    def read(self, request: Request, now_s: float) -> list[Request]:
+    def read(self, request: Request, now_s: float) -> bool:
         """It has all memory: read both shares."""
-        request.reading_s = ready_s = now_s
-        request.prefill_staged = request.prefill_hit
-        prefill, decode = request.prefill, request.decode
-        if request.prefill_hit:
-            ready_s = self._read_share("prefill", prefill.node, request.prefill_hit, now_s)
-        if request.decode_hit:
-            ready_s = max(ready_s, self._read_share("decode", decode.node, request.decode_hit, now_s))
+        ready_s = now_s
+        request.reading_s = now_s
+        request.prefill_staged = on_prefill = request.prefill_hit
+        on_decode = request.decode_hit
+        if on_prefill:
+            ready_s = self._read_share("prefill", request.prefill.node, on_prefill, now_s)
+        if on_decode:
+            done_s = self._read_share("decode", request.decode.node, on_decode, now_s)
+            if done_s > ready_s:
+                ready_s = done_s
         request.ready_s = ready_s
-        return [request]
+        return True
 
     def _read_share(self, side: str, node: Node, num_tokens: int, now_s: float) -> float:
+        """When it is in staging memory: from storage, and through the node's memory bus (``FifoLink.send``)."""
         num_bytes = num_tokens // self._block_tokens * self._block_bytes
         self.side_bytes[side] += num_bytes
         read_s = node.snic.read(now_s, num_bytes, num_tokens)
-        stored_s = node.dram.send(now_s, num_bytes)
+        dram = node.dram
+        dram.num_bytes += num_bytes
+        stored_s = (dram.free_at_s if dram.free_at_s > now_s else now_s) + num_bytes / dram.bytes_per_s
+        dram.free_at_s = stored_s
         return read_s if read_s > stored_s else stored_s

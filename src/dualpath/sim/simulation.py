@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from dualpath.core.errors import DualPathError
@@ -40,6 +42,11 @@ class Simulation:
 
     def run(self) -> None:
         """Offline until the last token, online until the window ends. Raises DualPathError if agents wait for ever."""
+        with _uncollected():
+            self._run()
+        self._close()
+
+    def _run(self) -> None:
         work = self.spec.workload
         if work.aps is not None:
             self.agenda.run(work.warm_up_s)
@@ -47,7 +54,6 @@ class Simulation:
             self.agenda.run(work.warm_up_s + work.duration_s)
         else:
             self.agenda.run()
-        self._close()
 
     def _close(self) -> None:
         self.observer.flush()
@@ -75,6 +81,19 @@ class Simulation:
         for decoder in self.cluster.decode:
             assert decoder.kv.used_tokens == 0, f"{decoder.engine_id}: {decoder.kv.used_tokens} tokens left"
             assert decoder.batch_requests == decoder.batch_context == 0, f"{decoder.engine_id}: its batch is not empty"
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without the cycle collector, which would look at all agents again and again: requests and events die by their
+    reference counts, since an agent and its request let go of each other at the end of a turn."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def prepare(

@@ -80,7 +80,8 @@ def _binding_row(nodes: tuple[int, int], used: dict[Resource, float]) -> Row:
     fullest = max(others, key=lambda resource: others[resource])
     ours = max(KEYS, key=lambda resource: used[resource])
     first = ours if used[ours] > 1 else Resource.STORAGE_NIC
-    verdict = "agree" if first is binding or (first in KEYS and used[binding] > 1) else "differ"
+    is_both = first in KEYS and used[binding] > 1
+    verdict = "agree" if first is binding else "both are fuller than the storage NIC" if is_both else "differ"
     text = f"saturates first: {binding.value} by the closed forms, {first.value} in the simulation ({verdict})"
     what = f"{nodes[0]}P{nodes[1]}D: {fullest.value} / storage NIC"
     return Row(f"bottleneck_range.{nodes[0]}P{nodes[1]}D", what, "", closed[fullest], used[fullest], False, text)
