@@ -24,7 +24,7 @@ for name in python3.11 python3.12 python3.13 python3; do \
 done
 endef
 
-.PHONY: help demo test lint format bench clean
+.PHONY: help demo test lint format bench compiled plain clean
 
 help: ## show this
 	@echo "make TARGET; the first one also installs what is needed into .venv (2-5 minutes, about 1.5 GB)"
@@ -54,7 +54,14 @@ bench: $(READY) ## time storage reads, layer streaming, kernels of every family,
 	  echo "== benchmarks/$$name.py"; OMP_NUM_THREADS=1 $(PY) benchmarks/$$name.py; \
 	done
 
-clean: ## remove .venv and everything that was made
+compiled: $(READY) ## compile the simulator for large clusters (about a minute, needs gcc; make plain undoes it)
+	@echo "== compiling the simulator (about a minute)"
+	@DUALPATH_COMPILE=1 $(PY) setup.py -q build_ext --inplace
+
+plain: ## remove what make compiled has made
+	rm -rf build; find src -name '*.so' -delete
+
+clean: plain ## remove .venv and everything that was made
 	rm -rf .venv .demo .bench build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -13,8 +13,8 @@ from dualpath.core.ids import EngineId, NodeId
 from dualpath.core.plan import Role
 from dualpath.scheduler.config import SchedulerConfig
 from dualpath.scheduler.decode_choice import (
+    GroupLoads,
     assign_decode,
-    assign_groups,
     balance_limit_tokens,
     choose_group,
     fitting_tokens,
@@ -85,14 +85,27 @@ def test_the_group_is_the_least_loaded(loads: dict[GroupId, int]) -> None:
     assert chosen is None or loads[chosen] == min(loads.values())
 
 
-@given(LENGTHS, st.dictionaries(st.text(max_size=3).map(GroupId), TOKENS, max_size=6))
-def test_many_groups_at_once_are_one_choice_after_another(lengths: list[int], loads: dict[GroupId, int]) -> None:
-    assigned = assign_groups(lengths, loads)
-    assert len(assigned) == (len(lengths) if loads else 0)
-    now = dict(loads)
-    for length, group_id in zip(lengths, assigned, strict=False):
-        assert group_id == choose_group(now)
-        now[group_id] += length
+CHANGES = st.lists(st.tuples(st.sampled_from("abcd"), st.integers(-300, 500)), max_size=60)
+
+
+@given(st.dictionaries(st.sampled_from("abcd").map(GroupId), TOKENS, max_size=4), CHANGES)
+def test_many_groups_are_chosen_from_like_few(loads: dict[GroupId, int], changes: list[tuple[str, int]]) -> None:
+    """Tokens come and go, groups too: a change to below nothing removes the group, or brings it back."""
+    heap = GroupLoads(loads)
+    for name, change in changes:
+        group_id = GroupId(name)
+        if group_id not in loads:
+            loads[group_id] = abs(change)
+            heap.insert(group_id, abs(change))
+        elif loads[group_id] + change < 0:
+            del loads[group_id]
+            heap.remove(group_id)
+        else:
+            loads[group_id] += change
+            heap.add(group_id, change)
+            assert heap[group_id] == loads[group_id]
+        assert heap.choose() == choose_group(loads)
+        assert len(heap) == len(loads)
 
 
 @given(LENGTHS, TOKENS)

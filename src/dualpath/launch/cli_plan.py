@@ -87,6 +87,9 @@ def _add_space(plan: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from dualpath.sim.compiled import require_current
+
+    require_current()
     from dualpath.launch.plan_question import question_from
     from dualpath.launch.plan_run import run
 

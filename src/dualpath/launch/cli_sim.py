@@ -32,6 +32,9 @@ def _add_run(actions: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from dualpath.sim.compiled import require_current
+
+    require_current()
     from dualpath.launch.sim_run import run
 
     return run(arguments.spec, arguments.json, arguments.chrome_trace)

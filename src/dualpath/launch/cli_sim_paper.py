@@ -29,6 +29,9 @@ def add(actions: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from dualpath.sim.compiled import require_current
+
+    require_current()
     from dualpath.sim.paper.catalogue import choose
     from dualpath.sim.paper.constants import constants_json
     from dualpath.sim.paper.page import render

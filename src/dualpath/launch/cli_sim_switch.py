@@ -38,6 +38,9 @@ def add(actions: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from dualpath.sim.compiled import require_current
+
+    require_current()
     from dualpath.launch.cli_plan import DECODE_BASE_S, EFFICIENCY, PREFILL_BASE_S
     from dualpath.scheduler.role_switch import RoleSwitchSettings
     from dualpath.sim.model_choice import resolve

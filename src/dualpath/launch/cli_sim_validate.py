@@ -41,6 +41,9 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from dualpath.sim.compiled import require_current
+
+    require_current()
     given = given_flags(arguments, ValidateSettings)
     reject_per_shape(given)
     settings = load_config(ValidateSettings, None, given)

@@ -7,7 +7,8 @@ Z = 1.05 times the mean load that R leaves behind; below Z, fewest requests wins
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from heapq import heapify, heappop, heappush, heapreplace
 
 from dualpath.core.ids import EngineId
 from dualpath.scheduler.snapshot import EngineLoad, GroupId
@@ -20,15 +21,67 @@ def choose_group(group_tokens: Mapping[GroupId, int]) -> GroupId | None:
     return min(group_tokens, key=group_tokens.__getitem__, default=None)
 
 
-def assign_groups(request_tokens: Iterable[int], group_tokens: Mapping[GroupId, int]) -> list[GroupId]:
-    """Phase 1 of many requests: what ``choose_group`` says of each in turn, its tokens added to its group's."""
-    names, tokens = list(group_tokens), list(group_tokens.values())
-    chosen = []
-    for length in request_tokens if names else ():
-        index = tokens.index(min(tokens))
-        chosen.append(names[index])
-        tokens[index] += length
-    return chosen
+class GroupLoads:
+    """Phase 1 for many groups and requests: what ``choose_group`` says of the same tokens, in O(log groups).
+
+    A heap has an entry for every group with at most the tokens it has now: what was added since is found out when the
+    entry comes to the top, what was taken away brings a new entry, and the old one means nothing any more.
+    """
+
+    def __init__(self, group_tokens: Mapping[GroupId, int]) -> None:
+        self._names: list[GroupId] = []
+        self._index: dict[GroupId, int] = {}
+        self._tokens: list[int] = []
+        self._entered: list[int] = []  # the tokens of each group's entry that counts; -1: the group has gone
+        self._heap: list[tuple[int, int]] = []
+        for group_id, num_tokens in group_tokens.items():
+            self.insert(group_id, num_tokens)
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __getitem__(self, group_id: GroupId) -> int:
+        return self._tokens[self._index[group_id]]
+
+    def insert(self, group_id: GroupId, num_tokens: int) -> None:
+        """A new group, the last in order. Its tokens, and those that any group has at any time, are not negative."""
+        index = self._index[group_id] = len(self._names)
+        self._names.append(group_id)
+        self._tokens.append(num_tokens)
+        self._entered.append(num_tokens)
+        heappush(self._heap, (num_tokens, index))
+
+    def remove(self, group_id: GroupId) -> None:
+        self._entered[self._index.pop(group_id)] = -1
+
+    def add(self, group_id: GroupId, num_tokens: int) -> None:
+        """The group has so many tokens more, or less if negative."""
+        index = self._index[group_id]
+        self._tokens[index] = now = self._tokens[index] + num_tokens
+        if now < self._entered[index]:
+            self._entered[index] = now
+            heappush(self._heap, (now, index))
+            if len(self._heap) > 4 * len(self._names):
+                self._forget_old_entries()
+
+    def choose(self) -> GroupId | None:
+        """The group with the least tokens; of equal ones the first; None when there is no group."""
+        heap, tokens, entered = self._heap, self._tokens, self._entered
+        while heap:
+            known, index = heap[0]
+            now = tokens[index]
+            if known != entered[index]:
+                heappop(heap)
+            elif now == known:
+                return self._names[index]
+            else:
+                entered[index] = now
+                heapreplace(heap, (now, index))
+        return None
+
+    def _forget_old_entries(self) -> None:
+        self._heap = [(self._entered[index], index) for index in self._index.values()]
+        heapify(self._heap)
 
 
 def choose_group_in_turn(groups: Sequence[GroupId], turn: int) -> GroupId | None:

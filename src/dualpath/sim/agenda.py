@@ -6,9 +6,10 @@ Nothing else moves time, so the same start gives the same history on any machine
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Iterable, Sequence
+from heapq import heappop, heappush, heapreplace
+from typing import Final
 
 
 class Event:
@@ -25,7 +26,7 @@ class Event:
 
 
 Events = Sequence[Event]
-NOTHING: Events = ()
+NOTHING: Final[Events] = ()
 
 
 class Agenda:
@@ -44,14 +45,14 @@ class Agenda:
                     f"{type(event).__name__} at {event.time_s} s belongs to the past: it is {self.now_s} s"
                 )
             self._sequence += 1
-            heapq.heappush(self._heap, (event.time_s, self._sequence, event))
+            heappush(self._heap, (event.time_s, self._sequence, event))
 
     def run(self, until_s: float = math.inf) -> None:
         """Fire events in order, up to and including those at ``until_s``. Raises ValueError for one in the past.
 
         An event's place in the heap is its first follower's: that takes half the work of leaving and entering.
         """
-        heap, push, pop, replace = self._heap, heapq.heappush, heapq.heappop, heapq.heapreplace
+        heap, push, pop, replace = self._heap, heappush, heappop, heapreplace
         now_s, sequence, fired = self.now_s, self._sequence, 0
         while heap:
             time_s, _, event = heap[0]

@@ -15,7 +15,7 @@ class Agent:
 
     def __init__(self, index: int, rounds: Sequence[Round]) -> None:
         self.index = index
-        self.rounds = rounds
+        self.rounds = tuple(rounds)  # the same object where it is a tuple: agents share them
         self.turn = 0  # the round that is next, or running
         self.context = 0  # tokens appended and generated so far
         self.known_context = 0  # of them, those that an observer has counted

@@ -7,9 +7,10 @@ only the speed of the clock, the length of a step, changes with the batch. That 
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Sequence
+from heapq import heapify, heappop, heappush
+from typing import Final
 
 from dualpath.core.ids import EngineId
 from dualpath.scheduler.cost import DecodeCost
@@ -18,7 +19,7 @@ from dualpath.sim.fifo_link import ComputeNic
 from dualpath.sim.node import Node, Staging
 from dualpath.sim.request import Request
 
-ROUNDING_TOKENS = 1e-6  # the clock is a sum of many small floats
+ROUNDING_TOKENS: Final = 1e-6  # the clock is a sum of many small floats
 
 
 class DecodeEngine:
@@ -61,6 +62,7 @@ class DecodeClock:
 
     __slots__ = (
         "_cost",
+        "_counts_context",
         "_engines",
         "_largest",
         "_last_s",
@@ -73,8 +75,9 @@ class DecodeClock:
     )
 
     def __init__(self, engines: Sequence[DecodeEngine], cost: DecodeCost) -> None:
-        self._engines = engines
+        self._engines = list(engines)
         self._cost = cost
+        self._counts_context = cost.per_context_token_s > 0
         self._running: list[tuple[float, int, Request]] = []  # heap by count at which the request ends
         self._sequence = 0
         self._largest = 0  # requests in the largest batch
@@ -100,11 +103,11 @@ class DecodeClock:
         engine.batch_requests = batch = engine.batch_requests + 1
         engine.batch_context += request.prompt + (generate >> 1)
         self._sequence += 1
-        heapq.heappush(running, (self.tokens + generate - 1, self._sequence, request))
+        heappush(running, (self.tokens + generate - 1, self._sequence, request))
         is_largest = batch > self._largest
         if is_largest:
             self._largest = batch
-        if is_largest or self._cost.per_context_token_s:
+        if is_largest or self._counts_context:
             self._retime()
         request.step_s = self.step_s
         return running[0][2] is request
@@ -122,10 +125,10 @@ class DecodeClock:
         running, reached, largest = self._running, self.tokens + ROUNDING_TOKENS, self._largest
         ended: list[Request] = []
         while running and running[0][0] <= reached:
-            request = heapq.heappop(running)[2]
+            request = heappop(running)[2]
             self._leave(request)
             ended.append(request)
-        if self._largest != largest or (ended and self._cost.per_context_token_s):
+        if self._largest != largest or (ended and self._counts_context):
             self._retime()
         return ended
 
@@ -134,7 +137,7 @@ class DecodeClock:
         self._advance(now_s)
         index = next(i for i, entry in enumerate(self._running) if entry[2] is request)
         left = self._running.pop(index)[0] - self.tokens
-        heapq.heapify(self._running)
+        heapify(self._running)
         self._leave(request)
         self._retime()
         return max(0, min(request.generate - 1, int(request.generate - 1 - left)))
@@ -157,7 +160,7 @@ class DecodeClock:
     def _retime(self) -> None:
         """Everybody waits for the slowest engine."""
         cost = self._cost
-        if cost.per_context_token_s:
+        if self._counts_context:
             self.step_s = max([cost.step_s(e.batch_requests, e.batch_context) for e in self._engines])
         else:
             self.step_s = cost.base_s + cost.per_request_s * self._largest

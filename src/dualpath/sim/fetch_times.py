@@ -12,7 +12,7 @@ class FetchTimes:
     """Leader i asks at (k * n + i) / n * interval; nothing happens when nobody waits, so those times need no events."""
 
     def __init__(self, scopes: Sequence[Scope], num_leaders: int, interval_s: float) -> None:
-        self._scopes = scopes
+        self._scopes = list(scopes)
         self.step_s = interval_s / num_leaders  # from one leader's fetch to the next one's
         self._last = -1  # tick of the fetch before
 

@@ -6,9 +6,9 @@ know only their own part; ``prefill_steps`` and ``decode_steps`` have the rest o
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Callable, Iterable, Sequence
+from heapq import heappush
 
 from dualpath.scheduler.systems import SystemPolicy
 from dualpath.sim.agenda import NOTHING, Event, Events
@@ -125,7 +125,7 @@ class Life:
     def _wait_for_forward(self, request: Request, events: list[Event]) -> None:
         """It is known when its hits are there; an idle group is woken then."""
         engine, ready_s = request.prefill, request.ready_s
-        heapq.heappush(engine.ready, (ready_s, request.sequence, request))
+        heappush(engine.ready, (ready_s, request.sequence, request))
         group = engine.group
         if ready_s < group.wake_s and not group.is_running:
             group.wake_s = ready_s

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ BIN_GROWTH = 1.01  # each bin's upper edge over its lower one: percentiles are o
 SMALLEST_S = 1e-6  # everything below counts as 0
 NUM_BINS = 3000  # up to SMALLEST_S * BIN_GROWTH**NUM_BINS, more than a hundred days
 
-FloatArray = npt.NDArray[np.float64]
+FloatArray: TypeAlias = npt.NDArray[np.float64]
 
 
 class Histogram:

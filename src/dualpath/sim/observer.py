@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
+from typing import Final
 
 import numpy as np
 
@@ -17,7 +18,7 @@ LATENCIES = ("ttft", "ttst", "tpot")
 PHASES = ("queued", "placed", "reading", "ready", "prefilling", "handed_over", "decoding")  # core.phase
 NUM_MOMENTS = len(PHASES) + 1  # the first columns of a row: when each phase began, and the last token
 NUM_COLUMNS = NUM_MOMENTS + 6  # first token, decode step, tokens sent before, generated now, prompt, hit
-NUM_PARTS = 4  # of the measured window, whose mean times to first token show whether a queue grows
+NUM_PARTS: Final = 4  # of the measured window, whose mean times to first token show whether a queue grows
 
 
 class Observer:

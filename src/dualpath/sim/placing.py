@@ -8,9 +8,10 @@ called through their modules: what is changed there changes the simulation.
 
 from __future__ import annotations
 
-import heapq
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from heapq import heapify, heappop, heappush, heapreplace
+from typing import Final
 
 from dualpath.core.ids import EngineId
 from dualpath.scheduler import decode_choice, prefill_choice
@@ -21,7 +22,7 @@ from dualpath.sim.decode import DecodeEngine
 from dualpath.sim.prefill import PrefillEngine
 from dualpath.sim.request import Request
 
-CLOSED_TOKENS = 1 << 60  # load of a group that must not be chosen: more than any other can have
+CLOSED_TOKENS: Final = 1 << 60  # load of a group that must not be chosen: more than any other can have
 
 
 class Scope:
@@ -71,11 +72,11 @@ class Placer:
         reserves: bool,
     ) -> None:
         self.scopes = scopes
-        self._queues = queues
+        self._queues = list(queues)
         self._limits = limits
         self._reserves = reserves  # decode device memory from the assignment on; False: from when it is taken
-        self._loads = {queue.group_id: 0 for queue in queues}  # tokens assigned and waiting
-        self._group_ids = list(self._loads)
+        self._loads = decode_choice.GroupLoads({queue.group_id: 0 for queue in queues})  # tokens assigned and waiting
+        self._group_ids = [queue.group_id for queue in queues]
         self._by_group = {queue.group_id: queue for queue in queues}
         self._prefill = {engine.engine_id: engine for scope in scopes for engine in scope.engines}
         self._all_prefill = list(self._prefill.values())
@@ -110,29 +111,22 @@ class Placer:
         arriving = self._arriving
         if not arriving or arriving[0].queued_s > now_s or not self._group_ids:
             return
-        arrived = []
-        while arriving and arriving[0].queued_s <= now_s:
-            arrived.append(arriving.popleft())
         by_group, loads = self._by_group, self._loads
-        for request, group_id in zip(arrived, self._groups_for(arrived), strict=True):
+        while arriving and arriving[0].queued_s <= now_s:
+            request = arriving.popleft()
+            group_id = self._next_group_in_turn() if self._decode_in_turn else loads.choose()
+            assert group_id is not None
             queue, demand = by_group[group_id], request.demand
             waiting = queue.requests
-            loads[group_id] += demand
+            loads.add(group_id, demand)
             if not waiting and not queue.is_blocked:
-                heapq.heappush(self._heads, (request.sequence, queue.index))
+                heappush(self._heads, (request.sequence, queue.index))
             waiting.append(request)
             queue.lengths.append(demand)
 
-    def _groups_for(self, arrived: Sequence[Request]) -> list[GroupId]:
-        if not self._decode_in_turn:
-            return decode_choice.assign_groups([request.demand for request in arrived], self._loads)
-        chosen = []
-        for _ in arrived:
-            group_id = decode_choice.choose_group_in_turn(self._group_ids, self._decode_turn)
-            assert group_id is not None
-            self._decode_turn += 1
-            chosen.append(group_id)
-        return chosen
+    def _next_group_in_turn(self) -> GroupId | None:
+        self._decode_turn += 1
+        return decode_choice.choose_group_in_turn(self._group_ids, self._decode_turn - 1)
 
     # -- fetching -----------------------------------------------------------------------------------------------------
 
@@ -186,7 +180,7 @@ class Placer:
             decode_id = next(stream, None)
             if decode_id is None:
                 queue.is_blocked = True
-                heapq.heappop(heads)
+                heappop(heads)
                 continue
             request = queue.requests[0]
             self._candidate = (queue, request, decode_id)
@@ -198,9 +192,9 @@ class Placer:
         waiting.popleft()
         queue.lengths.popleft()
         if waiting:
-            heapq.heapreplace(self._heads, (waiting[0].sequence, queue.index))
+            heapreplace(self._heads, (waiting[0].sequence, queue.index))
         else:
-            heapq.heappop(self._heads)
+            heappop(self._heads)
         request.prefill, request.decode = prefill, decode
         prefill.num_requests += 1
         prefill.num_tokens += request.prefill_load
@@ -226,7 +220,7 @@ class Placer:
         if added > 0:
             request.demand = num_tokens
             engine.num_tokens += added
-            self._loads[engine.group_id] += added
+            self._loads.add(engine.group_id, added)
         if not self._reserves:
             engine.free_device_tokens -= num_tokens
         elif added > 0:
@@ -238,7 +232,7 @@ class Placer:
         engine.num_requests -= 1
         engine.num_tokens -= request.demand
         engine.free_device_tokens += request.demand if self._reserves else num_device_tokens
-        self._loads[engine.group_id] -= request.demand
+        self._loads.add(engine.group_id, -request.demand)
         queue = self._by_group[engine.group_id]
         if queue.is_blocked:
             self._unblock(queue)
@@ -246,7 +240,7 @@ class Placer:
     def _unblock(self, queue: DecodeQueue) -> None:
         queue.is_blocked = False
         if queue.requests:
-            heapq.heappush(self._heads, (queue.requests[0].sequence, queue.index))
+            heappush(self._heads, (queue.requests[0].sequence, queue.index))
 
     # -- engines that come and go -------------------------------------------------------------------------------------
 
@@ -260,9 +254,9 @@ class Placer:
         if queue.engines:
             return
         self._group_ids.remove(queue.group_id)
-        del self._loads[queue.group_id]
+        self._loads.remove(queue.group_id)
         self._heads = [entry for entry in self._heads if entry[1] != queue.index]
-        heapq.heapify(self._heads)
+        heapify(self._heads)
         self._arriving.extendleft(reversed(queue.requests))
         queue.requests.clear()
         queue.lengths.clear()
@@ -272,9 +266,9 @@ class Placer:
         """This decode group gets no more requests, and those that wait for it go to others; ``lose`` its engines when
         what is on them has ended. There must be another group."""
         queue = self._by_group[group_id]
-        self._loads[group_id] += CLOSED_TOKENS - sum(queue.lengths)
+        self._loads.add(group_id, CLOSED_TOKENS - sum(queue.lengths))
         self._heads = [entry for entry in self._heads if entry[1] != queue.index]
-        heapq.heapify(self._heads)
+        heapify(self._heads)
         self._arriving.extendleft(reversed(queue.requests))
         queue.requests.clear()
         queue.lengths.clear()
@@ -290,7 +284,7 @@ class Placer:
         queue = self._by_group[engine.group_id]
         if not queue.engines:
             self._group_ids.append(queue.group_id)
-            self._loads[queue.group_id] = 0
+            self._loads.insert(queue.group_id, 0)
         queue.engines.append(engine)
         if queue.is_blocked:
             self._unblock(queue)
@@ -301,5 +295,6 @@ class Placer:
         for engine in engines:
             assert engine.num_requests == 0, f"{engine.engine_id} has {engine.num_requests} requests left"
             assert engine.num_tokens == 0, f"{engine.engine_id} has {engine.num_tokens} tokens left"
-        assert not any(self._loads.values()), self._loads
+        for group_id in self._group_ids:
+            assert self._loads[group_id] == 0, f"{group_id} has {self._loads[group_id]} tokens left"
         assert self.num_waiting == 0, f"{self.num_waiting} requests wait"

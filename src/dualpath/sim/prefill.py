@@ -7,11 +7,11 @@ before it computes and pushes afterwards.
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from heapq import heappop
 
 from dualpath.core.ids import EngineId
 from dualpath.scheduler.quota import ComputeQuota
@@ -87,7 +87,7 @@ class PrefillGroup:
         max_kv_tokens: int,
     ) -> None:
         self.index = index
-        self.engines = engines
+        self.engines = list(engines)
         self.is_running = False
         self.wake_s = math.inf  # when it has asked to be woken; inf: it has not
         self.batches: list[list[Chunk]] = []  # of the forward that runs, one for each engine
@@ -143,7 +143,7 @@ class PrefillGroup:
             if unfinished:
                 unfinished.popleft()
             else:
-                heapq.heappop(ready)
+                heappop(ready)
             batch.append((request, num_new))
             tokens_left -= num_new
             kv_left -= computed + num_new
@@ -166,7 +166,7 @@ class Moved:
 def move(
     now_s: float,
     engine: PrefillEngine,
-    batch: Sequence[Chunk],
+    batch: list[Chunk],
     moved: Moved,
     *,
     streams: bool = True,
@@ -205,4 +205,6 @@ def move(
     moved.pushed += pushed
     nic_s = engine.nic.send(now_s, (local + pushed) * size, (local + pulled) * size)
     local_s = engine.node.dram.send(now_s, local * size) if local else now_s
-    return max(end_s, nic_s, local_s)
+    if nic_s > end_s:
+        end_s = nic_s
+    return local_s if local_s > end_s else end_s
