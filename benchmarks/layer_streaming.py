@@ -83,9 +83,7 @@ async def measure(model_dir: Path, cached: int, new: int, rounds: int, threads: 
             hf(torch.tensor([history]), past_key_values=base, logits_to_keep=1)
         for number in range(1, rounds + 1):
             tail = torch.randint(32, 127, (new,)).tolist()
-            times["resident"].append(
-                time_s(lambda tail=tail: model.prefill([PrefillItem(tail, cached, 0)], resident))
-            )
+            times["resident"].append(time_s(lambda tail=tail: model.prefill([PrefillItem(tail, cached, 0)], resident)))
             with torch.inference_mode():
                 ids = torch.tensor([tail])
                 times["transformers"].append(time_s(lambda ids=ids: hf(ids, past_key_values=base, logits_to_keep=1)))

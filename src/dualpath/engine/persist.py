@@ -12,6 +12,7 @@ from dualpath.core.geometry import KvGeometry
 from dualpath.core.ids import BlockKey
 from dualpath.engine.api import DecodeStep
 from dualpath.engine.block_pool import device_units
+from dualpath.engine.repeated_warning import RepeatedWarning
 from dualpath.engine.sequence import Sequence
 from dualpath.traffic.contract import Transfer
 from dualpath.traffic.manager import TrafficManager
@@ -33,6 +34,7 @@ class Persister:
         self._slot_deadline_s = slot_deadline_s
         self._on_copied = on_copied  # a device block has left for the staging buffer
         self._tasks: set[asyncio.Task[None]] = set()
+        self._failures = RepeatedWarning(log)
 
     def write_prompt(self, seq: Sequence, root: BlockKey) -> None:
         """Write the prompt's new Full Blocks straight from the decode buffer's slots, where prefill has put them."""
@@ -89,7 +91,7 @@ class Persister:
 
     def _ended(self, seq: Sequence, key: BlockKey, error: Exception | None) -> None:
         if error is not None:
-            log.warning("request %s: a block was not persisted: %s", seq.request_id, error)
+            self._failures.log(f"request {seq.request_id}: a block was not persisted: {error}")
         seq.post(DecodeStep(durable=(key,)) if error is None else DecodeStep(not_persisted=(key,)))
         seq.num_writes -= 1
         seq.settle()

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from dualpath.core.errors import BlockCorruptError, BlockMissingError, DualPathError
 from dualpath.core.ids import BlockKey, RequestId
 from dualpath.engine.api import ReadOutcome
+from dualpath.engine.repeated_warning import RepeatedWarning
 from dualpath.traffic.manager import TrafficManager
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ class StagedReads:
         self._traffic = traffic
         self._slot_deadline_s = slot_deadline_s
         self._held: dict[RequestId, Held] = {}
+        self._failures = RepeatedWarning(log)
 
     def slots(self, request_id: RequestId) -> dict[int, int]:
         """Block of the prompt -> staging slot."""
@@ -70,7 +72,7 @@ class StagedReads:
                 gone.add(block)
             elif isinstance(result, DualPathError):
                 failed.add(block)
-                log.warning("request %s: reading block %d failed: %s", request_id, block, result)
+                self._failures.log(f"request {request_id}: reading block {block} failed: {result}")
                 if not transfer.quiescent.done():
                     moved.append((block, await self._move(held, block)))
             else:
