@@ -148,7 +148,7 @@ class MemoryConfig(Table):
         minimum=2,
         none_means="one longest context",
         help="tokens whose KV fits a prefill engine's device at once, histories included: two layers of each where "
-        "layers are streamed, all layers of each with --system basic",
+        "layers are streamed (and two spare ones), all layers of each with --system basic",
     )
     decode_kv_tokens: int | None = setting(
         None,

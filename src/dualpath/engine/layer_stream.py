@@ -48,6 +48,7 @@ class WorkspaceStream:
         self,
         traffic: TrafficManager,
         workspace: torch.Tensor,  # uint8 [num_workspaces, blocks, block_tokens, bytes_per_token_layer]
+        first_unit: int,  # of the workspace in the device region
         num_layers: int,
         loads: Sequence[Flow],
         pushes: Sequence[Flow],
@@ -57,7 +58,7 @@ class WorkspaceStream:
         track: str = "prefill",
     ) -> None:
         self._traffic = traffic
-        self._workspace = workspace
+        self._workspace, self._first_unit = workspace, first_unit
         self._num_workspaces = workspace.shape[0]
         self._num_layers = num_layers
         self._loads, self._pushes = loads, pushes
@@ -146,7 +147,7 @@ class WorkspaceStream:
         return self._traffic.push(flow.peer, "device", local, "staging", remote, self._deadline_s)
 
     def _workspace_units(self, flow: Flow, layer: int) -> Units:
-        base = (layer % self._num_workspaces) * self._workspace.shape[1]
+        base = self._first_unit + (layer % self._num_workspaces) * self._workspace.shape[1]
         return flow.workspace_blocks + np.int32(base)
 
     def _wait(self, transfers: Sequence[Transfer[int]]) -> None:

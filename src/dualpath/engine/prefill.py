@@ -32,6 +32,17 @@ from dualpath.traffic.manager import TrafficManager
 
 log = logging.getLogger(__name__)
 
+_SET_ASIDE_AFTER_S = 1.0  # that a failed forward's transfers take to end, where another workspace is there
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """A failed forward whose transfers have not ended: they may touch its workspace and its decode buffers."""
+
+    stream: WorkspaceStream
+    workspace: int
+    request_ids: frozenset[RequestId]
+
 
 @dataclass(frozen=True, slots=True)
 class PrefillConfig:
@@ -81,7 +92,10 @@ class PrefillEngine:
         self._idle = asyncio.Event()  # no forward is running
         self._idle.set()
         self._work = asyncio.Event()
-        self._lost: WorkspaceStream | None = None
+        self._stuck: WorkspaceStream | None = None  # of the forward that has just failed
+        self._leftovers: dict[Leftover, asyncio.Task[None]] = {}
+        self._usable = asyncio.Event()  # there is a workspace that nothing touches
+        self._usable.set()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix=f"{engine_id}-model")
         self._loop_task: asyncio.Task[None] | None = None
         self._num_forwards = 0
@@ -91,9 +105,10 @@ class PrefillEngine:
         self._loop_task = asyncio.create_task(self._run(), name=f"{self._engine_id}-loop")
 
     async def close(self) -> None:
-        if self._loop_task is not None:
-            self._loop_task.cancel()
-            await asyncio.gather(self._loop_task, return_exceptions=True)
+        tasks = [*self._leftovers.values(), *([self._loop_task] if self._loop_task else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.to_thread(self._worker.shutdown, True)
         self._workspace.close()
         for job in [*self._ready, *self._running]:
@@ -148,8 +163,8 @@ class PrefillEngine:
     async def release(self, request_id: RequestId) -> bool:
         if any(job.order.request.request_id == request_id for job in self._running):
             await self._idle.wait()
-        if self._lost is not None:
-            return False  # a forward left transfers behind that may still write decode buffers
+        if any(request_id in leftover.request_ids for leftover in self._leftovers):
+            return False  # transfers that its forward left behind may still write decode buffers
         self._staged.release(request_id)
         self._workspace.release(request_id)
         return True
@@ -169,7 +184,7 @@ class PrefillEngine:
         )
 
     def _check_alive(self) -> None:
-        if self._lost is not None:
+        if not self._workspace.is_usable:
             raise EngineLostError(f"{self._engine_id} is out of service")
 
     # -- the loop -------------------------------------------------------------------------------------------------
@@ -180,8 +195,8 @@ class PrefillEngine:
             self._work.clear()
             while self._ready:
                 await self.step()
-                if self._lost is not None:
-                    await self._recover(self._lost)
+                if not self._workspace.is_usable:
+                    await self._out_of_service()
 
     async def step(self) -> None:
         """Choose a batch, stream its layers, hand over."""
@@ -214,16 +229,16 @@ class PrefillEngine:
         return await asyncio.get_running_loop().run_in_executor(self._worker, self._forward_blocking, batch)
 
     def _forward_blocking(self, batch: Batch) -> torch.Tensor:
-        """Model thread. No transfer touches the workspace afterwards, or the engine is out of service."""
-        start_s = self._clock.now_s()
+        """Model thread. No transfer touches the workspace afterwards, or the stream is stuck."""
+        start_s, has_spare = self._clock.now_s(), self._workspace.has_spare
         stream = self._open_stream(batch)
         try:
             items = [job.item(chunk, self._geometry.block_tokens) for job, chunk in batch]
             logits = self._model.prefill(items, stream)
             stream.finish()
         except BaseException:
-            if not stream.abandon(self._config.transfer_deadline_s):
-                self._lost = stream
+            if not stream.abandon(_SET_ASIDE_AFTER_S if has_spare else self._config.transfer_deadline_s):
+                self._stuck = stream
             raise
         if self._trace is not None:
             args = {"requests": len(batch), "new_tokens": sum(c.num_new for _, c in batch), "wait_s": stream.wait_s}
@@ -234,7 +249,7 @@ class PrefillEngine:
         loads, pushes = flows(batch, self._geometry)
         return self._workspace.stream(
             self._traffic,
-            self._workspace.tensor,
+            *self._workspace.in_use,
             self._geometry.num_layers,
             loads,
             pushes,
@@ -266,7 +281,8 @@ class PrefillEngine:
     def _after_failure(self, batch: Batch, error: DualPathError) -> None:
         """A lone request is told; several are run again one by one, so that only the one at fault fails."""
         log.warning("%s: a forward of %d requests failed: %s", self._engine_id, len(batch), error)
-        if len(batch) == 1 or self._lost is not None or not isinstance(error, TransferError):
+        is_stuck = self._set_aside(batch)
+        if len(batch) == 1 or is_stuck or not isinstance(error, TransferError):
             for job, _ in batch:
                 job.events.put_nowait(EngineLostError(f"{self._engine_id}: prefill failed: {error}"))
             return
@@ -274,13 +290,33 @@ class PrefillEngine:
             job.alone = True
         self._ready = [*(job for job, _ in batch if not job.cancelled), *self._ready]
 
-    async def _recover(self, stream: WorkspaceStream) -> None:
-        """Back in service once the transfers that a failed forward left behind have ended."""
-        log.error("%s: out of service: transfers of a failed forward do not end", self._engine_id)
+    def _set_aside(self, batch: Batch) -> bool:
+        """Leave a stuck forward's workspace to its transfers. False: it is not stuck."""
+        stream, self._stuck = self._stuck, None
+        if stream is None:
+            return False
+        ids = frozenset(job.order.request.request_id for job, _ in batch)
+        leftover = Leftover(stream, self._workspace.set_aside(), ids)
+        self._leftovers[leftover] = asyncio.create_task(self._await_end(leftover))
+        if self._workspace.is_usable:
+            log.warning("%s: transfers of a failed forward do not end; goes on in the spare workspace", self._engine_id)
+        else:
+            self._usable.clear()
+        return True
+
+    async def _await_end(self, leftover: Leftover) -> None:
+        while not await asyncio.to_thread(leftover.stream.abandon, 1.0):
+            pass
+        del self._leftovers[leftover]
+        self._workspace.take_back(leftover.workspace)
+        self._usable.set()
+        log.warning("%s: transfers of a failed forward have ended", self._engine_id)
+
+    async def _out_of_service(self) -> None:
+        """Until the transfers that failed forwards left behind have ended."""
+        log.error("%s: out of service: transfers of failed forwards do not end", self._engine_id)
         for job in self._ready:
             job.events.put_nowait(EngineLostError(f"{self._engine_id} is out of service"))
         self._ready = []
-        while not await asyncio.to_thread(stream.abandon, 1.0):
-            pass
-        self._lost = None
+        await self._usable.wait()
         log.warning("%s: back in service", self._engine_id)

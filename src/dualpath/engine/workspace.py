@@ -1,4 +1,8 @@
-"""A prefill engine's device memory: two layers of a batch where layers are streamed, else whole requests."""
+"""A prefill engine's device memory: two layers of a batch where layers are streamed, else whole requests.
+
+Streamed layers have a spare pair: transfers of a failed forward may touch its pair for as long as a silent peer stays
+silent, and the engine goes on in the other.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +14,14 @@ from dualpath.core.ids import RequestId
 from dualpath.engine.layer_stream import NUM_WORKSPACES, WholeStream, WorkspaceStream
 from dualpath.engine.whole_requests import WholeRequests
 
+NUM_SPARES = 1
+
 
 class Workspace:
-    """Allocated once. ``tensor`` is ``uint8 [layers held, blocks, block_tokens, bytes_per_token_layer]``."""
+    """Allocated once. ``tensor`` is ``uint8 [layers held, blocks, block_tokens, bytes_per_token_layer]``.
+
+    Spares are its last layers. One event loop; streams are the model thread's.
+    """
 
     def __init__(
         self,
@@ -25,13 +34,37 @@ class Workspace:
         deadline_s: float,
     ) -> None:
         self.num_blocks = geometry.blocks_for(num_tokens)
-        num_layers = NUM_WORKSPACES if streams_layers else geometry.num_layers
-        shape = (num_layers, self.num_blocks, geometry.block_tokens, geometry.bytes_per_token_layer)
+        self._num_layers = NUM_WORKSPACES if streams_layers else geometry.num_layers
+        num_sets = 1 + NUM_SPARES if streams_layers else 1
+        shape = (num_sets * self._num_layers, self.num_blocks, geometry.block_tokens, geometry.bytes_per_token_layer)
         self.tensor = torch.zeros(shape, dtype=torch.uint8, device=device)
+        self._free = list(range(num_sets))  # the first is in use
         self.stream: type[WorkspaceStream] = WorkspaceStream if streams_layers else WholeStream
-        self._block_bytes = num_layers * geometry.layer_block_bytes
+        self._block_bytes = self._num_layers * geometry.layer_block_bytes
         self._whole = None if streams_layers else WholeRequests(self.num_blocks, clock, deadline_s)
         self._batch_blocks = self._batch_peak = 0
+
+    @property
+    def is_usable(self) -> bool:
+        """Is there memory that no former forward's transfers can touch?"""
+        return bool(self._free)
+
+    @property
+    def has_spare(self) -> bool:
+        return len(self._free) > 1
+
+    @property
+    def in_use(self) -> tuple[torch.Tensor, int]:
+        """The layers that the next forward uses, and the first unit of them in the device region."""
+        first = self._free[0] * self._num_layers
+        return self.tensor[first : first + self._num_layers], first * self.num_blocks
+
+    def set_aside(self) -> int:
+        """What is in use cannot be used until ``take_back`` of the same number; a spare, if any, takes its place."""
+        return self._free.pop(0)
+
+    def take_back(self, number: int) -> None:
+        self._free.append(number)
 
     async def reserve(self, request_id: RequestId, num_blocks: int) -> None:
         """Room for a whole request, from its read to its last forward; where layers are streamed it needs none."""
