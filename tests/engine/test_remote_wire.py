@@ -78,6 +78,7 @@ def test_a_node_without_its_scheduler_ends_after_its_lease(monkeypatch: pytest.M
 
     class Node:
         heard_at_s = 100.0
+        lost = None
 
     now, naps, codes = [100.0], 0, []
 
@@ -95,3 +96,20 @@ def test_a_node_without_its_scheduler_ends_after_its_lease(monkeypatch: pytest.M
     assert codes == [75]
     assert now[0] - Node.heard_at_s == pytest.approx(10.0)
     assert naps == 15
+
+
+def test_a_node_whose_model_is_lost_ends_itself() -> None:
+    from dualpath.launch import node_process
+
+    class Node:
+        heard_at_s = float("inf")
+        lost: str | None = None
+
+    codes: list[int] = []
+    node = Node()
+    thread = node_process.watch_lease(node, 0.1, codes.append)  # type: ignore[arg-type]
+    thread.join(0.2)
+    assert thread.is_alive()
+    node.lost = "tensor-parallel group of 2 is lost"
+    thread.join(10)
+    assert codes == [75]

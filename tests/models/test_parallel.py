@@ -144,6 +144,7 @@ def test_a_killed_rank_is_an_engine_lost(llama: ParallelModel) -> None:
     for _ in range(2):  # lost stays lost, and is said at once
         with pytest.raises(EngineLostError, match="tensor-parallel group of 2 is lost"):
             llama.prefill([item], RecordingStream(llama, [item], [empty], 64))
+        assert "is lost" in (llama.lost or "")
 
 
 @pytest.mark.slow

@@ -123,6 +123,11 @@ class PrefillEngine:
             self._engine_id, self._node_id, Role.PREFILL, min(slots, rows), rows, self._traffic.metadata()
         )
 
+    @property
+    def lost(self) -> str | None:
+        """Why this engine will never serve again; None where it does, or will."""
+        return self._model.lost
+
     async def add_peer(self, peer_metadata: bytes) -> None:
         await asyncio.to_thread(self._traffic.add_peer, peer_metadata)
 
@@ -184,6 +189,8 @@ class PrefillEngine:
         )
 
     def _check_alive(self) -> None:
+        if self.lost is not None:
+            raise EngineLostError(f"{self._engine_id}: {self.lost}")
         if not self._workspace.is_usable:
             raise EngineLostError(f"{self._engine_id} is out of service")
 

@@ -25,6 +25,11 @@ class NodeHost:
     def engines(self) -> list[PrefillEngine | DecodeEngine]:
         return [*self.prefill_engines, *self.decode_engines]
 
+    @property
+    def lost(self) -> str | None:
+        """Why an engine will never serve again in this process."""
+        return next((engine.lost for engine in self.prefill_engines if engine.lost is not None), None)
+
     async def start(self) -> None:
         """Allocate memory and start threads, engine by engine. After an error, ``close``."""
         builder = self._foundation.builder()

@@ -42,6 +42,7 @@ class NodeProcess:
         self._server: EngineServer | None = None
         self._trace = ChromeTrace() if config.observe.trace_out else None
         self.heard_at_s = time.monotonic()
+        self._is_closing = False
 
     async def open(self, session: str) -> bytes:
         """See ``Channel.open``. The first call starts the engines, as does one after a start that failed."""
@@ -69,7 +70,13 @@ class NodeProcess:
         assert self._server is not None
         return await self._server.poll(session, max_wait_s)
 
+    @property
+    def lost(self) -> str | None:
+        """Why an engine will never serve again in this process. Any thread."""
+        return None if self._host is None or self._is_closing else self._host.lost
+
     async def close(self) -> None:
+        self._is_closing = True
         if self._starting is not None:
             self._starting.cancel()
             await asyncio.gather(self._starting, return_exceptions=True)
@@ -129,15 +136,15 @@ def _import_engines() -> None:
 
 
 def watch_lease(node: NodeProcess, lease_s: float, end: Callable[[int], object] = os._exit) -> threading.Thread:
-    """End this process when its scheduler has not been heard for ``lease_s``.
+    """End this process when its scheduler has not been heard for ``lease_s``, or when its model is lost for good.
 
-    Whoever gave this node up for dead by then may reuse the memory that it could write.
+    Whoever gave this node up for dead by then may reuse the memory that it could write. A new process has a new model.
     """
 
     def watch() -> None:
-        while time.monotonic() - node.heard_at_s < lease_s:
+        while node.lost is None and time.monotonic() - node.heard_at_s < lease_s:
             time.sleep(min(1.0, lease_s / 4))
-        log.error("nothing heard of the scheduler for %g s: ending", lease_s)
+        log.error("%s: ending", node.lost or f"nothing heard of the scheduler for {lease_s:g} s")
         end(_ABANDONED)
 
     thread = threading.Thread(target=watch, name="lease", daemon=True)

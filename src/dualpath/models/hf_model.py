@@ -41,6 +41,10 @@ class HfModel:
     def device(self) -> torch.device:
         return torch.device(self._model.device)
 
+    @property
+    def lost(self) -> str | None:
+        return None
+
     def prefill(self, items: Sequence[PrefillItem], stream: LayerStream) -> torch.Tensor:
         self.check(items)
         with torch.inference_mode():

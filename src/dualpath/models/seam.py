@@ -84,6 +84,11 @@ class Model(Protocol):
     @property
     def device(self) -> torch.device: ...
 
+    @property
+    def lost(self) -> str | None:
+        """Why no forward will ever run again in this process; None where they do."""
+        ...
+
     def prefill(self, items: Sequence[PrefillItem], stream: LayerStream) -> torch.Tensor:
         """Run one packed forward over all items' new tokens.
 

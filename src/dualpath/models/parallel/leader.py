@@ -50,6 +50,10 @@ class ParallelModel:
         return self._shard.device
 
     @property
+    def lost(self) -> str | None:
+        return self._lost
+
+    @property
     def world(self) -> int:
         return self._group.world
 
