@@ -86,23 +86,25 @@ class NicWatch:
 
 
 def program_bytes(host: str, nic: str, before: ClusterStats, after: ClusterStats) -> tuple[int | None, int | None]:
-    """(received, sent) through a NIC as the engines have counted it; None where they do not.
+    """(received, sent) through a NIC as the engines have counted it; None where they do not, or cannot be asked.
 
     KV is counted by who moves it, the prefill side; one decode node alone gets all of it.
     """
+    nodes = {str(engine.node_id): engine.role for engine in before.engines}
     gained = [(engine, _gain(engine, before)) for engine in after.engines]
-    if nic == STORAGE_NIC:
-        here = [gain for engine, gain in gained if engine.node_id == host] or [gain for _, gain in gained]
-        read, written = sum(gain.read for gain in here), sum(gain.written for gain in here)
-        return (read, written) if any(engine.node_id == host for engine, _ in gained) else (written, read)
-    if nic != KV_NIC:
+    silent = nodes.keys() - {engine.node_id for engine in after.engines}
+    is_silent = host in silent if host in nodes else bool(silent)
+    if is_silent or nic not in (STORAGE_NIC, KV_NIC):
         return None, None
-    role = next(engine.role for engine, _ in gained if engine.node_id == host)
+    here = [gain for engine, gain in gained if engine.node_id == host]
+    if nic == STORAGE_NIC:
+        counted = here if host in nodes else [gain for _, gain in gained]
+        read, written = sum(gain.read for gain in counted), sum(gain.written for gain in counted)
+        return (read, written) if host in nodes else (written, read)
     to_prefill, to_decode = Direction.DECODE_TO_PREFILL.value, Direction.PREFILL_TO_DECODE.value
-    if role is Role.PREFILL:
-        here = [gain for engine, gain in gained if engine.node_id == host]
+    if nodes[host] is Role.PREFILL:
         return sum(gain.kv[to_prefill] for gain in here), sum(gain.kv[to_decode] for gain in here)
-    if len({engine.node_id for engine, _ in gained if engine.role is Role.DECODE}) > 1:
+    if silent or list(nodes.values()).count(Role.DECODE) > 1:
         return None, None
     return sum(gain.kv[to_decode] for _, gain in gained), sum(gain.kv[to_prefill] for _, gain in gained)
 
