@@ -174,15 +174,14 @@ class DecodeEngine:
 
     def _admit(self) -> None:
         for seq in self._roster.admit():
+            seq.num_copies += 1  # from now on: it may end before its task begins
             self._spawn(self._join(seq))
 
     async def _join(self, seq: Sequence) -> None:
         """Copy a prompt from the decode buffer into device memory; then its slots are free for the next."""
-        pairs = [(slot, seq.blocks[block]) for block, slot in sorted(seq.slots.items())]
-        sources = np.concatenate([self._traffic.staging_units_all_layers(slot) for slot, _ in pairs])
-        seq.num_copies += 1
         try:
-            await self._traffic.copy("staging", sources, "device", device_units([b for _, b in pairs], self._geometry))
+            if not seq.ended:
+                await self._copy_in(seq)
         except DualPathError as error:
             seq.error = EngineLostError(f"{self._engine_id}: copy to device failed: {error}")
         finally:
@@ -191,11 +190,15 @@ class DecodeEngine:
         self._staged.release(seq.request_id)
         if seq.ended or seq.error is not None:
             self._end(seq)
-            self._free_if_unused(seq)
             return
         seq.post(DecodeStep(admitted=True))
         self._roster.running.append(seq)
         self._work.set()
+
+    async def _copy_in(self, seq: Sequence) -> None:
+        pairs = [(slot, seq.blocks[block]) for block, slot in sorted(seq.slots.items())]
+        sources = np.concatenate([self._traffic.staging_units_all_layers(slot) for slot, _ in pairs])
+        await self._traffic.copy("staging", sources, "device", device_units([b for _, b in pairs], self._geometry))
 
     def _end(self, seq: Sequence, error: Exception | None = None) -> None:
         """Take a request out of the batch: finished, cancelled or preempted. Idempotent."""
@@ -237,6 +240,7 @@ class DecodeEngine:
         if not batch:
             await self._work.wait()  # blocks are on their way back
             self._work.clear()
+            self._admit()  # what came up meanwhile is told once
             return
         try:
             events = await asyncio.get_running_loop().run_in_executor(self._worker, self._decode_blocking, batch)

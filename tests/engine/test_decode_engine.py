@@ -1,0 +1,116 @@
+"""A decode engine by itself, with a model that counts: whenever a request is given up, its memory comes back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+import pytest
+import torch
+
+from dualpath.core.clock import SystemClock
+from dualpath.core.geometry import KvGeometry
+from dualpath.core.ids import EngineId, NodeId, RequestId
+from dualpath.core.keys import Namespace
+from dualpath.core.plan import Role
+from dualpath.core.request import Request, SamplingParams, TokenEvent
+from dualpath.engine.api import DecodeOrder, DecodeStep
+from dualpath.engine.decode import DecodeConfig, DecodeEngine
+from dualpath.models.seam import DecodeBatch, LayerStream, ModelSpec, PrefillItem
+from dualpath.store.open import open_store
+from dualpath.traffic.fake_transport import FakeFabric
+from dualpath.traffic.manager import TrafficManager
+from dualpath.traffic.storage_nic import StorageNic
+
+BLOCK = 4
+VOCAB = 1000
+GEOMETRY = KvGeometry(num_layers=2, block_tokens=BLOCK, bytes_per_token_layer=8)
+NAMESPACE = Namespace("counting", "float32", GEOMETRY, "cpu")
+
+
+class CountingModel:
+    """Every token is followed by the next number."""
+
+    spec = ModelSpec("counting", "counting", "0" * 32, 2, 8, torch.float32, VOCAB, 1000, ())
+    device = torch.device("cpu")
+    lost = None
+
+    def prefill(self, items: Sequence[PrefillItem], stream: LayerStream) -> torch.Tensor:
+        raise NotImplementedError
+
+    def decode(self, batch: DecodeBatch, pool: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.one_hot(batch.token_ids + 1, VOCAB).float()
+
+
+@pytest.fixture
+async def engine() -> AsyncIterator[DecodeEngine]:
+    """Device memory for eight blocks. Nothing is held in the end."""
+    clock = SystemClock()
+    store = open_store("memory://decode-engine", NAMESPACE, GEOMETRY)
+    traffic = TrafficManager(
+        engine_id=EngineId("decode-0"),
+        node_id=NodeId("decode-0"),
+        role=Role.DECODE,
+        geometry=GEOMETRY,
+        namespace_digest=NAMESPACE.digest,
+        num_slots=16,
+        num_write_slots=2,
+        transport=FakeFabric().transport(EngineId("decode-0")),
+        open_io=lambda transport: store.open_io(transport.agent),
+        storage_nic=StorageNic(None, clock),
+        clock=clock,
+    )
+    engine = DecodeEngine(
+        engine_id=EngineId("decode-0"),
+        node_id=NodeId("decode-0"),
+        model=CountingModel(),
+        geometry=GEOMETRY,
+        namespace=NAMESPACE,
+        traffic=traffic,
+        config=DecodeConfig(device_kv_tokens=8 * BLOCK),
+    )
+    await engine.start()
+    yield engine
+    await idle(engine)
+    traffic.slots.check_integrity()
+    traffic.write_slots.check_integrity()
+    await engine.close()
+
+
+async def idle(engine: DecodeEngine) -> None:
+    """Until nothing is held. What is left over shows in the assertion."""
+    for _ in range(500):
+        stats = await engine.stats()
+        held = stats.num_requests, stats.device_kv_used_bytes, stats.staging_slots_used
+        if not any(held):
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError(f"(requests, device bytes, staging slots) held in the end: {held}")
+
+
+async def handed_over(engine: DecodeEngine, name: str, num_prompt: int, max_tokens: int) -> DecodeOrder:
+    """A request whose prompt lies in the decode buffer; its first token is 100."""
+    request_id = RequestId(name)
+    await engine.reserve(request_id, GEOMETRY.blocks_for(num_prompt))
+    params = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
+    return DecodeOrder(Request(request_id, tuple(range(num_prompt)), params), 0, TokenEvent(100))
+
+
+async def tokens(steps: AsyncIterator[DecodeStep]) -> list[int]:
+    return [event.token_id async for step in steps for event in step.tokens]
+
+
+@pytest.mark.parametrize("num_turns", range(12))
+async def test_a_client_may_go_at_any_turn_of_the_event_loop(engine: DecodeEngine, num_turns: int) -> None:
+    orders = [await handed_over(engine, f"r{i}", 6, 40) for i in range(3)]
+    listeners = [asyncio.create_task(tokens(engine.decode(order))) for order in orders]
+    for _ in range(num_turns):
+        await asyncio.sleep(0)
+    for listener, order in zip(listeners, orders, strict=True):
+        listener.cancel()
+        await asyncio.gather(listener, return_exceptions=True)
+        await engine.release(order.request.request_id)
+    await idle(engine)
+    order = await handed_over(engine, "next", 6, 10)
+    assert await tokens(engine.decode(order)) == list(range(101, 110))
+    await engine.release(order.request.request_id)
