@@ -412,6 +412,26 @@ async def test_cancelling_whoever_awaits_cancels_no_transfer(rig: Rig) -> None:
     assert await asyncio.gather(write, write) == [OBJECT_BYTES] * 2
 
 
+async def test_a_failure_that_nobody_awaits_any_more_is_not_logged(rig: Rig) -> None:
+    complaints: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+    slots = await rig.decode.manager.slots.acquire(2)
+    rig.decode.io.hang_reads()
+    reads = rig.decode.manager.read_blocks([(key_of(n), slot) for n, slot in enumerate(slots)])
+    waiting = asyncio.gather(*reads)
+    await asyncio.sleep(0.01)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    rig.decode.io.unhang()
+    for read in reads:
+        with pytest.raises(BlockMissingError):
+            await read
+    del waiting, reads, read
+    gc.collect()
+    assert not complaints
+
+
 def test_callbacks_may_submit_more(rig: Rig) -> None:
     outcome: Future[int] = Future()
     prefill = rig.prefill.manager

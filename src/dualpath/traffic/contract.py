@@ -132,4 +132,12 @@ class Transfer(Generic[T]):
 
     def __await__(self) -> Generator[Any, None, T]:
         # A task that stops waiting must not cancel the transfer: its bytes move all the same.
-        return asyncio.shield(asyncio.wrap_future(self.future)).__await__()
+        ended = asyncio.wrap_future(self.future)
+        ended.add_done_callback(_look_at)
+        return asyncio.shield(ended).__await__()
+
+
+def _look_at(ended: asyncio.Future[Any]) -> None:
+    """How a transfer ends that nobody awaits any more is nobody's error: asyncio is not to log it."""
+    if not ended.cancelled():
+        ended.exception()
