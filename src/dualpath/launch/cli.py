@@ -7,6 +7,7 @@ need it, when they run.
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 import traceback
@@ -15,23 +16,10 @@ from typing import NoReturn
 
 from dualpath import __version__
 from dualpath.core.errors import ConfigError, DualPathError
-from dualpath.launch import (
-    cli_batch,
-    cli_bench,
-    cli_demo,
-    cli_fabric,
-    cli_kuberay,
-    cli_model,
-    cli_plan,
-    cli_serve,
-    cli_sim,
-    cli_store,
-    cli_testbed,
-    cli_trace,
-    cli_up,
-)
 
 TRACEBACK_VARIABLE = "DUALPATH_TRACEBACK"
+# What a disk that is full, read-only or broken answers while we write: no bug of ours.
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -45,6 +33,23 @@ class _Parser(argparse.ArgumentParser):
 
 
 def build_parser() -> argparse.ArgumentParser:
+    # Imported here, inside main's net: Ctrl-C during the imports is an interruption like any other.
+    from dualpath.launch import (
+        cli_batch,
+        cli_bench,
+        cli_demo,
+        cli_fabric,
+        cli_kuberay,
+        cli_model,
+        cli_plan,
+        cli_serve,
+        cli_sim,
+        cli_store,
+        cli_testbed,
+        cli_trace,
+        cli_up,
+    )
+
     parser = _Parser(
         prog="dualpath",
         description="LLM inference for agents in which every node's storage NIC works for every request.",
@@ -88,10 +93,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        if os.environ.get(TRACEBACK_VARIABLE):
-            traceback.print_exc()
-        hint = f"this is a bug; {TRACEBACK_VARIABLE}=1 shows where"
-        return _fail(1, f"{type(error).__name__}: {error} ({hint})")
+        return _fail_unforeseen(error)
+
+
+def _fail_unforeseen(error: Exception) -> int:
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        return _fail(1, f"{error.filename or 'cannot write'}: {error.strerror}")
+    if os.environ.get(TRACEBACK_VARIABLE):
+        traceback.print_exc()
+    hint = f"this is a bug; {TRACEBACK_VARIABLE}=1 shows where"
+    return _fail(1, f"{type(error).__name__}: {error} ({hint})")
 
 
 def _fail(code: int, message: str) -> int:
