@@ -64,9 +64,19 @@ async def test_agents_run_tools_between_completions_and_statistics_add_up(tiny_m
     assert mixed.statistics()["failed_agents"] == 1
 
 
+def test_a_full_disk_is_named_and_is_no_bug(tiny_model_dir, tmp_path, capsys):
+    source = tmp_path / "in.jsonl"
+    source.write_text(line("one", max_tokens=1) + "\n")
+    arguments = ["batch", str(source), "/dev/full", "--model", str(tiny_model_dir("llama")), "--store", "memory://full"]
+    assert main([*arguments, *FLAGS]) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == "dualpath: error: /dev/full: No space left on device"
+
+
 def test_a_setting_that_there_is_not_is_refused(tiny_model_dir):
     with pytest.raises(ConfigError, match="no setting 'decoders'"):
         dualpath.Cluster(model=tiny_model_dir("llama"), decoders=2)
+    with pytest.raises(ConfigError, match="--system oracle gives invalid answers"):
+        dualpath.Cluster(model=tiny_model_dir("llama"), system="oracle")
     with pytest.raises(DualPathError, match="has not been started"):
         _ = dualpath.Cluster(model=tiny_model_dir("llama")).tokenizer
 
@@ -118,6 +128,7 @@ def test_a_batch_comes_back_in_order_with_every_error_in_its_line(tiny_model_dir
         ([], "/no/in.jsonl: no such file"),
         (["--max-concurrent", "0"], "--max-concurrent: must be between 1 and 1024"),
         (["--decode", "0"], "--decode: must be at least 1"),
+        (["--system", "oracle"], "--system oracle gives invalid answers; --allow-invalid-answers true allows them"),
     ],
 )
 def test_a_bad_batch_is_one_line_and_exit_code_2(extra, reason, tiny_model_dir, capsys):

@@ -6,12 +6,17 @@ import asyncio
 import logging
 import os
 import signal
+import sys
+import time
+import types
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from dualpath.launch import signals
-from dualpath.launch.signals import INTERRUPTED, SAME_WISH_S, Stopper
+from dualpath.launch.cli import main
+from dualpath.launch.signals import INTERRUPTED, SAME_WISH_S, Stopper, sigterm_as_interrupt
 
 
 @pytest.fixture(autouse=True)
@@ -110,3 +115,50 @@ def test_an_error_is_not_mistaken_for_an_interruption() -> None:
 
     with pytest.raises(ValueError, match="broken"):
         asyncio.run(Stopper(lambda _: None, 1.0).guard(fail()))
+
+
+def test_sigterm_unwinds_a_command_as_ctrl_c_does() -> None:
+    unwound = False
+
+    async def work() -> None:
+        nonlocal unwound
+        try:
+            _send(signal.SIGTERM)
+            await asyncio.sleep(60)
+        finally:
+            unwound = True
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), sigterm_as_interrupt():
+        asyncio.run(work())
+    assert unwound
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        ("dualpath.launch.batch", ["batch", "IN", "OUT", "--store", "memory://"]),
+        ("dualpath.launch.bench_rollout", ["bench", "rollout", "--trace", "synth:32K"]),
+        ("dualpath.launch.bench_serving", ["bench", "serving", "--trace", "synth:32K", "--aps", "1"]),
+    ],
+)
+def test_commands_with_children_and_scratch_files_unwind_on_sigterm(
+    module: str,
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def run(*_: object) -> int:
+        _send(signal.SIGTERM)
+        time.sleep(60)
+        return 0
+
+    fake = types.ModuleType(module)
+    fake.run = run  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module, fake)
+    monkeypatch.chdir(tmp_path)
+    Path("IN").touch()
+    assert main([*words, "--model", str(tmp_path)]) == INTERRUPTED
+    assert capsys.readouterr().err == "dualpath: error: interrupted\n"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import shlex
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -83,12 +84,13 @@ def run_rollout(work_dir: Path) -> int:
 
 
 async def _run_cli(*arguments: str) -> int:
-    """Ctrl-C reaches the child too, which then ends by itself."""
-    child = await asyncio.create_subprocess_exec(sys.executable, "-m", "dualpath", *arguments)
+    """However we end, the child is told so, once: in a session of its own it does not see the terminal's Ctrl-C."""
+    child = await asyncio.create_subprocess_exec(sys.executable, "-m", "dualpath", *arguments, start_new_session=True)
     try:
         return await child.wait()
     finally:
         if child.returncode is None:
+            child.send_signal(signal.SIGINT)
             await child.wait()
 
 

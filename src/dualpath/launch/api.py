@@ -31,6 +31,7 @@ from dualpath.core.request import FinishReason, Request, RequestRecord, Sampling
 from dualpath.core.stats import ClusterStats
 from dualpath.gateway.tokenizer import Tokenizer
 from dualpath.launch.cluster import EmbeddedCluster
+from dualpath.launch.serve import check_answers
 
 DRAIN_S = 30.0
 
@@ -207,4 +208,6 @@ def serve_config(model: str | Path, store: str, settings: dict[str, Any]) -> Ser
         if name not in homes or name in ("dir", "url"):
             raise ConfigError(f"Cluster has no setting {name!r}")
         values.setdefault(homes[name], {})[name] = value
-    return ServeConfig(**{name: table(**values.get(name, {})) for name, table in tables(ServeConfig)})  # type: ignore[arg-type]
+    config = ServeConfig(**{name: table(**values.get(name, {})) for name, table in tables(ServeConfig)})  # type: ignore[arg-type]
+    check_answers(config)
+    return config

@@ -29,6 +29,7 @@ from dualpath.gateway.plan import Plan, Planner
 from dualpath.gateway.settings import GatewaySettings
 from dualpath.gateway.tokenizer import Tokenizer
 from dualpath.launch.cluster import EmbeddedCluster
+from dualpath.launch.outputs import writing
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ async def _run(config: ServeConfig, source: Path, target: Path, max_concurrent: 
         service = cluster.service
         planner = Planner(service.model_name, service.max_context_tokens, tokenizer, GatewaySettings())
         bars = RunProgress(Console(stderr=True))
-        with target.open("w", encoding="utf-8") as out, bars.run("batch", len(lines)) as advance:
+        with writing(target), target.open("w", encoding="utf-8") as out, bars.run("batch", len(lines)) as advance:
             return await answer_all(lines, out, Worker(service, planner), max_concurrent, advance)
     finally:
         await cluster.close(config.gateway.drain_s)

@@ -19,6 +19,7 @@ from dualpath.bench.terminal import print_rollout
 from dualpath.bench.workload import Script, max_context_tokens, scripts_of, vocabulary
 from dualpath.core.errors import ConfigError
 from dualpath.launch.bench_settings import BenchSettings, RolloutSettings, as_json, serve_config, system_names
+from dualpath.launch.outputs import writing
 from dualpath.scheduler.service import Service
 from dualpath.store.open import below, parse_url
 from dualpath.trace import Trajectory, infinite_cache_hits, load_trace
@@ -155,11 +156,13 @@ def fresh_store(url: str | None, system: str) -> Iterator[str]:
 def write_outputs(settings: BenchSettings, result: dict[str, Any]) -> None:
     output = settings.output
     if output.json is not None:
-        output.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        with writing(output.json):
+            output.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     if output.html is not None:
         from dualpath.bench.report_html import render
 
-        output.html.write_text(render(result), encoding="utf-8")
+        with writing(output.html):
+            output.html.write_text(render(result), encoding="utf-8")
 
 
 def check_tokens(console: Console, systems: dict[str, Any], kv_dtype: str) -> int:

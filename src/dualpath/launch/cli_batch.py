@@ -10,6 +10,9 @@ from dualpath.config import ServeConfig, load_config
 from dualpath.config.flags import add_flags, given_flags
 from dualpath.core.errors import ConfigError
 from dualpath.launch.cli_bench import check_writable, quiet_process
+from dualpath.launch.serve import check_answers
+from dualpath.launch.signals import sigterm_as_interrupt
+from dualpath.store.open import check_url
 
 DESCRIPTION = """\
 Answer a file of requests in OpenAI's Batch format (custom_id, method, url, body), without a server. One answer a
@@ -39,6 +42,8 @@ def _batch(arguments: argparse.Namespace) -> int:
     config = load_config(ServeConfig, arguments.config, given_flags(arguments, ServeConfig))
     if not 1 <= arguments.max_concurrent <= config.scheduler.max_queued_requests:
         raise ConfigError(f"--max-concurrent: must be between 1 and {config.scheduler.max_queued_requests}")
+    check_answers(config)
+    check_url(config.store.url)
     if not config.model.dir.is_dir():
         raise ConfigError(f"no such model directory: {config.model.dir}")
     if not arguments.source.is_file():
@@ -49,4 +54,5 @@ def _batch(arguments: argparse.Namespace) -> int:
     quiet_process()
     from dualpath.launch.batch import run
 
-    return run(config, arguments.source, arguments.target, arguments.max_concurrent)
+    with sigterm_as_interrupt():
+        return run(config, arguments.source, arguments.target, arguments.max_concurrent)

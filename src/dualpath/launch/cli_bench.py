@@ -19,6 +19,7 @@ from dualpath.launch.bench_settings import (
     rates,
     system_names,
 )
+from dualpath.launch.signals import sigterm_as_interrupt
 
 ROLLOUT = """\
 Replay the same agents on one system after the other, all agents at once, each system on a fresh in-process cluster.
@@ -77,7 +78,8 @@ def _rollout(arguments: argparse.Namespace) -> int:
     settings = read_settings(arguments, RolloutSettings)
     from dualpath.launch.bench_rollout import run
 
-    return run(settings)
+    with sigterm_as_interrupt():
+        return run(settings)
 
 
 def _serving(arguments: argparse.Namespace) -> int:
@@ -93,7 +95,8 @@ def _serving(arguments: argparse.Namespace) -> int:
         from dualpath.launch.bench_serving import run
     except ModuleNotFoundError as error:
         raise ConfigError(f"bench serving needs {error.name}: pip install 'dualpath[demo]'") from None
-    return run(settings)
+    with sigterm_as_interrupt():
+        return run(settings)
 
 
 def read_settings(arguments: argparse.Namespace, kind: type[S]) -> S:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dualpath.core.errors import ConfigError
+from dualpath.launch.signals import sigterm_as_interrupt
 
 
 def add(verbs: Any) -> None:
@@ -26,4 +27,5 @@ def _demo(arguments: argparse.Namespace) -> int:
         from dualpath.bench.demo import run, run_rollout
     except ModuleNotFoundError as error:
         raise ConfigError(f"the demo needs {error.name}: pip install 'dualpath[demo]'") from None
-    return run(arguments.work_dir) or run_rollout(arguments.work_dir)
+    with sigterm_as_interrupt():
+        return run(arguments.work_dir) or run_rollout(arguments.work_dir)

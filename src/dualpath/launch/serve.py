@@ -105,8 +105,7 @@ def check(config: ServeConfig) -> None:
     if not config.model.dir.is_dir():
         raise ConfigError(f"no such model directory: {config.model.dir}")
     check_url(config.store.url)
-    if system_policy(config.cluster.system, config.cluster.path).skips_io and not config.cluster.allow_invalid_answers:
-        raise ConfigError("--system oracle gives invalid answers; --allow-invalid-answers true serves them")
+    check_answers(config)
     trace = config.observe.trace_out
     if trace is not None and (trace.is_dir() or not os.access(trace.absolute().parent, os.W_OK)):
         raise ConfigError(f"cannot write the trace to {trace}")
@@ -119,6 +118,13 @@ def check(config: ServeConfig) -> None:
             probe.listen(1)
     except OSError as error:
         raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
+
+
+def check_answers(config: ServeConfig) -> None:
+    """Nobody gets an invalid answer who did not ask for it."""
+    cluster = config.cluster
+    if system_policy(cluster.system, cluster.path).skips_io and not cluster.allow_invalid_answers:
+        raise ConfigError(f"--system {cluster.system} gives invalid answers; --allow-invalid-answers true allows them")
 
 
 def url_of(host: str, port: int) -> str:

@@ -1,4 +1,4 @@
-"""Two signals, two meanings: the first asks for an orderly end, the second takes it."""
+"""Signals: the first asks a server for an orderly end, the second takes it; SIGTERM ends other commands as Ctrl-C."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 INTERRUPTED = 130  # what shells report for a process that Ctrl-C ended
@@ -74,3 +75,14 @@ class Stopper:
     def _cancel(self) -> None:
         if self._task is not None:
             self._task.cancel()
+
+
+@contextmanager
+def sigterm_as_interrupt() -> Iterator[None]:
+    """For a command that ends by KeyboardInterrupt: SIGTERM ends it the same way, instead of at once, which would leave
+    child processes and temporary directories behind. Main thread only."""
+    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
