@@ -135,6 +135,41 @@ def test_a_reading_call_that_fails_as_a_whole_falls_back_too() -> None:
     run_virtual(scenario())
 
 
+def test_a_decode_side_whose_late_reads_may_still_write_is_left_for_a_new_attempt_without_reads() -> None:
+    async def scenario() -> None:
+        async with cluster(config=SchedulerConfig(path_policy="split", read_timeout_s=5.0)) as c:
+            request = make_request(num_prompt=6 * BLOCK + 1)
+            c.store_prompt(request.prompt_token_ids)
+            c.decode[0].delay_s["read"] = 100.0
+            assert await c.run(request) == expected(request)
+            record = c.record(request)
+            assert record.num_retries == 1
+            assert record.num_recomputed_blocks == 6
+            assert ("read", request.request_id) in c.prefill[0].log
+            assert ("read", RequestId(f"{request.request_id}~1")) not in c.prefill[0].log + c.decode[0].log
+
+    run_virtual(scenario())
+
+
+@pytest.mark.parametrize("num_turns", range(12))
+def test_cancelling_at_any_turn_of_a_second_reading_leaves_nothing(num_turns: int) -> None:
+    async def scenario() -> None:
+        async with cluster(config=SchedulerConfig(path_policy="split")) as c:
+            request = make_request(num_prompt=6 * BLOCK + 1)
+            c.store_prompt(request.prompt_token_ids)
+            for engine in (c.prefill[0], c.decode[0]):
+                engine.failing_keys.update(keys_of(request.prompt_token_ids))
+                engine.delay_s["read"] = 0.0
+            task = c.start(request)
+            await until_phase(c, request, "reading")
+            for _ in range(num_turns):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    run_virtual(scenario())
+
+
 OPERATIONS = [
     ("prefill", "reserve"),
     ("prefill", "read"),
@@ -158,7 +193,7 @@ def test_a_failed_call_is_resumed_without_a_gap(role: str, operation: str, error
             engine.faults[operation].append(error)
             assert await c.run(request) == expected(request)
             record = c.record(request)
-            is_read_fallback = operation == "read" and isinstance(error, DeadlineExceededError)
+            is_read_fallback = (role, operation) == ("prefill", "read") and isinstance(error, DeadlineExceededError)
             assert record.num_retries == (0 if is_read_fallback else 1)
             assert record.num_generated_tokens == 12
 

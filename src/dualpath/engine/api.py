@@ -128,7 +128,9 @@ class DecodeEngineClient(Protocol):
         """Wait, first come first served, for decode-buffer slots; slot i will hold block i of the prompt."""
         ...
 
-    async def read(self, request_id: RequestId, blocks: Sequence[tuple[int, BlockKey]]) -> ReadOutcome: ...
+    async def read(self, request_id: RequestId, blocks: Sequence[tuple[int, BlockKey]]) -> ReadOutcome:
+        """Read blocks into their slots. Where it raises, late reads may still write them: release them all."""
+        ...
 
     def decode(self, order: DecodeOrder) -> AsyncIterator[DecodeStep]:
         """Admit, persist, decode. Ends after a token with a finish reason and after the request's last write ended.

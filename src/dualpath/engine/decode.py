@@ -69,7 +69,7 @@ class DecodeEngine:
         self._clock, self._trace = clock or SystemClock(), trace
         self._pool = BlockPool(geometry, geometry.blocks_for(config.device_kv_tokens), model.device)
         traffic.register_device(self._pool.tensor.view(-1, geometry.layer_block_bytes))
-        self._staged = StagedReads(traffic, config.slot_deadline_s)
+        self._staged = StagedReads(traffic, config.slot_deadline_s, is_written_by_peers=True)
         self._persister = Persister(traffic, geometry, config.slot_deadline_s, self._free_if_unused)
         self._expecting: dict[RequestId, ExitStack] = {}  # requests whose prompt a prefill engine may be moving
         self._roster = Roster(self._pool, geometry, config.max_batch_requests)

@@ -86,7 +86,7 @@ class PrefillEngine:
         traffic.register_device(workspace.tensor.view(-1, geometry.layer_block_bytes))
         max_requests = model.spec.max_requests_per_forward
         self._limits = BatchLimits(config.max_batch_tokens, workspace.num_blocks, geometry.block_tokens, max_requests)
-        self._staged = StagedReads(traffic, config.slot_deadline_s)
+        self._staged = StagedReads(traffic, config.slot_deadline_s, is_written_by_peers=False)
         self._ready: list[Job] = []
         self._running: list[Job] = []
         self._idle = asyncio.Event()  # no forward is running

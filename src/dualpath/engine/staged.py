@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from dualpath.core.errors import BlockCorruptError, BlockMissingError, DualPathError
+from dualpath.core.errors import BlockCorruptError, BlockMissingError, DeadlineExceededError, DualPathError
 from dualpath.core.ids import BlockKey, RequestId
 from dualpath.engine.api import ReadOutcome
 from dualpath.engine.repeated_warning import RepeatedWarning
@@ -25,10 +25,14 @@ class Held:
 
 
 class StagedReads:
-    """The staging slots of an engine's requests. Event loop only."""
+    """The staging slots of an engine's requests. Event loop only.
 
-    def __init__(self, traffic: TrafficManager, slot_deadline_s: float) -> None:
+    ``is_written_by_peers``: what could not be read here comes from another engine, into the same block's slot.
+    """
+
+    def __init__(self, traffic: TrafficManager, slot_deadline_s: float, *, is_written_by_peers: bool) -> None:
         self._traffic = traffic
+        self._is_written_by_peers = is_written_by_peers
         self._slot_deadline_s = slot_deadline_s
         self._held: dict[RequestId, Held] = {}
         self._failures = RepeatedWarning(log)
@@ -51,7 +55,10 @@ class StagedReads:
             held.by_block[block] = held.spare.pop(0)
 
     async def read(self, request_id: RequestId, blocks: Sequence[tuple[int, BlockKey]]) -> ReadOutcome:
-        """Read verified blocks from storage into the request's slots; see ReadOutcome for what can go wrong."""
+        """Read verified blocks from storage into the request's slots; see ReadOutcome for what can go wrong.
+
+        Raised is only what leaves the slots unusable: the request has to let go of all of them.
+        """
         held = self._held.setdefault(request_id, Held())
         unplaced = [block for block, _ in blocks if block not in held.by_block]
         if len(unplaced) > len(held.spare):
@@ -63,7 +70,7 @@ class StagedReads:
         transfers = self._traffic.read_blocks([(key, held.by_block[block]) for block, key in blocks])
         results = await asyncio.gather(*transfers, return_exceptions=True)
         ok, gone, failed, num_bytes = set(), set(), set(), 0
-        moved: list[tuple[int, int]] = []
+        late: list[int] = []
         for (block, _), transfer, result in zip(blocks, transfers, results, strict=True):
             if isinstance(result, int):
                 ok.add(block)
@@ -74,17 +81,26 @@ class StagedReads:
                 failed.add(block)
                 self._failures.log(f"request {request_id}: reading block {block} failed: {result}")
                 if not transfer.quiescent.done():
-                    moved.append((block, await self._move(held, block)))
+                    late.append(block)
             else:
                 raise result
-        return ReadOutcome(frozenset(ok), frozenset(gone), frozenset(failed), num_bytes, tuple(moved))
+        moved = self._move(held, late) if self._is_written_by_peers else ()
+        return ReadOutcome(frozenset(ok), frozenset(gone), frozenset(failed), num_bytes, moved)
 
-    async def _move(self, held: Held, block: int) -> int:
-        """A late read may still write the block's slot: take another; the pool keeps the old one until it is quiet."""
-        (new,) = await self._traffic.slots.acquire(1, self._slot_deadline_s)
-        self._traffic.slots.release([held.by_block[block]])
-        held.by_block[block] = new
-        return new
+    def _move(self, held: Held, blocks: Sequence[int]) -> tuple[tuple[int, int], ...]:
+        """Late reads may still write these blocks' slots: take others; the pool keeps the old ones until all is quiet.
+
+        Without waiting, and all or none: whoever was told of no move goes on writing into the old slots.
+        """
+        slots = self._traffic.slots.acquire_now(len(blocks))
+        if slots is None:
+            raise DeadlineExceededError(
+                f"reads of {len(blocks)} blocks are late, and there are no other slots for them"
+            )
+        self._traffic.slots.release([held.by_block[block] for block in blocks])
+        moved = tuple(zip(blocks, slots, strict=True))
+        held.by_block.update(moved)
+        return moved
 
     def release(self, request_id: RequestId) -> None:
         """Give all slots back. A slot that a transfer can still touch stays out of use until it cannot."""

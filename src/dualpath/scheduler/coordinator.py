@@ -144,7 +144,7 @@ class Coordinator:
     # -- 1 to 4: the stored part of the prompt ------------------------------------------------------------------------
 
     async def _load_hit(self, attempt: Attempt) -> HitRead:
-        candidates = self.hits.candidates(attempt.job.chain, len(attempt.request.prompt_token_ids))
+        candidates = self._candidates(attempt)
         with self.hits.pinned(candidates):
             keys = await self.hits.durable(candidates)
             await self._reserve_decode(attempt)
@@ -153,6 +153,16 @@ class Coordinator:
                 return await self._read(attempt, keys, reader)
             finally:
                 reader.close()
+
+    def _candidates(self, attempt: Attempt) -> tuple[BlockKey, ...]:
+        """Blocks to read; none where that has just come to nothing."""
+        job = attempt.job
+        candidates = self.hits.candidates(job.chain, len(attempt.request.prompt_token_ids))
+        if not job.recomputes:
+            return candidates
+        job.recomputes = False
+        job.record.num_recomputed_blocks += len(candidates)
+        return ()
 
     async def _reserve_decode(self, attempt: Attempt) -> None:
         engine, request = attempt.decode, attempt.request
@@ -196,6 +206,9 @@ class Coordinator:
         job.enter(Phase.READING)
         try:
             hit = await reader.read()
+        except EngineFailure as failure:
+            job.recomputes = not isinstance(failure.cause, EngineLostError)
+            raise
         finally:
             for role, num_bytes in reader.num_bytes.items():
                 job.record.storage_read_bytes[role.value] += num_bytes

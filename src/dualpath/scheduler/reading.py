@@ -10,7 +10,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from dualpath.core.errors import EngineLostError
+from dualpath.core.errors import DualPathError, EngineLostError
 from dualpath.core.ids import BlockKey, EngineId, RequestId
 from dualpath.core.plan import ReadPlan, Role
 from dualpath.engine.api import DecodeEngineClient, PrefillEngineClient, ReadOutcome
@@ -76,29 +76,40 @@ class HitReader:
         return self._plan.num_prefill_blocks
 
     async def read(self) -> HitRead:
-        """Raises EngineFailure when one of the two engines is lost."""
+        """Raises EngineFailure when one of the two engines is lost, or when the decode side's slots are."""
         prefill, decode = self._sides
         shares = zip(self._sides, self._shares, self._queued, strict=True)
         await asyncio.gather(*(self._read_side(side, share, queued) for side, share, queued in shares))
+        self._raise_lost()
         for_decode, for_prefill = sorted(prefill.failed), sorted(decode.failed)
         if for_decode or for_prefill:
             _log.warning("%s: %d blocks tried on the other side", self._request_id, len(for_decode) + len(for_prefill))
-            second = ((prefill, for_prefill), (decode, for_decode))
-            await asyncio.gather(*(self._read_side(side, share, self._queue(side, share)) for side, share in second))
-        for side in self._sides:
-            if side.lost is not None:
-                raise side.lost
+            second = [
+                (side, share, self._queue(side, share))
+                for side, share in zip(self._sides, (for_prefill, for_decode), strict=True)
+            ]
+            self._queued += [queued for _, _, queued in second]
+            await asyncio.gather(*(self._read_side(side, share, queued) for side, share, queued in second))
+            self._raise_lost()
         return self._result()
 
     def close(self) -> None:
         for queued in self._queued:
             self._accounts.end_read(queued)
 
+    def _raise_lost(self) -> None:
+        for side in self._sides:
+            if side.lost is not None:
+                raise side.lost
+
     def _queue(self, side: _Side, share: Sequence[int]) -> ReadId:
         return self._accounts.start_read(side.engine.info.node_id, len(share) * self._block_tokens)
 
     async def _read_side(self, side: _Side, share: Sequence[int], queued: ReadId) -> None:
-        """Failures become marks on the side, so that the other side's reading always comes to its own end."""
+        """Failures become marks on the side, so that the other side's reading always comes to its own end.
+
+        A decode side that raised cannot be helped by the other: its late reads may write where prefill would.
+        """
         try:
             if not share or side.lost is not None:
                 return
@@ -106,8 +117,11 @@ class HitReader:
             outcome = await ask(side.engine_id, side.engine.read(self._request_id, blocks), self._timeout_s)
         except Exception as error:
             _log.warning("%s: reading on %s failed: %r", self._request_id, side.engine_id, error)
-            if isinstance(error, EngineFailure) and isinstance(error.cause, EngineLostError):
-                side.lost = error
+            failure = (
+                error if isinstance(error, EngineFailure) else EngineFailure(side.engine_id, DualPathError(repr(error)))
+            )
+            if side.role is Role.DECODE or isinstance(failure.cause, EngineLostError):
+                side.lost = failure
             outcome = ReadOutcome(failed=frozenset(share))
         finally:
             self._accounts.end_read(queued)

@@ -66,6 +66,15 @@ class SlotPool:
             await self._wait(waiter, deadline_s)
         return waiter.granted.result()
 
+    def acquire_now(self, num_slots: int) -> list[int] | None:
+        """Slots that are free now, past the line, or None: for owners of others that cannot be used any more."""
+        with self._lock:
+            if self._is_closed or num_slots > len(self._free):
+                return None
+            slots = [self._free.pop() for _ in range(num_slots)]
+            self._granted.update(slots)
+            return slots
+
     def release(self, slots: Iterable[int]) -> None:
         """Give granted slots back. Raises ValueError for one that is not granted, and then releases none."""
         slots = list(slots)
