@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
@@ -14,6 +15,7 @@ from tests.scheduler.virtual_time import run_virtual
 from dualpath.core.errors import DeadlineExceededError, EngineLostError, TransferError
 from dualpath.core.ids import RequestId
 from dualpath.core.request import Request
+from dualpath.engine.api import DecodeOrder, DecodeStep
 from dualpath.scheduler.config import SchedulerConfig
 
 PHASES = ["queued", "placed", "reading", "ready", "prefilling", "handed_over", "decoding"]
@@ -196,6 +198,22 @@ def test_a_failed_call_is_resumed_without_a_gap(role: str, operation: str, error
             is_read_fallback = (role, operation) == ("prefill", "read") and isinstance(error, DeadlineExceededError)
             assert record.num_retries == (0 if is_read_fallback else 1)
             assert record.num_generated_tokens == 12
+
+    run_virtual(scenario())
+
+
+def test_an_answer_of_one_token_needs_no_decode_engine() -> None:
+    async def scenario() -> None:
+        async with cluster() as c:
+            request = make_request(max_tokens=1)
+
+            async def decode(order: DecodeOrder) -> AsyncIterator[DecodeStep]:
+                raise EngineLostError("lost")
+                yield
+
+            c.decode[0].decode = decode  # type: ignore[method-assign]
+            assert await c.run(request) == expected(request)
+            assert c.record(request).num_retries == 0
 
     run_virtual(scenario())
 

@@ -240,8 +240,8 @@ class Coordinator:
                 if event is not None:
                     first = event
                     job.enter(Phase.HANDED_OVER)
-                    job.chain.append(event.token_id)
                     if event.finish_reason is None:
+                        job.chain.append(event.token_id)
                         job.emit(event)  # else when the prompt's writes are known: the next turn must find them
         if first is None:
             raise EngineFailure(engine.info.engine_id, EngineLostError("prefill ended without a token"))
@@ -258,19 +258,22 @@ class Coordinator:
             first_token=first,
             keys=tuple(job.chain.keys[:num_prompt_blocks]),
         )
+        is_whole = first.finish_reason is not None
+        if is_whole:
+            job.chain.append(first.token_id)
         stream = EngineStream(engine.info.engine_id, engine.decode(order), self.config.decode_timeout_s)
         try:
             async with stream:
                 attempt.is_decoding = True
                 async for step in stream:
                     self._take(attempt, step)
-                    if first.finish_reason is not None:
+                    if is_whole:
                         job.emit(first)
-            if first.finish_reason is not None:
-                job.emit(first)
         finally:
             attempt.is_decoding = False
             attempt.ledger.close()
+            if is_whole:
+                job.emit(first)  # whatever has become of the writes
         if not job.is_over:
             raise EngineFailure(engine.info.engine_id, EngineLostError("decoding ended without a finish reason"))
 
