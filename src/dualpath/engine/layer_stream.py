@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from dualpath.core.clock import Clock
+from dualpath.core.errors import TransferTimeoutError
 from dualpath.core.ids import EngineId
 from dualpath.engine.trace import ChromeTrace
 from dualpath.traffic.contract import Transfer, Units
@@ -68,6 +69,7 @@ class WorkspaceStream:
         self._started = [threading.Event() for _ in range(num_layers)]
         self._load_transfers: list[list[Transfer[int]]] = [[] for _ in range(num_layers)]
         self._push_transfers: list[list[Transfer[int]]] = [[] for _ in range(num_layers)]
+        self._lock = threading.Lock()  # a layer is started as a whole, or not at all once the stream is closed
         self._closed = False
         self._acquired_at_s = 0.0
         self.wait_s = 0.0  # time the compute stood still for loads
@@ -81,6 +83,7 @@ class WorkspaceStream:
         if not self._started[layer].wait(self._deadline_s):
             # The pushes that free this workspace did not end: surface their error, which has its own deadline.
             self._wait(self._push_transfers[layer - self._num_workspaces])
+            raise TransferTimeoutError(f"layer {layer} did not begin to load within {self._deadline_s} s")
         self._wait(self._push_transfers[layer - self._num_workspaces] if layer >= self._num_workspaces else [])
         self._wait(self._load_transfers[layer])
         self._acquired_at_s = self._clock.now_s()
@@ -118,7 +121,8 @@ class WorkspaceStream:
 
     def abandon(self, deadline_s: float) -> bool:
         """After a failure: start no more layers, wait until no transfer touches the workspace. False: too late."""
-        self._closed = True
+        with self._lock:
+            self._closed = True
         end_s = self._clock.now_s() + deadline_s
         for transfer in [t for ts in (*self._load_transfers, *self._push_transfers) for t in ts]:
             try:
@@ -129,8 +133,10 @@ class WorkspaceStream:
 
     def _start_layer(self, layer: int) -> None:
         """Submit the layer's loads. Model thread, or the traffic thread when the last push of layer - 2 has ended."""
-        if not self._closed:
-            self._load_transfers[layer] = [self._load(flow, layer) for flow in self._loads]
+        with self._lock:
+            if not self._closed:
+                for flow in self._loads:
+                    self._load_transfers[layer].append(self._load(flow, layer))
         self._started[layer].set()
 
     def _load(self, flow: Flow, layer: int) -> Transfer[int]:

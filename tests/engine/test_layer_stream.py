@@ -1,0 +1,93 @@
+"""Layer streaming when transfers go wrong: nothing is computed without its history or loaded into given-up memory."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dualpath.core.clock import SystemClock
+from dualpath.core.errors import TransferError
+from dualpath.core.ids import EngineId
+from dualpath.engine.layer_stream import Flow, WorkspaceStream
+from dualpath.traffic.contract import Transfer, Units
+
+NUM_LAYERS = 4
+
+
+class Traffic:
+    """Transfers end when the test says so."""
+
+    def __init__(self, on_load: Callable[[int], None] = lambda number: None) -> None:
+        self.loads: list[Transfer[int]] = []
+        self.pushes: list[Transfer[int]] = []
+        self._on_load = on_load
+
+    def staging_units(self, slots: Units, layer: int) -> Units:
+        return slots
+
+    def copy(self, *_: Any) -> Transfer[int]:
+        self._on_load(len(self.loads))
+        self.loads.append(Transfer())
+        return self.loads[-1]
+
+    def push(self, *_: Any) -> Transfer[int]:
+        self.pushes.append(Transfer())
+        return self.pushes[-1]
+
+
+def end(transfer: Transfer[int]) -> None:
+    transfer.quiescent.set_result(None)
+    transfer.future.set_result(1)
+
+
+def stream(traffic: Traffic, deadline_s: float) -> WorkspaceStream:
+    """One block comes in and one goes out in every layer; the first layer has been computed."""
+    pair = np.zeros(1, dtype=np.int32)
+    flows = [Flow(None, pair, pair)], [Flow(EngineId("decode-0"), pair, pair)]
+    workspace = torch.zeros((2, 1, 4, 8), dtype=torch.uint8)
+    built = WorkspaceStream(traffic, workspace, 0, NUM_LAYERS, *flows, SystemClock(), deadline_s)  # type: ignore[arg-type]
+    for load in traffic.loads:
+        end(load)
+    built.acquire(0)
+    built.release(0)
+    return built
+
+
+def test_a_layer_whose_history_could_not_be_asked_for_is_not_computed() -> None:
+    def refuse_the_third(number: int) -> None:
+        if number == 2:
+            raise ValueError("no such slot")
+
+    traffic = Traffic(refuse_the_third)
+    running = stream(traffic, 0.05)
+    end(traffic.pushes[0])
+    running.acquire(1)
+    running.release(1)
+    with pytest.raises(TransferError, match="layer 2"):
+        running.acquire(2)
+
+
+def test_a_stream_that_is_given_up_knows_the_load_that_begins_just_then() -> None:
+    is_loading, go_on = threading.Event(), threading.Event()
+
+    def be_slow(number: int) -> None:
+        if number == 2:
+            is_loading.set()
+            assert go_on.wait(10)
+
+    traffic = Traffic(be_slow)
+    running = stream(traffic, 5.0)
+    with ThreadPoolExecutor(2) as threads:
+        threads.submit(end, traffic.pushes[0])  # the workspace is free: layer 2 begins, on the traffic thread
+        assert is_loading.wait(10)
+        is_quiet = threads.submit(running.abandon, 0.05)
+        go_on.set()
+        assert not is_quiet.result(10), "layer 2 is coming into the workspace"
+    end(traffic.loads[2])
+    assert running.abandon(0.05)
