@@ -98,7 +98,8 @@ def test_roce_has_four_lossless_priorities_and_unmarked_packets_are_in_none() ->
 def test_roce_marks_reach_the_queue_of_their_class() -> None:
     """From an engine's environment through DSCP and priority to the queue and its weight."""
     script, engine = rendered(Fabric.ROCE, "de0/setup.sh"), environment(Fabric.ROCE)
-    to_priority = {int(mark): int(prio) for mark, prio in re.findall(r"--dscp2prio set,(\d+),(\d+)", script)}
+    to_priority = {int(mark): int(prio) for mark, prio in re.findall(r"--dscp2prio set,(\d+),(\d+)$", script, re.M)}
+    assert script.count("--dscp2prio") == len(to_priority), "of several in one command mlnx_qos obeys the last"
     queues, weights = flag(script, "prio_tc"), [int(weight) for weight in flag(script, "tcbw")]
 
     def weight(traffic_class: str) -> int:

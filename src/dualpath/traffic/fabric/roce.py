@@ -58,14 +58,13 @@ def render_node(node: FabricNode) -> str:
 
 def _nic_commands(nic: ComputeNic) -> list[str]:
     dev, lossless = nic.netdev, lossless_priorities()
-    mapping = " ".join(f"--dscp2prio set,{dscp(p)},{p}" for p in lossless)
     weights = ets_weights()
     algorithms = ",".join("ets" if weight else "strict" for weight in weights)
     ecn = f"/sys/class/net/{dev}/ecn"
     return [
         f"mlnx_qos -i {dev} --dcbx os",
         f"mlnx_qos -i {dev} --trust dscp",
-        f"mlnx_qos -i {dev} {mapping}",
+        *(f"mlnx_qos -i {dev} --dscp2prio set,{dscp(p)},{p}" for p in lossless),  # it takes one at a time
         f"mlnx_qos -i {dev} --prio_tc {_list(PRIO_TC)}",
         f"mlnx_qos -i {dev} --tsa {algorithms} --tcbw {_list(weights)}",
         f"mlnx_qos -i {dev} --pfc {_list([int(p in lossless) for p in range(8)])}",

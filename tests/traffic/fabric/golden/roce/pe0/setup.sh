@@ -13,7 +13,10 @@ set -euo pipefail
 # ens2f0, mlx5_0:1
 mlnx_qos -i ens2f0 --dcbx os
 mlnx_qos -i ens2f0 --trust dscp
-mlnx_qos -i ens2f0 --dscp2prio set,8,1 --dscp2prio set,16,2 --dscp2prio set,24,3 --dscp2prio set,32,4
+mlnx_qos -i ens2f0 --dscp2prio set,8,1
+mlnx_qos -i ens2f0 --dscp2prio set,16,2
+mlnx_qos -i ens2f0 --dscp2prio set,24,3
+mlnx_qos -i ens2f0 --dscp2prio set,32,4
 mlnx_qos -i ens2f0 --prio_tc 0,1,2,3,4,0,6,7
 mlnx_qos -i ens2f0 --tsa ets,ets,ets,ets,ets,strict,strict,strict --tcbw 1,1,96,1,1,0,0,0
 mlnx_qos -i ens2f0 --pfc 0,1,1,1,1,0,0,0
@@ -29,7 +32,10 @@ cma_roce_tos -d mlx5_0 -p 1 -t 98
 # ens3f0, mlx5_1:1
 mlnx_qos -i ens3f0 --dcbx os
 mlnx_qos -i ens3f0 --trust dscp
-mlnx_qos -i ens3f0 --dscp2prio set,8,1 --dscp2prio set,16,2 --dscp2prio set,24,3 --dscp2prio set,32,4
+mlnx_qos -i ens3f0 --dscp2prio set,8,1
+mlnx_qos -i ens3f0 --dscp2prio set,16,2
+mlnx_qos -i ens3f0 --dscp2prio set,24,3
+mlnx_qos -i ens3f0 --dscp2prio set,32,4
 mlnx_qos -i ens3f0 --prio_tc 0,1,2,3,4,0,6,7
 mlnx_qos -i ens3f0 --tsa ets,ets,ets,ets,ets,strict,strict,strict --tcbw 1,1,96,1,1,0,0,0
 mlnx_qos -i ens3f0 --pfc 0,1,1,1,1,0,0,0
