@@ -51,6 +51,12 @@ async def test_agents_run_tools_between_completions_and_statistics_add_up(tiny_m
             await cluster.rollout([broken])
         with pytest.raises(InvalidRequestError, match="unexpected keyword argument 'best_of'"):
             await cluster.complete("x", 1, best_of=2)
+        with pytest.raises(InvalidRequestError, match="temperature must be between 0 and 2, not -1"):
+            await cluster.complete("x", 1, temperature=-1)
+        with pytest.raises(InvalidRequestError, match="max_tokens"):
+            await cluster.complete("x", 0)
+        tiny = await cluster.complete("x", 4, temperature=1e-310)
+        assert tiny.token_ids == (await cluster.complete("x", 4, temperature=0.0)).token_ids
         with pytest.raises(InvalidRequestError, match="outside the vocabulary"):
             await cluster.complete([10_000], 1)
     found = rollout.statistics()

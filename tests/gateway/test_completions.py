@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import httpx
 import pytest
 from openai import AsyncOpenAI
 from tests.gateway.fakes import EOS_ID, FakeBackend, says
+
+from dualpath.core.errors import ConfigError
+from dualpath.gateway.app import create_app
+from dualpath.gateway.defaults import SamplingDefaults, read_defaults
+from dualpath.gateway.settings import GatewaySettings
+from dualpath.gateway.tokenizer import Tokenizer
 
 
 async def test_one_answer(openai: AsyncOpenAI, backend: FakeBackend) -> None:
@@ -70,6 +78,36 @@ async def test_parameters_reach_the_engine(openai: AsyncOpenAI, backend: FakeBac
     assert (sampling.seed, sampling.stop_token_ids, sampling.ignore_eos) == (7, (5,), True)
 
 
+async def test_a_temperature_too_small_to_divide_by_is_greedy(openai: AsyncOpenAI, backend: FakeBackend) -> None:
+    for temperature, expected in ((1e-310, 0.0), (9e-6, 0.0), (1e-4, 1e-4)):
+        await openai.completions.create(model="fake", prompt="x", temperature=temperature)
+        assert backend.requests[-1].sampling.temperature == expected
+
+
+async def test_the_model_s_recommendations_hold_where_a_request_says_nothing(
+    backend: FakeBackend, tokenizer: Tokenizer
+) -> None:
+    app = create_app(backend, tokenizer, GatewaySettings(sampling=SamplingDefaults(0.6, 0.95, 20)))
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+        for said in ({}, {"temperature": 1, "top_p": 1, "top_k": 0}, {"top_k": -1}):
+            await client.post("/v1/completions", json={"prompt": "x", **said})
+    drawn = [(one.sampling.temperature, one.sampling.top_p, one.sampling.top_k) for one in backend.requests]
+    assert drawn == [(0.6, 0.95, 20), (1.0, 1.0, 0), (0.6, 0.95, 0)]
+
+
+def test_the_model_s_recommendations_are_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "generation_config.json"
+    assert read_defaults(tmp_path) == SamplingDefaults()
+    file.write_text('{"do_sample": true, "temperature": 0.6, "top_p": null, "top_k": 20, "repetition_penalty": 1.05}')
+    assert read_defaults(tmp_path) == SamplingDefaults(0.6, 1.0, 20)
+    assert "repetition_penalty 1.05 is not supported and not applied" in caplog.text
+    for content, reason in (('{"temperature": "hot"}', "temperature must be a number"), ("[", "cannot read")):
+        file.write_text(content)
+        with pytest.raises(ConfigError, match=reason):
+            read_defaults(tmp_path)
+
+
 async def test_length_and_echo(openai: AsyncOpenAI) -> None:
     answer = await openai.completions.create(model="fake", prompt="abc ", max_tokens=2, echo=True)
     assert (answer.choices[0].text, answer.choices[0].finish_reason) == ("abc He", "length")
@@ -91,6 +129,17 @@ async def test_stream(openai: AsyncOpenAI, backend: FakeBackend) -> None:
     assert chunks[-1].usage is not None
     assert (chunks[-1].usage.prompt_tokens, chunks[-1].usage.completion_tokens) == (1, 8)
     assert backend.outcomes() == ["finished"]
+
+
+async def test_usage_in_every_chunk_of_a_stream(openai: AsyncOpenAI, backend: FakeBackend) -> None:
+    backend.num_hit_tokens = 1
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    stream = await openai.completions.create(
+        model="fake", prompt="ab", stream=True, extra_body={"stream_options": options}
+    )
+    usages = [chunk.usage async for chunk in stream]
+    assert [usage and usage.completion_tokens for usage in usages] == [1, 2, 3, 4, 5, 6, 6]
+    assert all(usage and usage.prompt_tokens_details for usage in usages)
 
 
 async def test_stream_of_several_choices(openai: AsyncOpenAI) -> None:

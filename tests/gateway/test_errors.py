@@ -61,6 +61,8 @@ BAD_COMPLETIONS = [
     ({"min_p": 0.1}, "min_p"),
     ({"guided_json": {}}, "guided_json"),
     ({"prompt_logprobs": 1}, "prompt_logprobs"),
+    ({"priority": 3}, "priority"),
+    ({"regex": "a+"}, "regex"),
 ]
 BAD_CHATS = [
     ({"messages": None}, "messages"),
@@ -85,6 +87,7 @@ BAD_CHATS = [
     ({"tools": [TOOL], "tool_choice": "required"}, "tool_choice"),
     ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
     ({"functions": [{"name": "f"}]}, "functions"),
+    ({"echo": True}, "echo"),
     ({"continue_final_message": True}, "continue_final_message"),
     ({"chat_template": "{{ messages }}"}, "chat_template"),
     ({"chat_template_kwargs": {"tokenize": True}}, "chat_template_kwargs"),

@@ -7,7 +7,7 @@ not implemented are declared in ``Refused``, so that they are refused instead of
 from __future__ import annotations
 
 import re
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import msgspec
 
@@ -38,6 +38,14 @@ class Refused(msgspec.Struct, kw_only=True):
     guided_grammar: Any = None
     logits_processors: Any = None
     detokenize: Any = None
+    priority: Any = None
+    structural_tag: Any = None
+    # SGLang's
+    regex: Any = None
+    ebnf: Any = None
+    stop_regex: Any = None
+    no_stop_trim: Any = None
+    lora_path: Any = None
 
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -53,16 +61,20 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "response_format": ({"type": "text"},),
     "logits_processors": ([],),
     "detokenize": (True,),
+    "priority": (0,),
+    "no_stop_trim": (False,),
     "suffix": ("",),
     "modalities": (["text"],),
     "functions": ([],),
     "function_call": ("none",),
     "documents": ([],),
+    "echo": (False,),
 }
 
 
 class StreamOptions(msgspec.Struct, kw_only=True):
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None  # with include_usage: in every chunk, as far as it has come
 
 
 class Generation(Refused, kw_only=True):
@@ -89,6 +101,8 @@ class Generation(Refused, kw_only=True):
 
 
 class CompletionBody(Generation, kw_only=True):
+    REFUSED: ClassVar[tuple[str, ...]] = (*Refused.__struct_fields__, "suffix")
+
     prompt: str | list[str | int | list[int]]
     echo: bool | None = None
     logprobs: int | None = None
@@ -97,6 +111,12 @@ class CompletionBody(Generation, kw_only=True):
 
 
 class ChatBody(Generation, kw_only=True):
+    REFUSED: ClassVar[tuple[str, ...]] = (
+        *Refused.__struct_fields__,
+        *("echo", "chat_template", "documents", "functions", "function_call"),
+        *("modalities", "audio", "web_search_options", "mm_processor_kwargs"),
+    )
+
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] | None = None
     add_generation_prompt: bool | None = None
@@ -108,6 +128,7 @@ class ChatBody(Generation, kw_only=True):
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
+    echo: Any = None
     chat_template: Any = None
     documents: Any = None
     functions: Any = None
@@ -120,6 +141,8 @@ class ChatBody(Generation, kw_only=True):
 
 class TokenizeBody(msgspec.Struct, kw_only=True):
     """Either a prompt or a conversation."""
+
+    REFUSED: ClassVar[tuple[str, ...]] = ("chat_template", "documents")
 
     model: str | None = None
     prompt: str | None = None
@@ -135,11 +158,14 @@ class TokenizeBody(msgspec.Struct, kw_only=True):
 
 
 class DetokenizeBody(msgspec.Struct, kw_only=True):
+    REFUSED: ClassVar[tuple[str, ...]] = ()
+
     tokens: list[int]
     model: str | None = None
 
 
-Body = TypeVar("Body", bound=msgspec.Struct)
+AnyBody = CompletionBody | ChatBody | TokenizeBody | DetokenizeBody
+Body = TypeVar("Body", CompletionBody, ChatBody, TokenizeBody, DetokenizeBody)
 
 _PATH = re.compile(r" - at `\$\.?(.*)`$")
 _FIELD = re.compile(r"field `([^`]+)`")
@@ -155,7 +181,7 @@ def parse_body(raw: bytes, body_type: type[Body]) -> Body:
         raise ApiError(400, f"the body is not valid JSON: {error}", code="invalid_json") from error
     except RecursionError as error:
         raise ApiError(400, "the body is nested too deeply", code="invalid_json") from error
-    refuse_unsupported(body)
+    _refuse_unsupported(body)
     return body
 
 
@@ -168,15 +194,8 @@ def _type_error(message: str) -> ApiError:
     return ApiError(400, f"{param}: {text}" if param else text, param=param or None, code="invalid_type")
 
 
-_REFUSED = (
-    *Refused.__struct_fields__,
-    *("suffix", "chat_template", "documents", "functions", "function_call"),
-    *("modalities", "audio", "web_search_options", "mm_processor_kwargs"),
-)
-
-
-def refuse_unsupported(body: msgspec.Struct) -> None:
-    for name in _REFUSED:
-        value = getattr(body, name, None)
+def _refuse_unsupported(body: AnyBody) -> None:
+    for name in body.REFUSED:
+        value = getattr(body, name)
         if value is not None and value not in NEUTRAL.get(name, ()):
             raise invalid(f"{name} is not supported", name, "unsupported_parameter")

@@ -23,7 +23,7 @@ from dualpath.gateway.shapes import (
 )
 from dualpath.gateway.tokenizer import Tokenizer
 from dualpath.gateway.tool_calls import CallDelta, Piece, ToolCallParser
-from dualpath.gateway.writer import Writer
+from dualpath.gateway.writer import UsageIn, Writer
 
 TOOL_CALLS = "tool_calls"  # finish reason
 
@@ -62,9 +62,9 @@ class ChatWriter(Writer):
         *,
         parse_tools: bool = False,
         max_calls: int | None = None,
-        include_usage: bool = False,
+        usage: UsageIn = UsageIn.NOTHING,
     ) -> None:
-        super().__init__(job, tokenizer, output, include_usage=include_usage)
+        super().__init__(job, tokenizer, output, usage=usage)
         self._answers = [_Answer(ToolCallParser(max_calls=max_calls) if parse_tools else None) for _ in job.choices]
         self._logprobs = self._logprob_writers([0] * len(job.choices))
 

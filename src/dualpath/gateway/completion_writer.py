@@ -7,16 +7,22 @@ from dualpath.gateway.job import Job
 from dualpath.gateway.sampling import Output
 from dualpath.gateway.shapes import CompletionChoice, CompletionLogprobs, Usage
 from dualpath.gateway.tokenizer import Tokenizer
-from dualpath.gateway.writer import Writer
+from dualpath.gateway.writer import UsageIn, Writer
 
 
 class CompletionWriter(Writer):
     chunk_object = whole_object = "text_completion"
 
     def __init__(
-        self, job: Job, tokenizer: Tokenizer, output: Output, *, echo: bool = False, include_usage: bool = False
+        self,
+        job: Job,
+        tokenizer: Tokenizer,
+        output: Output,
+        *,
+        echo: bool = False,
+        usage: UsageIn = UsageIn.NOTHING,
     ) -> None:
-        super().__init__(job, tokenizer, output, include_usage=include_usage)
+        super().__init__(job, tokenizer, output, usage=usage)
         self._echoes = [self._echo(choice.index) if echo else "" for choice in job.choices]
         self._logprobs = self._logprob_writers([len(text) for text in self._echoes])
         self._started = [False] * len(job.choices)

@@ -18,7 +18,7 @@ from dualpath.gateway.sampling import Output, check_ranges, output_of, resolve_m
 from dualpath.gateway.settings import GatewaySettings
 from dualpath.gateway.tokenizer import Tokenizer
 from dualpath.gateway.tool_calls import CLOSE, OPEN
-from dualpath.gateway.writer import Writer
+from dualpath.gateway.writer import UsageIn, Writer
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Planner:
         output = output_of(body, self.settings)
         decode = self.tokenizer.decoder(output.skip_special_tokens)
         job = self._job("cmpl", body, output, self._prompts(body), decode)
-        writer = CompletionWriter(job, self.tokenizer, output, echo=bool(body.echo), include_usage=_include_usage(body))
+        writer = CompletionWriter(job, self.tokenizer, output, echo=bool(body.echo), usage=_usage_in(body))
         return Plan(job, writer, bool(body.stream))
 
     def chat(self, raw: bytes) -> Plan:
@@ -69,7 +69,7 @@ class Planner:
             output,
             parse_tools=parse_tools,
             max_calls=1 if body.parallel_tool_calls is False else None,
-            include_usage=_include_usage(body),
+            usage=_usage_in(body),
         )
         return Plan(job, writer, bool(body.stream))
 
@@ -114,7 +114,7 @@ class Planner:
                 request = Request(
                     request_id_of(job.job_id, index, num_choices),
                     prompt.token_ids,
-                    sampling_of(body, output, max_tokens, k),
+                    sampling_of(body, output, max_tokens, k, self.settings.sampling),
                     body.cache_salt or "",
                 )
                 job.choices.append(_choice(index, request, decode, output))
@@ -132,8 +132,11 @@ def _choice(index: int, request: Request, decode: Decode, output: Output) -> Cho
     )
 
 
-def _include_usage(body: Generation) -> bool:
-    return body.stream_options is not None and bool(body.stream_options.include_usage)
+def _usage_in(body: Generation) -> UsageIn:
+    options = body.stream_options
+    if options is None or not options.include_usage:
+        return UsageIn.NOTHING
+    return UsageIn.EVERY_CHUNK if options.continuous_usage_stats else UsageIn.LAST_CHUNK
 
 
 def _parse_tools(body: ChatBody) -> bool:

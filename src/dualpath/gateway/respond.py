@@ -15,7 +15,7 @@ from dualpath.gateway.backend import Backend
 from dualpath.gateway.errors import SERVER_ERROR, ApiError, as_api_error
 from dualpath.gateway.job import Job
 from dualpath.gateway.shapes import SSE_DONE
-from dualpath.gateway.writer import Writer
+from dualpath.gateway.writer import UsageIn, Writer
 
 
 class GenerationResponse(Response):
@@ -80,10 +80,12 @@ class GenerationResponse(Response):
     async def _events(self) -> AsyncGenerator[bytes, None]:
         async with aclosing(self._job.deltas(self._backend)) as deltas:
             async for delta in deltas:
+                if self._writer.usage_in is UsageIn.EVERY_CHUNK:
+                    self._writer.usage_so_far = self._job.usage(self._backend)
                 event = self._writer.chunk(delta)
                 if event:
                     yield event
-        if self._writer.include_usage:
+        if self._writer.usage_in is not UsageIn.NOTHING:
             yield self._writer.usage_chunk(self._job.usage(self._backend))
         yield SSE_DONE
 

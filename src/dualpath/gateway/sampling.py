@@ -6,12 +6,15 @@ from dataclasses import dataclass
 
 from dualpath.core.request import SamplingParams
 from dualpath.gateway.bodies import ChatBody, CompletionBody, Generation
+from dualpath.gateway.defaults import SamplingDefaults
 from dualpath.gateway.errors import invalid
 from dualpath.gateway.settings import GatewaySettings
 from dualpath.gateway.tokenizer import Tokenizer
 
 COMPLETION_MAX_TOKENS = 16  # OpenAI's default for /v1/completions
-MAX_TEMPERATURE = 2.0
+MAX_TEMPERATURE = 2
+# A smaller temperature is 0, as in vLLM: the most likely token is drawn anyway, and dividing by it would overflow.
+MIN_TEMPERATURE = 1e-5
 SEED_LIMIT = 1 << 63
 MAX_STOP_CHARS = 4096
 
@@ -45,34 +48,45 @@ def output_of(body: CompletionBody | ChatBody, settings: GatewaySettings) -> Out
 
 def check_ranges(body: Generation, settings: GatewaySettings, tokenizer: Tokenizer) -> None:
     """Everything that does not depend on the prompt; InvalidRequestError names the field."""
-    _check_range("temperature", body.temperature, 0.0, MAX_TEMPERATURE)
-    _check_range("top_p", body.top_p, 0.0, 1.0)
-    if body.top_p == 0:
-        raise invalid("top_p must be above 0", "top_p")
-    _check_range("top_k", body.top_k, -1, None)
+    check_distribution(body.temperature, body.top_p, body.top_k, body.seed)
     _check_range("n", body.n, 1, settings.max_choices)
-    _check_range("seed", body.seed, -SEED_LIMIT, SEED_LIMIT - 1)
     _check_range("max_tokens", body.max_tokens, 1, None)
     tokenizer.check_ids(body.stop_token_ids or [], "stop_token_ids")
     if body.stream_options is not None and not body.stream:
         raise invalid("stream_options is only allowed when stream is true", "stream_options")
 
 
-def sampling_of(body: CompletionBody | ChatBody, output: Output, max_tokens: int, choice: int) -> SamplingParams:
+def check_distribution(temperature: float | None, top_p: float | None, top_k: int | None, seed: int | None) -> None:
+    """What tokens are drawn from; None: not said."""
+    _check_range("temperature", temperature, 0, MAX_TEMPERATURE)
+    _check_range("top_p", top_p, 0, 1)
+    if top_p == 0:
+        raise invalid("top_p must be above 0", "top_p")
+    _check_range("top_k", top_k, -1, None)
+    _check_range("seed", seed, -SEED_LIMIT, SEED_LIMIT - 1)
+
+
+def sampling_of(
+    body: CompletionBody | ChatBody, output: Output, max_tokens: int, choice: int, defaults: SamplingDefaults
+) -> SamplingParams:
     """``choice`` numbers the request's choices: with a seed given, each draws from its own."""
     seed = body.seed
     if seed is not None:
         seed = (seed + choice + SEED_LIMIT) % (2 * SEED_LIMIT) - SEED_LIMIT
     return SamplingParams(
         max_tokens=max_tokens,
-        temperature=1.0 if body.temperature is None else body.temperature,
-        top_p=1.0 if body.top_p is None else body.top_p,
-        top_k=max(body.top_k or 0, 0),  # -1 is vLLM's spelling of "all"
+        temperature=resolve_temperature(defaults.temperature if body.temperature is None else body.temperature),
+        top_p=defaults.top_p if body.top_p is None else body.top_p,
+        top_k=max(defaults.top_k if body.top_k is None else body.top_k, 0),  # -1 is vLLM's spelling of "all"
         seed=seed,
         stop_token_ids=tuple(body.stop_token_ids or ()),
         ignore_eos=bool(body.ignore_eos),
         num_logprobs=output.num_logprobs,
     )
+
+
+def resolve_temperature(temperature: float) -> float:
+    return 0.0 if temperature < MIN_TEMPERATURE else temperature
 
 
 def resolve_max_tokens(body: CompletionBody | ChatBody, num_prompt_tokens: int, max_context_tokens: int) -> int:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from dualpath.gateway.defaults import SamplingDefaults
+
 
 @dataclass(frozen=True, slots=True)
 class GatewaySettings:
     """Nobody writes to it; derive variants with ``dataclasses.replace``."""
 
     api_keys: tuple[str, ...] = field(default=(), metadata={"help": "accepted Bearer keys; none = no authentication"})
+    sampling: SamplingDefaults = field(
+        default=SamplingDefaults(), metadata={"help": "how requests that do not say are sampled"}
+    )
     max_choices: int = field(default=128, metadata={"help": "most choices (prompts x n) of one HTTP request"})
     max_logprobs: int = field(default=20, metadata={"help": "most alternatives per token in logprobs"})
     max_stop_strings: int = field(default=16, metadata={"help": "most stop strings of one request"})

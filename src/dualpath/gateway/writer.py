@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from enum import Enum
 from typing import Any
 
 from msgspec import UNSET, UnsetType
@@ -16,17 +17,28 @@ from dualpath.gateway.shapes import Envelope, Usage, encode_json, sse
 from dualpath.gateway.tokenizer import Tokenizer
 
 
+class UsageIn(Enum):
+    """What of a stream says how many tokens there were."""
+
+    NOTHING = "nothing"
+    LAST_CHUNK = "last chunk"
+    EVERY_CHUNK = "every chunk"
+
+
 class Writer(ABC):
     """Either ``chunk`` is called for every delta (streaming), or ``add`` for every delta and then ``whole`` once."""
 
     chunk_object: str
     whole_object: str
 
-    def __init__(self, job: Job, tokenizer: Tokenizer, output: Output, *, include_usage: bool = False) -> None:
+    def __init__(self, job: Job, tokenizer: Tokenizer, output: Output, *, usage: UsageIn = UsageIn.NOTHING) -> None:
+        """``usage``: of a stream; a whole answer has it in any case."""
         self.job = job
         self.tokenizer = tokenizer
         self.output = output
-        self.include_usage = include_usage
+        self.usage_in = usage
+        # Goes with the next chunk. OpenAI's chunks say null where usage comes at the end.
+        self.usage_so_far: Usage | UnsetType | None = UNSET if usage is UsageIn.NOTHING else None
 
     @abstractmethod
     def chunk(self, delta: Delta) -> bytes:
@@ -42,7 +54,7 @@ class Writer(ABC):
         return sse(self._envelope(self.chunk_object, [], usage))
 
     def _chunk(self, choice: object, prompt_token_ids: list[int] | UnsetType = UNSET) -> bytes:
-        envelope = self._envelope(self.chunk_object, [choice], None if self.include_usage else UNSET)
+        envelope = self._envelope(self.chunk_object, [choice], self.usage_so_far)
         envelope.prompt_token_ids = prompt_token_ids
         return sse(envelope)
 

@@ -29,6 +29,7 @@ from dualpath.core.errors import ConfigError, DualPathError, InvalidRequestError
 from dualpath.core.ids import RequestId
 from dualpath.core.request import FinishReason, Request, RequestRecord, SamplingParams
 from dualpath.core.stats import ClusterStats
+from dualpath.gateway.sampling import check_distribution, resolve_temperature
 from dualpath.gateway.tokenizer import Tokenizer
 from dualpath.launch.cluster import EmbeddedCluster
 from dualpath.launch.serve import check_answers
@@ -152,6 +153,8 @@ class Cluster:
             params = SamplingParams(max_tokens=max_tokens, **sampling)
         except TypeError as error:
             raise InvalidRequestError(str(error).replace("SamplingParams.__init__() ", "complete() ")) from None
+        check_distribution(params.temperature, params.top_p, params.top_k, params.seed)
+        params = replace(params, temperature=resolve_temperature(params.temperature), top_k=max(params.top_k, 0))
         service, request = self._cluster.service, Request(RequestId(uuid.uuid4().hex), ids, params, cache_salt)
         async with aclosing(service.generate(request)) as stream:
             events = [event async for event in stream]

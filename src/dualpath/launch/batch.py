@@ -24,6 +24,7 @@ from dualpath.bench.progress import RunProgress
 from dualpath.config import ServeConfig
 from dualpath.core.errors import ConfigError
 from dualpath.gateway.backend import Backend
+from dualpath.gateway.defaults import read_defaults
 from dualpath.gateway.errors import ApiError, as_api_error, invalid
 from dualpath.gateway.plan import Plan, Planner
 from dualpath.gateway.settings import GatewaySettings
@@ -49,12 +50,13 @@ def run(config: ServeConfig, source: Path, target: Path, max_concurrent: int) ->
 
 async def _run(config: ServeConfig, source: Path, target: Path, max_concurrent: int) -> Outcome:
     lines = _read(source)
+    settings = GatewaySettings(sampling=read_defaults(config.model.dir))
     tokenizer = await asyncio.to_thread(Tokenizer.load, config.model.dir)
     cluster = EmbeddedCluster(config, progress=lambda _: None)
     await cluster.start()
     try:
         service = cluster.service
-        planner = Planner(service.model_name, service.max_context_tokens, tokenizer, GatewaySettings())
+        planner = Planner(service.model_name, service.max_context_tokens, tokenizer, settings)
         bars = RunProgress(Console(stderr=True))
         with writing(target), target.open("w", encoding="utf-8") as out, bars.run("batch", len(lines)) as advance:
             return await answer_all(lines, out, Worker(service, planner), max_concurrent, advance)

@@ -67,15 +67,17 @@ async def serve_cluster(
 ) -> None:
     """Start the cluster, serve it over HTTP until ``stop``, close it; ``closing_s`` says how long requests then get."""
     from dualpath.gateway.app import create_app
+    from dualpath.gateway.defaults import read_defaults
     from dualpath.gateway.server import serve
     from dualpath.gateway.settings import GatewaySettings
     from dualpath.gateway.tokenizer import Tokenizer
 
     gateway = config.gateway
+    settings = GatewaySettings(api_keys=gateway.api_keys, sampling=read_defaults(config.model.dir))
     tokenizer = await asyncio.to_thread(Tokenizer.load, config.model.dir)
     await cluster.start()
     try:
-        app = create_app(cluster.service, tokenizer, GatewaySettings(api_keys=gateway.api_keys))
+        app = create_app(cluster.service, tokenizer, settings)
         on_started()
         await serve(
             app,
