@@ -73,6 +73,23 @@ def test_the_decode_side_is_kept_while_prefill_may_still_write_to_it() -> None:
     run_virtual(scenario())
 
 
+def test_the_decode_side_is_kept_also_from_a_lost_prefill_engine_that_does_not_answer() -> None:
+    async def scenario() -> None:
+        async with cluster(config=SchedulerConfig(release_timeout_s=1.0, probe_interval_s=1e6)) as c:
+            request = make_request(max_tokens=50)
+            c.prefill[0].delay_s["release"] = 1e6
+            task = c.start(request)
+            await until_phase(c, request, "prefilling")
+            c.service.mark_lost(c.prefill[0].info.engine_id)
+            await asyncio.sleep(30.0)
+            assert c.decode[0].slots.held, "its forward may still run"
+            c.prefill[0].delay_s["release"] = 0.01
+            c.service.mark_back(c.prefill[0].info.engine_id)
+            assert await task == expected(request)
+
+    run_virtual(scenario())
+
+
 @pytest.mark.parametrize("policy", ["prefill", "decode", "split"])
 def test_a_block_that_is_gone_cuts_the_hit_and_is_forgotten(policy: str) -> None:
     async def scenario() -> None:

@@ -30,13 +30,11 @@ class Releaser:
         accounts: Accounts,
         config: SchedulerConfig,
         tasks: TaskSet,
-        is_lost: Callable[[EngineId], bool],
         on_change: Callable[[], None],
     ) -> None:
         self._accounts = accounts
         self._config = config
         self._tasks = tasks
-        self._is_lost = is_lost
         self._on_change = on_change
         self._hurry = asyncio.Event()
 
@@ -77,9 +75,9 @@ class Releaser:
             return False
         except EngineLostError:
             return True  # what a dead engine held and moved has gone with it
-        except Exception as error:
+        except Exception as error:  # no answer tells nothing of what still moves, not even of an engine that is lost
             _log.warning("%s: release on %s failed: %r", request_id, engine_id, error)
-            return self._is_lost(engine_id)
+            return False
 
     async def _pause(self, pause_s: float) -> None:
         """Sleep, unless told to hurry."""

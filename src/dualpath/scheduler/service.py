@@ -76,7 +76,7 @@ class Service:
             self._on_lost,
             self._placer.mark_back,
         )
-        self._releaser = Releaser(self.accounts, config, self._tasks, self._health.is_lost, self._placer.wake)
+        self._releaser = Releaser(self.accounts, config, self._tasks, self._placer.wake)
         self._evictor = Evictor(index, store, config.capacity_bytes)
         self._coordinator = Coordinator(
             prefill_engines=self._prefill,
