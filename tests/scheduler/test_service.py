@@ -187,6 +187,20 @@ def test_refusals_come_before_anything_runs() -> None:
     run_virtual(scenario())
 
 
+def test_an_id_is_in_use_until_engines_hold_nothing_of_it() -> None:
+    async def scenario() -> None:
+        async with cluster() as c:
+            request = make_request(num_prompt=5 * BLOCK)
+            c.decode[0].delay_s["write"] = 5.0
+            assert await c.run(request) == expected(request)
+            with pytest.raises(InvalidRequestError, match="in use"):
+                await c.run(request)
+            await c.quiet()
+            assert await c.run(request) == expected(request)
+
+    run_virtual(scenario())
+
+
 def test_a_request_that_waits_too_long_is_refused() -> None:
     async def scenario() -> None:
         async with cluster(config=SchedulerConfig(queue_timeout_s=0.5, beta_tokens=1)) as c:

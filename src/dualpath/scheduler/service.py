@@ -175,7 +175,7 @@ class Service:
             raise InvalidRequestError("the prompt is empty", param="messages")
         if request.sampling.max_tokens < 1:
             raise InvalidRequestError("max_tokens must be at least 1", param="max_tokens")
-        if self._records.is_running(request.request_id):
+        if self._records.is_running(request.request_id) or self.accounts.is_assigned(request.request_id):
             raise InvalidRequestError(f"request id {request.request_id} is in use", param="request_id")
         if num_prompt > self._placer.max_prompt_tokens:
             raise too_long(num_prompt, self._placer.max_prompt_tokens)
