@@ -152,6 +152,26 @@ async def test_a_stopped_process_is_noticed_replaced_in_its_work_and_rejoins(sys
     await system.nothing_held()
 
 
+async def test_a_system_of_the_same_name_from_another_machine_leaves_this_one_alone(
+    system, truth, model_dir, tmp_path, monkeypatch
+):
+    """The other machine: another directory for temporary files, so that nothing here is known there."""
+    run_dir = RunDir.of(NAME)
+    state = run_dir.read()
+    assert state is not None
+    (tmp_path / "other").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "other"))
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(run_dir.token_file))
+    config = _any_config(system, model_dir, tmp_path)
+    second = dualpath("up", "--config", str(config), "--address", state.address)
+    assert second.returncode == 2, second.stderr
+    assert "another system runs on this Ray cluster" in second.stderr
+    assert not list((tmp_path / "other").glob("dualpath-*"))
+    answer = await system.complete(PROMPT, NUM_TOKENS, cache_salt="undisturbed")
+    assert answer["choices"][0]["text"] == truth
+
+
 async def test_a_name_is_up_once_and_down_leaves_nothing_but_the_store(system, model_dir, tmp_path):
     run_dir = RunDir.of(NAME)
     second = dualpath("up", "--config", str(_any_config(system, model_dir, tmp_path)))
@@ -168,6 +188,20 @@ async def test_a_name_is_up_once_and_down_leaves_nothing_but_the_store(system, m
     nothing = dualpath("status", "--cluster-name", NAME)
     assert nothing.returncode == 1
     assert "no system of the name" in nothing.stderr
+
+
+def test_down_leaves_nothing_where_ray_itself_is_stopped(model_dir, tmp_path):
+    """A stopped raylet ends who connects to it: once that was whoever had to clean up."""
+    with up(model_dir, tmp_path, NAME):
+        run_dir = RunDir.of(NAME)
+        pids = run_dir.processes()
+        (raylet,) = (pid for pid in pids if Path(f"/proc/{pid}/comm").read_text() == "raylet\n")
+        os.kill(raylet, signal.SIGSTOP)
+        done = dualpath("down", "--cluster-name", NAME, "--drain-s", "0")
+    assert done.returncode == 0, done.stderr
+    assert "warning: the connection to Ray" in done.stdout
+    assert not [pid for pid in pids if is_alive(pid)]
+    assert not run_dir.path.exists()
 
 
 def _any_config(system: UpSystem, model_dir: Path, tmp_path: Path) -> Path:

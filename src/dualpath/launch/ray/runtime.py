@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import socket
+import time
+from collections import Counter
 from types import ModuleType
 from typing import Any
 
@@ -14,6 +17,8 @@ from dualpath.core.errors import ConfigError, DualPathError
 Handle = Any  # of an actor: Ray's is untyped
 
 GATEWAY = "gateway"
+_KNOCK_S = 5.0
+_FREE_S = 10.0  # a system that has just ended gives its resources back within
 LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 
 
@@ -33,6 +38,7 @@ def import_ray() -> ModuleType:
 
 def connect(address: str, namespace: str) -> ModuleType:
     """Make this process a driver of the Ray cluster at ``address``. Raises DualPathError."""
+    _knock(address)
     ray = import_ray()
     try:
         ray.init(
@@ -45,6 +51,17 @@ def connect(address: str, namespace: str) -> ModuleType:
     except Exception as error:  # of many kinds
         raise DualPathError(f"cannot reach Ray at {address}: {error}") from None
     return ray
+
+
+def _knock(address: str) -> None:
+    """Raises DualPathError where nobody listens: Ray would look for a minute, and a second time for good."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        return  # "auto": Ray knows
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _KNOCK_S).close()
+    except OSError as error:
+        raise DualPathError(f"cannot reach Ray at {address}: {error.strerror or error}") from None
 
 
 def node_actor_name(name: str) -> str:
@@ -71,14 +88,23 @@ def warn_if_open(config: RayConfig) -> str | None:
 
 
 def check_resources(ray: ModuleType, nodes: tuple[NodeConfig, ...]) -> None:
-    """Raises ConfigError where a node's resource is on offer nowhere: its actor would wait for good."""
-    offered: dict[str, float] = dict(ray.cluster_resources())
-    for node in nodes:
-        wanted = sum(other.ray_resource == node.ray_resource for other in nodes)
-        has = offered.get(node.ray_resource, 0.0)
+    """Raises ConfigError where nodes' resources are not to be had: their actors would wait for good."""
+    for name, wanted in Counter(node.ray_resource for node in nodes).items():
+        has = dict(ray.cluster_resources()).get(name, 0.0)
         if has < wanted:
             raise ConfigError(
-                f"[[nodes]] {node.name}: the Ray cluster offers {has:g} of resource {node.ray_resource}, "
-                f"{wanted} needed; "
-                f"start a host's Ray with --resources '{{\"{node.ray_resource}\": 1}}'"
+                f"[[nodes]] {_of(name, nodes)}: the Ray cluster offers {has:g} of resource {name}, {wanted} needed; "
+                f"start a host's Ray with --resources '{{\"{name}\": 1}}'"
             )
+        until_s = time.monotonic() + _FREE_S
+        while (free := dict(ray.available_resources()).get(name, 0.0)) < wanted:
+            if time.monotonic() > until_s:
+                raise ConfigError(
+                    f"[[nodes]] {_of(name, nodes)}: {has - free:g} of {has:g} of resource {name} are taken, "
+                    f"{wanted} needed: another system runs on this Ray cluster"
+                )
+            time.sleep(0.5)
+
+
+def _of(resource: str, nodes: tuple[NodeConfig, ...]) -> str:
+    return ", ".join(node.name for node in nodes if node.ray_resource == resource)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import secrets
 import socket
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 
@@ -13,18 +13,11 @@ from dualpath.config import ServeConfig
 from dualpath.core.errors import ConfigError, DualPathError
 from dualpath.launch.node_process import check_shared_store
 from dualpath.launch.ray.actors import Look, start_gateway, start_node
+from dualpath.launch.ray.ending import end_actors
 from dualpath.launch.ray.foreground import first_signal, interrupt_on_signals
-from dualpath.launch.ray.local import start_ray, use_token
+from dualpath.launch.ray.local import start_ray
 from dualpath.launch.ray.run_dir import RunDir, State
-from dualpath.launch.ray.runtime import (
-    GATEWAY,
-    check_resources,
-    connect,
-    find_actor,
-    node_actor_name,
-    require_ray,
-    warn_if_open,
-)
+from dualpath.launch.ray.runtime import GATEWAY, check_resources, connect, require_ray, warn_if_open
 from dualpath.launch.serve import check, url_of
 from dualpath.launch.threads import share_cores
 from dualpath.store.open import parse_url
@@ -32,7 +25,7 @@ from dualpath.store.open import parse_url
 Say = Callable[[str], None]
 
 _LOOK_WAIT_S = 5.0
-_END_DEADLINE_S = 30.0  # beyond the drain
+_GATEWAY_S = 120.0  # until its process has started; from then on it answers within _LOOK_WAIT_S
 _WILDCARDS = ("0.0.0.0", "::")
 
 
@@ -45,6 +38,8 @@ class System:
 
     def up(self, config: ServeConfig) -> str:
         """Start everything; returns the gateway's URL when it listens. After an error nothing is left."""
+        if self._run_dir.is_there:
+            raise self._is_up()
         config = with_absolute_paths(config)
         check(config)
         check_shared_store(config.store.url)
@@ -53,14 +48,19 @@ class System:
         try:
             self._run_dir.create()
         except FileExistsError:
-            hint = f"dualpath down --cluster-name {self._name}"
-            raise ConfigError(f"{self._name} is up already, or was not ended: {hint}") from None
+            raise self._is_up() from None
         try:
             return self._up(config)
         except BaseException:
             self._say("ending what was started")
             self.down(0.0)
             raise
+
+    def _is_up(self) -> ConfigError:
+        return ConfigError(
+            f"{self._name} is up already, or was not ended: dualpath down --cluster-name {self._name}; "
+            "--cluster-name gives a second system a name"
+        )
 
     def _up(self, config: ServeConfig) -> str:
         address, is_own = config.ray.address, config.ray.address is None
@@ -69,30 +69,34 @@ class System:
             address = start_ray(config.ray, config.nodes, self._run_dir)
         elif warning := warn_if_open(config.ray):
             self._say(warning)
-        state = State(self._name, address, is_own, tuple(node.name for node in config.nodes if node.role != GATEWAY))
-        self._run_dir.write(state)
-        ray = connect(address, self._name)
+        namespace = f"{self._name}-{secrets.token_hex(4)}"
+        nodes = tuple(node.name for node in config.nodes if node.role != GATEWAY)
+        state = State(self._name, address, namespace, is_own, nodes)
+        ray = connect(address, namespace)
         interrupt_on_signals()  # Ray has set its own
+        self._run_dir.write(state)
         try:
             check_resources(ray, config.nodes)
             if is_own:
                 config = share_cores(config)
             for node in config.nodes:
                 if node.role != GATEWAY:
-                    start_node(config, node, self._name)
-            url = self._follow(ray, config)
+                    start_node(config, node, namespace)
+            url = self._follow(ray, config, namespace)
         finally:
             ray.shutdown()
         self._run_dir.write(dataclasses.replace(state, url=url))
         return url
 
-    def _follow(self, ray: ModuleType, config: ServeConfig) -> str:
+    def _follow(self, ray: ModuleType, config: ServeConfig, namespace: str) -> str:
         """Show what the gateway says until it listens."""
-        gateway = start_gateway(config, self._name)
+        gateway = start_gateway(config, namespace)
         num_seen = 0
         while True:
             try:
-                look: Look = ray.get(gateway.look.remote(num_seen, _LOOK_WAIT_S))
+                look: Look = ray.get(gateway.look.remote(num_seen, _LOOK_WAIT_S), timeout=_GATEWAY_S)
+            except ray.exceptions.GetTimeoutError:
+                raise DualPathError(f"the gateway's process does not answer within {_GATEWAY_S:g} s") from None
             except ray.exceptions.RayError as error:
                 raise DualPathError(f"the gateway ended: {str(error).splitlines()[0]}") from None
             for line in look.lines:
@@ -110,42 +114,19 @@ class System:
             raise DualPathError(f"no system of the name {self._name} was started on this machine")
         state = self._run_dir.read()
         if state is not None:
-            self._end_actors(state, drain_s)
+            self._end_in_order(state, drain_s)
         self._run_dir.end_processes()
         self._run_dir.remove()
 
-    def _end_actors(self, state: State, drain_s: float) -> None:
-        """In order where that is possible; a Ray of our own is ended with all its processes anyway."""
-        if state.is_own_ray:
-            use_token(self._run_dir)
+    def _end_in_order(self, state: State, drain_s: float) -> None:
+        """Where that is possible; a Ray of our own is ended with all its processes anyway."""
         try:
-            ray = connect(state.address, self._name)
+            end_actors(self._run_dir, state, drain_s, self._say)
         except DualPathError as error:
             if not state.is_own_ray:
-                raise
+                hint = f"if that Ray is gone for good, so is the system: remove {self._run_dir.path}"
+                raise DualPathError(f"{error}; {hint}") from None
             self._say(f"warning: {error}")
-            return
-        try:
-            self._end_in_order(ray, state, drain_s)
-        finally:
-            ray.shutdown()
-
-    def _end_in_order(self, ray: ModuleType, state: State, drain_s: float) -> None:
-        gateway = find_actor(ray, GATEWAY, self._name)
-        if gateway is not None:
-            self._finish(ray, [gateway.stop.remote(drain_s)], drain_s)
-            ray.kill(gateway)
-        found = (find_actor(ray, node_actor_name(name), self._name) for name in state.nodes)
-        nodes = [node for node in found if node is not None]
-        self._finish(ray, [node.close.remote() for node in nodes], 0.0)
-        for node in nodes:
-            ray.kill(node)
-
-    def _finish(self, ray: ModuleType, ends: list[object], drain_s: float) -> None:
-        with suppress(ray.exceptions.RayError):  # dead already
-            _, late = ray.wait(ends, num_returns=len(ends), timeout=drain_s + _END_DEADLINE_S) if ends else ([], [])
-            if late:
-                self._say(f"warning: {len(late)} processes did not end by themselves and are killed")
 
 
 def with_absolute_paths(config: ServeConfig) -> ServeConfig:
