@@ -155,6 +155,10 @@ OK = ["--model", "/", "--trace", "synth:64K"]
 BAD_INPUT = [
     (["rollout"], "--model is required"),
     (["rollout", "--model", "/"], "--trace is required"),
+    (
+        ["serving", *OK, "--aps", "1", "--agents", "3"],
+        "unrecognized arguments: --agents 3",
+    ),  # rate and time say how many
     (["rollout", *OK, "--agents", "0"], "--agents: must be at least 1, not 0"),
     (["rollout", *OK, "--agents", "10000000"], "--agents: must be at most 1e+06"),
     (["rollout", *OK, "--scale", "0"], "--scale: must be more than 0"),
@@ -191,6 +195,8 @@ def test_help_fits_a_page_and_names_every_system(action, capsys):
     text = capsys.readouterr().out
     for word in ("--systems", "oracle", "--storage-nic-mbps", "--json", "--html"):
         assert word in text
+    for refused in ("--path ", "--system {", "--allow-invalid-answers"):
+        assert refused not in text
 
 
 def test_a_trace_that_is_not_there_is_one_line(tiny_model_dir, tmp_path: Path, capsys):

@@ -59,6 +59,11 @@ def test_every_kind_of_value_from_a_file(write: Write) -> None:
     assert config.cluster.storage_nic_mbps == 800.5
 
 
+def test_the_home_of_somebody_unknown_is_a_plain_name() -> None:
+    config = load_config(ServeConfig, None, {**NEEDED, ("model", "dir"): "~nobody.at.all/model"})
+    assert config.model.dir == Path("~nobody.at.all/model")
+
+
 BAD_FILES = [
     ("[cluster]\nprefil = 1", "[cluster] prefil: unknown key (did you mean prefill?)"),
     ("[clutser]\nprefill = 1", "unknown table [clutser] (did you mean cluster?)"),
@@ -106,6 +111,8 @@ BAD_FLAGS: list[tuple[str, str, Any, str]] = [
     ("cluster", "prefill", "1.5", "--prefill: must be a whole number, not '1.5'"),
     ("cluster", "storage_nic_mbps", "nan", "--storage-nic-mbps: must be a finite number, not nan"),
     ("memory", "decode_staging_bytes", "-5", "--decode-staging-bytes: must be a number of bytes"),
+    ("memory", "decode_staging_bytes", "9" * 400 + ".5GiB", "--decode-staging-bytes: must be a number of bytes"),
+    ("memory", "decode_staging_bytes", "9" * 5000, "--decode-staging-bytes: must be a number of bytes"),
     ("model", "dir", "", "--model: must not be empty"),
     ("model", "device", "gpu", "--device: must be auto, cpu, cuda or cuda:N, not 'gpu'"),
 ]

@@ -144,6 +144,7 @@ WRONG = [
     ("hello\n", ":1: no known trace format"),
     ("[1]\n", ":1: no known trace format"),
     ('{"a": 1}\n', ":1: no known trace format"),
+    ('{\n "a": 1}', "no known trace format"),
     ('{"requests": []}', "hash_id_scope must be 'local'"),
     ("{\n 7", "not JSON"),
     (row(0, 512, 1, [1]) + "\n" + row(0, 513, 1, [1]) + "\n", ":2: 513 tokens are 2 blocks of 512, hash_ids has 1"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from dualpath.config.fields import REQUIRED, Entry, entries, tables
@@ -11,8 +11,11 @@ from dualpath.config.fields import REQUIRED, Entry, entries, tables
 _METAVARS: dict[str, str] = {"str": "TEXT", "int": "N", "float": "X", "Path": "PATH", "bool": "BOOL"}
 
 
-def add_flags(parser: argparse.ArgumentParser, root: type) -> None:
-    """One argument group for every table, one flag for every setting. Values stay text until ``load_config``."""
+def add_flags(parser: argparse.ArgumentParser, root: type, *, hidden: Collection[str] = ()) -> None:
+    """One argument group for every table, one flag for every setting. Values stay text until ``load_config``.
+
+    ``hidden``: settings that the command refuses with a reason of its own; they are not in the help.
+    """
     for name, table in tables(root):
         group = parser.add_argument_group(name, (table.__doc__ or "").split("\n")[0])
         for entry in entries(table):
@@ -21,7 +24,7 @@ def add_flags(parser: argparse.ArgumentParser, root: type) -> None:
                 dest=_dest(name, entry.name),
                 action="append" if entry.many else "store",
                 metavar=_metavar(entry),
-                help=_help(entry),
+                help=argparse.SUPPRESS if entry.name in hidden else _help(entry),
             )
 
 

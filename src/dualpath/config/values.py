@@ -13,7 +13,7 @@ _UNITS = {"": 1, "b": 1}
 for _power, _letter in enumerate("kmgt", start=1):
     _UNITS[_letter + "b"] = 1000**_power
     _UNITS[_letter + "ib"] = 1024**_power
-_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)", re.IGNORECASE)
+_SIZE = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([a-z]*)", re.IGNORECASE)
 _WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
@@ -52,7 +52,10 @@ def _parsed(entry: Entry, text: str, parse: Any) -> Any:
 def _path(text: str) -> Path:
     if not text.strip():
         raise ConfigError("must not be empty")
-    return Path(text).expanduser()
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # "~somebody" whom there is not: as it is, as a shell has it
+        return Path(text)
 
 
 def _size(text: str) -> int:

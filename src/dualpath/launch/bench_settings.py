@@ -23,7 +23,6 @@ class TraceTable(Table):
 
     TABLE = "workload"
     trace: str = setting(metavar="FILE|synth:64K", help="trajectories to replay: a file, a directory, or synth:SHAPE")
-    agents: int = setting(8, minimum=1, maximum=MAX_AGENTS, help="agents; more than the trace has are resampled")
     rounds: int | None = setting(None, minimum=1, none_means="all", help="turns of each agent, at most")
     scale: float = setting(1.0, above=0, maximum=1000, help="factor on all lengths: fits long traces to small models")
     seed: int = setting(0, minimum=0, maximum=2**31 - 1, help="of the tokens, of resampling and of arrivals")

@@ -64,7 +64,7 @@ def _add(actions: Any, name: str, text: str, description: str, settings: type, r
         usage=f"dualpath bench {name} [options]",
         conflict_handler="resolve",
     )
-    add_flags(parser, settings)
+    add_flags(parser, settings, hidden=PER_SYSTEM)
     parser.set_defaults(run=run)
     return parser
 

@@ -77,6 +77,8 @@ def read(path: Path) -> Recording:
 
 def _parse(content: str) -> list[_Talk]:
     fields = check.parse_object(content)
+    if "requests" not in fields:
+        raise ConfigError("no known trace format: a JSON object without 'requests'")
     if fields.get("hash_id_scope") != "local":
         raise ConfigError(f"hash_id_scope must be 'local', not {fields.get('hash_id_scope')!r}")
     name, block_tokens = check.text(fields, "id"), check.integer(fields, "block_size", least=1)
