@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from tests.scheduler.fixtures import BLOCK, NAMESPACE
 
-from dualpath.core.errors import DualPathError, EngineLostError
+from dualpath.core.errors import DualPathError, EngineLostError, PreemptedError
 from dualpath.core.ids import BlockKey, EngineId, NodeId, RequestId
 from dualpath.core.keys import child_key, root_key
 from dualpath.core.plan import Role
@@ -293,7 +293,7 @@ class FakeDecode(FakeEngine):
             if not await self._work_unless_stopped("step", request.request_id):
                 return
             if num_generated == self.preempt_after.get(request.request_id):
-                raise EngineLostError("preempted")
+                raise PreemptedError("preempted")
             event = token_event(request, tokens, num_generated + 1)
             writing = writer.completed(tokens)
             tokens.append(event.token_id)

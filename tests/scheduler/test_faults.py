@@ -250,6 +250,18 @@ def test_a_preempted_request_goes_on_where_it_was() -> None:
     run_virtual(scenario())
 
 
+def test_a_request_is_resumed_after_as_many_preemptions_as_there_are() -> None:
+    async def scenario() -> None:
+        async with cluster(config=SchedulerConfig(max_retries=0)) as c:
+            request = make_request(max_tokens=30)
+            ids = [request.request_id, *(RequestId(f"{request.request_id}~{i}") for i in range(1, 10))]
+            c.decode[0].preempt_after = dict.fromkeys(ids, 2)
+            assert await c.run(request) == expected(request)
+            assert c.record(request).num_retries == 10
+
+    run_virtual(scenario())
+
+
 def test_an_engine_that_dies_is_left_until_it_is_back() -> None:
     async def scenario() -> None:
         async with cluster(prefill=2, decode=2) as c:

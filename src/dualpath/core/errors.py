@@ -60,6 +60,10 @@ class EngineLostError(DualPathError):
     """An engine died or dropped the request; the request can be resumed elsewhere."""
 
 
+class PreemptedError(EngineLostError):
+    """An engine gave the request's device memory to others. No fault of either: it is resumed as often as it takes."""
+
+
 class EngineSilentError(EngineLostError):
     """An engine does not answer, and may be running all the same: what it could still write stays out of use."""
 

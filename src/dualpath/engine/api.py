@@ -135,7 +135,7 @@ class DecodeEngineClient(Protocol):
     def decode(self, order: DecodeOrder) -> AsyncIterator[DecodeStep]:
         """Admit, persist, decode. Ends after a token with a finish reason and after the request's last write ended.
 
-        Raises EngineLostError when the request was preempted for device memory. Closing the iterator cancels.
+        Raises PreemptedError when others needed the device memory. Closing the iterator cancels.
         """
         ...
 

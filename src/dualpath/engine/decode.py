@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from dualpath.core.clock import Clock, SystemClock
-from dualpath.core.errors import DualPathError, EngineLostError
+from dualpath.core.errors import DualPathError, EngineLostError, PreemptedError
 from dualpath.core.geometry import KvGeometry
 from dualpath.core.ids import BlockKey, EngineId, NodeId, RequestId
 from dualpath.core.keys import Namespace, root_key
@@ -257,7 +257,7 @@ class DecodeEngine:
 
     def _preempt(self, seq: Sequence) -> None:
         log.info("%s: preempting %s for device memory", self._engine_id, seq.request_id)
-        self._end(seq, EngineLostError("preempted for device memory"))
+        self._end(seq, PreemptedError("preempted for device memory"))
 
     def _decode_blocking(self, batch: Seq[Sequence]) -> list[TokenEvent]:
         """Model thread: one forward, one token per request."""

@@ -29,7 +29,7 @@ class SchedulerConfig:
     max_queued_requests: int = 1024  # beyond: refused with 429
     queue_timeout_s: float = 300.0  # longest wait for engines
     retry_after_s: float = 1.0  # told to refused clients
-    max_retries: int = 3  # times a request is resumed after a lost engine or a preemption
+    max_retries: int = 3  # times a request is resumed after a failure; a preemption is none
     # deadlines behind the engines' own, so that nothing ever waits for good
     durable_timeout_s: float = 30.0  # for a hit block that is still being written; then it is recomputed
     reserve_timeout_s: float = 300.0

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from dualpath.core.errors import EngineLostError
+from dualpath.core.errors import EngineLostError, PreemptedError
 from dualpath.core.ids import BlockKey, EngineId
 from dualpath.core.keys import Namespace
 from dualpath.core.phase import Phase
@@ -88,7 +88,8 @@ class Coordinator:
             except EngineFailure as failure:
                 if job.is_over:
                     return  # the client has its tokens; only writes were lost
-                if job.record.num_retries >= self.config.max_retries:
+                job.num_failures += not isinstance(failure.cause, PreemptedError)
+                if job.num_failures > self.config.max_retries:
                     raise failure.cause from failure
                 _log.warning("%s: attempt %d ended by %s", job.request.request_id, job.record.num_retries + 1, failure)
                 job.record.num_retries += 1

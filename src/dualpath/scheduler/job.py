@@ -46,6 +46,7 @@ class Job:
     timeline: Timeline = field(default_factory=Timeline)
     events: asyncio.Queue[TokenEvent | Exception] = field(default_factory=asyncio.Queue)
     generated: list[int] = field(default_factory=list)
+    num_failures: int = 0  # attempts that did not end by preemption: each of those has brought a token at least
     recomputes: bool = False  # the next attempt reads no hits: the last one's reads did not end
 
     @property
