@@ -115,6 +115,7 @@ def _rollout(arguments: argparse.Namespace) -> int:
 
 def _up(arguments: argparse.Namespace) -> int:
     from dualpath.launch.testbed import Testbed, TestbedSpec
+    from dualpath.launch.testbed.signals import interrupted_by_signals
 
     spec = TestbedSpec(
         nodes=tuple(arguments.nodes.split(",")),
@@ -123,7 +124,8 @@ def _up(arguments: argparse.Namespace) -> int:
         classes=arguments.classes == "on",
         name=arguments.name,
     )
-    Testbed.up(spec)
+    with interrupted_by_signals():
+        Testbed.up(spec)
     print(f"testbed {spec.name}: {_described(spec)}")
     return 0
 

@@ -81,7 +81,12 @@ def check_counters(nics: dict[tuple[str, str], dict[str, Any]], run: dict[str, A
     assert to_decode <= nics["pe0", "kv0"]["tx_bytes"] < 1.05 * to_decode
     for nic in nics.values():
         for way in ("rx", "tx"):
-            assert nic[f"{way}_bytes"] >= (nic[f"program_{way}_bytes"] or 0)
+            program = nic[f"program_{way}_bytes"] or 0
+            payload = nic[f"{way}_bytes"] - nic[f"{way}_header_bytes"]
+            assert payload >= program
+            assert not program or nic[f"{way}_excess"] == pytest.approx(payload / program - 1, abs=1e-4)
+            if program > 1_000_000:
+                assert payload < 1.05 * program
 
 
 @pytest.mark.root

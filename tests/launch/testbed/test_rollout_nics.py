@@ -7,8 +7,9 @@ import pytest
 from dualpath.core.ids import EngineId, NodeId
 from dualpath.core.plan import Direction, Role
 from dualpath.core.stats import ClusterStats, EngineStats
-from dualpath.launch.testbed.rollout_nics import program_bytes
-from dualpath.launch.testbed.spec import COMPUTE_NIC, KV_NIC, STORAGE_NIC
+from dualpath.launch.testbed.counters import NicCounters
+from dualpath.launch.testbed.rollout_nics import HEADER_BYTES, NicWatch, program_bytes
+from dualpath.launch.testbed.spec import COMPUTE_NIC, KV_NIC, STORAGE_NIC, TestbedSpec
 
 TO_PREFILL, TO_DECODE = Direction.DECODE_TO_PREFILL.value, Direction.PREFILL_TO_DECODE.value
 
@@ -66,3 +67,27 @@ def test_what_a_silent_engine_has_counted_is_not_known() -> None:
     assert program_bytes("pe0", KV_NIC, BEFORE, after) == (30, 50)
     for host, nic in (("de0", STORAGE_NIC), ("de0", KV_NIC), ("de1", KV_NIC), ("storage", STORAGE_NIC)):
         assert program_bytes(host, nic, BEFORE, after) == (None, None)
+
+
+def test_acknowledgements_of_what_a_nic_receives_are_not_payload_that_it_sends() -> None:
+    """An engine that reads a lot and writes a little: by bytes alone it seems to send a third more than it writes."""
+    spec = TestbedSpec(nodes=("pe0",), storage_nic_mbps=200, compute_nic_mbps=800)
+    read, written, num_read, num_acks, num_written = 10_000_000, 100_000, 7_000, 500, 70
+    start = NicCounters("pe0", STORAGE_NIC, 1000, 2000, 10, 20)
+    end = NicCounters(
+        "pe0",
+        STORAGE_NIC,
+        start.rx_bytes + read + HEADER_BYTES * num_read,
+        start.tx_bytes + written + 1_000 + HEADER_BYTES * (num_written + num_acks),
+        start.rx_packets + num_read,
+        start.tx_packets + num_written + num_acks,
+    )
+    watch = NicWatch(spec, [(0.0, [start]), (9.0, [end])], cpu_s=[{}, {}])
+    watch.stats = [
+        stats(engine("pe0", Role.PREFILL, 0, 0)),
+        stats(engine("pe0", Role.PREFILL, read, written)),
+    ]
+    (nic,) = watch.report()["nics"]
+    assert nic["tx_bytes"] > 1.3 * written
+    assert (nic["rx_excess"], nic["tx_excess"]) == (0.0, 0.01)
+    assert nic["tx_header_bytes"] == HEADER_BYTES * (num_written + num_acks)

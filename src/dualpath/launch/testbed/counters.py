@@ -23,6 +23,8 @@ class NicCounters:
     nic: str
     rx_bytes: int
     tx_bytes: int
+    rx_packets: int  # as the kernel passes them on: up to 64 KiB with one header
+    tx_packets: int
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -34,8 +36,13 @@ def read_nics(spec: TestbedSpec) -> list[NicCounters]:
     for host in spec.nodes:
         links = json.loads(run(("ip", "-n", spec.namespace(host), "-s", "-j", "link", "show")))
         stats = {link["ifname"]: link["stats64"] for link in links}
-        out += [NicCounters(host, nic, stats[nic]["rx"]["bytes"], stats[nic]["tx"]["bytes"]) for nic in spec.nics(host)]
+        out += [_counters(host, nic, stats[nic]) for nic in spec.nics(host)]
     return out
+
+
+def _counters(host: str, nic: str, stats: Any) -> NicCounters:
+    rx, tx = stats["rx"], stats["tx"]
+    return NicCounters(host, nic, rx["bytes"], tx["bytes"], rx["packets"], tx["packets"])
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 from dualpath.core.errors import ConfigError
 from dualpath.launch.testbed.layout import commands, removal
+from dualpath.launch.testbed.signals import undisturbed
 from dualpath.launch.testbed.spec import TestbedSpec, check_name
 from dualpath.launch.testbed.system import (
     TestbedError,
@@ -57,7 +58,8 @@ class Testbed:
                     run(command)
                 _write_state(spec, _UP)
             except BaseException:
-                _remove(spec.name, spec.namespaces)
+                with undisturbed():
+                    _remove(spec.name, spec.namespaces)
                 raise
         return cls(spec)
 

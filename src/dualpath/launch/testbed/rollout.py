@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import signal
 import subprocess
 import sys
 import tempfile
@@ -16,11 +15,11 @@ from dualpath.launch.testbed.lifecycle import Testbed
 from dualpath.launch.testbed.rollout_driver import DriverOrder
 from dualpath.launch.testbed.rollout_processes import find_rclone
 from dualpath.launch.testbed.rollout_settings import TestbedRolloutSettings, check, testbed_spec
+from dualpath.launch.testbed.signals import interrupted_by_signals, undisturbed
 from dualpath.launch.testbed.spec import SWITCH, TestbedSpec
 from dualpath.launch.testbed.system import require_tools
 
 _DRIVER_MODULE = "dualpath.launch.testbed.rollout_driver"
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def run(settings: TestbedRolloutSettings) -> int:
@@ -30,7 +29,7 @@ def run(settings: TestbedRolloutSettings) -> int:
     require_tools()
     find_rclone()
     with (
-        _interrupted_by_signals(),
+        interrupted_by_signals(),
         tempfile.TemporaryDirectory(prefix="dualpath-testbed-", ignore_cleanup_errors=True) as directory,
         _own_testbed(spec) as testbed,
     ):
@@ -54,27 +53,5 @@ def _own_testbed(spec: TestbedSpec) -> Iterator[Testbed]:
     try:
         yield testbed
     finally:
-        with _undisturbed():
+        with undisturbed():
             Testbed.down(spec.name)
-
-
-@contextmanager
-def _interrupted_by_signals() -> Iterator[None]:
-    """Both raise KeyboardInterrupt."""
-    before = {number: signal.signal(number, signal.default_int_handler) for number in _SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """An impatient second Ctrl-C must not leave half a testbed; it takes seconds."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in _SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -20,6 +20,9 @@ from dualpath.scheduler.service import Service
 
 SAMPLE_S = 1.0
 PEAK_S = 3.0  # a rate is looked at over so long: far beyond what the shapers' bursts can add
+# Of each packet: Ethernet 14, IPv4 20, TCP 20, its timestamps 12. An acknowledgement is nothing else; those of what a
+# NIC receives would count as sent by it.
+HEADER_BYTES = 66
 _SETTLE_S, _POLL_S = 30.0, 0.1
 
 Pids = Mapping[str, int]  # host -> the process there
@@ -51,14 +54,21 @@ class NicWatch:
         for index, first in enumerate(self.samples[0][1]):
             last = self.samples[-1][1][index]
             received, sent = program_bytes(first.host, first.nic, *self.stats)
+            num_rx, num_tx = last.rx_bytes - first.rx_bytes, last.tx_bytes - first.tx_bytes
+            rx_headers = HEADER_BYTES * (last.rx_packets - first.rx_packets)
+            tx_headers = HEADER_BYTES * (last.tx_packets - first.tx_packets)
             out.append(
                 {
                     "host": first.host,
                     "nic": first.nic,
-                    "rx_bytes": last.rx_bytes - first.rx_bytes,
-                    "tx_bytes": last.tx_bytes - first.tx_bytes,
+                    "rx_bytes": num_rx,
+                    "tx_bytes": num_tx,
+                    "rx_header_bytes": rx_headers,
+                    "tx_header_bytes": tx_headers,
                     "program_rx_bytes": received,
                     "program_tx_bytes": sent,
+                    "rx_excess": excess(num_rx - rx_headers, received),
+                    "tx_excess": excess(num_tx - tx_headers, sent),
                     "peak_rx_mbps": self._peak_mbps(index, "rx_bytes"),
                     "peak_tx_mbps": self._peak_mbps(index, "tx_bytes"),
                     "rate_mbps": _rate_mbps(self.spec, first),
@@ -83,6 +93,14 @@ class NicWatch:
             if moment > start_s and (moment - start_s >= PEAK_S or i == 0):
                 best = max(best, (end - start) * 8e-6 / (moment - start_s))
         return round(best, 1)
+
+
+def excess(payload_bytes: int, program_bytes: int | None) -> float | None:
+    """How much more payload the kernel saw than the program moved, as a fraction: requests, what was sent again.
+
+    None where the program moved nothing, or does not know.
+    """
+    return round(payload_bytes / program_bytes - 1, 4) if program_bytes else None
 
 
 def program_bytes(host: str, nic: str, before: ClusterStats, after: ClusterStats) -> tuple[int | None, int | None]:

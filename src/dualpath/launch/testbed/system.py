@@ -20,8 +20,9 @@ _TERM_S, _KILL_S, _POLL_S = 3.0, 5.0, 0.02
 # What a layout needs of the kernel, each tried in a namespace that vanishes with its shell.
 _PAIR = "ip link add name a type veth peer name b"
 _HTB = f"{_PAIR} && tc qdisc add dev a root handle 1: htb"
+_NAMESPACES = "network namespaces"
 KERNEL_FEATURES = {
-    "network namespaces": "true",
+    _NAMESPACES: "true",
     "veth": _PAIR,
     "bridge": "ip link add name a type bridge",
     "macvlan": f"{_PAIR} && ip link add link a name m type macvlan mode bridge",
@@ -58,6 +59,8 @@ def require_tools() -> None:
 def require_kernel() -> None:
     """Raises ConfigError that names what the kernel lacks."""
     lacks = missing_kernel_features()
+    if _NAMESPACES in lacks:
+        raise ConfigError("dualpath testbed may not make network namespaces: root, but without CAP_SYS_ADMIN here")
     if lacks:
         raise ConfigError(f"dualpath testbed needs a kernel with {', '.join(lacks)}, and this one is without")
 
