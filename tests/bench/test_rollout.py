@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
 from dualpath.bench.compare import differing_systems
+from dualpath.bench.picture import main as picture_file
 from dualpath.bench.report_html import render
 from dualpath.launch import bench_rollout, cli
 from dualpath.launch.cli import main
@@ -104,6 +106,20 @@ def test_the_report_has_every_figure_and_no_link_to_the_outside(outcome):
     assert "prefers-color-scheme:dark" in page
     assert "@media print" in page
     assert re.search(r"<h1>DualPath split finishes in [0-9.]+x of Basic&#x27;s time", page)
+
+
+def test_the_picture_is_an_svg_file_of_both_systems_nics(outcome, tmp_path: Path):
+    _, report, _ = outcome
+    (tmp_path / "result.json").write_text(json.dumps(report))
+    picture_file(str(tmp_path / "result.json"), str(tmp_path / "out.svg"))
+    root = ElementTree.parse(tmp_path / "out.svg").getroot()
+    texts = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
+    basic_s, split_s = (report["systems"][name]["jct_s"] for name in ("basic", "split"))
+    assert f"Basic: all agents done after {basic_s:.1f} s" in texts
+    assert f"DualPath split: all agents done after {split_s:.1f} s, {basic_s / split_s:.2f} times as fast" in texts
+    assert {"prefill-node0", "decode-node0", "decode-node1"} <= set(texts)
+    num_lines = sum(1 for _ in root.iter("{http://www.w3.org/2000/svg}polyline"))
+    assert num_lines == 2 * 3
 
 
 def test_a_report_with_the_oracle_says_that_its_answers_mean_nothing(outcome):

@@ -36,32 +36,37 @@ def jct_bars(report: Mapping[str, Any]) -> str:
 
 def nic_lines(report: Mapping[str, Any]) -> str:
     """A small chart for each system, all on one scale."""
-    systems = report["systems"]
-    loads = [value for one in systems.values() for windows in one["nic_series"].values() for value in windows]
-    nodes = list(dict.fromkeys(node for one in systems.values() for node in one["nic_series"]))
-    top_s = max((len(windows) for one in systems.values() for windows in one["nic_series"].values()), default=1)
-    out = legend(nodes)
-    for name, one in systems.items():
+    out = legend(nodes_of(report))
+    for name, one in report["systems"].items():
         if not any(map(sum, one["nic_series"].values())):
             out += f'<p class="dim">{escape(title(name))}: no reads from storage.</p>'
             continue
-        series = {
-            node: [(second + 0.5, value / 1e6) for second, value in enumerate(windows)]
-            for node, windows in one["nic_series"].items()
-        }
         balance = one["snic_max_avg"]
         caption = f"{title(name)}: max/avg {balance:.2f}" if balance is not None else title(name)
-        out += f"<figcaption>{escape(caption)}</figcaption>"
-        out += lines(
-            series,
-            "seconds",
-            "MB/s",
-            y_top=max(loads) / 1e6,
-            x_top=float(top_s),
-            height=170,
-            label=f"Storage reads, {caption}",
-        )
+        out += f"<figcaption>{escape(caption)}</figcaption>" + nic_panel(report, name)
     return out
+
+
+def nodes_of(report: Mapping[str, Any]) -> list[str]:
+    return list(dict.fromkeys(node for one in report["systems"].values() for node in one["nic_series"]))
+
+
+def nic_panel(report: Mapping[str, Any], system: str, *, height: int = 170) -> str:
+    """One system's reads from storage, by node, in every second; on axes that hold all systems."""
+    every = [windows for one in report["systems"].values() for windows in one["nic_series"].values()]
+    series = {
+        node: [(second + 0.5, value / 1e6) for second, value in enumerate(windows)]
+        for node, windows in report["systems"][system]["nic_series"].items()
+    }
+    return lines(
+        series,
+        "seconds",
+        "MB/s",
+        x_top=float(max(map(len, every), default=1)),
+        y_top=max((value for windows in every for value in windows), default=1.0) / 1e6,
+        height=height,
+        label=f"Storage reads, {title(system)}",
+    )
 
 
 def ttft_bars(phases_of: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
