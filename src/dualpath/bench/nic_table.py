@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 MIB = 2**20
-COLUMNS = ("host", "NIC", "limit", *("rx", "program", "excess", "peak"), *("tx", "program", "excess", "peak"))
-UNITS = ("", "", "Mbit/s", *("MiB", "MiB", "%", "Mbit/s") * 2)
+COLUMNS = ("host", "NIC", "limit", *("rx", "ours", "over", "peak"), *("tx", "ours", "over", "peak"))
+UNITS = ("", "", "Mb/s", *("MiB", "MiB", "%", "Mb/s") * 2)
 NOTE = (
-    "MiB by the kernel, headers, acknowledgements and retransmissions included, beside the payload that the engines "
-    "counted; excess: the kernel's payload (66 bytes a packet less) over theirs; peak: the highest mean rate over 3 s. "
-    "c0 includes kv0."
+    "rx, tx: by the kernel, headers, acknowledgements and what was sent again included; ours: the payload that the "
+    "engines counted; over: the kernel's payload (66 bytes a packet less) over ours; peak: the highest mean rate over "
+    "3 s. c0 includes kv0."
 )
 
 
@@ -29,11 +29,15 @@ def nic_rows(report: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
 def _one_way(nic: Mapping[str, Any], way: str) -> tuple[str, ...]:
     program, excess = nic[f"program_{way}_bytes"], nic[f"{way}_excess"]
     return (
-        f"{nic[f'{way}_bytes'] / MIB:.1f}",
-        "-" if program is None else f"{program / MIB:.1f}",
+        _mib(nic[f"{way}_bytes"]),
+        "-" if program is None else _mib(program),
         "-" if excess is None else f"{excess:+.1%}".rstrip("%"),
         f"{nic[f'peak_{way}_mbps']:.0f}",
     )
+
+
+def _mib(num_bytes: int) -> str:
+    return f"{num_bytes / MIB:.0f}" if num_bytes > 100 * MIB else f"{num_bytes / MIB:.1f}"
 
 
 def _rate(mbps: float | None) -> str:

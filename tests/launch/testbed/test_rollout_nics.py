@@ -7,6 +7,7 @@ import pytest
 from dualpath.core.ids import EngineId, NodeId
 from dualpath.core.plan import Direction, Role
 from dualpath.core.stats import ClusterStats, EngineStats
+from dualpath.launch.testbed import rollout_nics
 from dualpath.launch.testbed.counters import NicCounters
 from dualpath.launch.testbed.rollout_nics import HEADER_BYTES, NicWatch, program_bytes
 from dualpath.launch.testbed.spec import COMPUTE_NIC, KV_NIC, STORAGE_NIC, TestbedSpec
@@ -91,3 +92,15 @@ def test_acknowledgements_of_what_a_nic_receives_are_not_payload_that_it_sends()
     assert nic["tx_bytes"] > 1.3 * written
     assert (nic["rx_excess"], nic["tx_excess"]) == (0.0, 0.01)
     assert nic["tx_header_bytes"] == HEADER_BYTES * (num_written + num_acks)
+
+
+async def test_the_end_waits_for_a_write_under_way_and_not_for_heartbeats(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rollout_nics, "_REST_S", 0.0)
+    written = iter([0, 700_000, 1_400_000, 2_100_000, 2_100_100])
+
+    async def read() -> list[NicCounters]:
+        sent = next(written)
+        return [NicCounters("de0", STORAGE_NIC, 0, sent, 0, 0), NicCounters("de0", COMPUTE_NIC, 0, 9 * sent, 0, 0)]
+
+    await rollout_nics._until_at_rest(read)
+    assert next(written, None) is None

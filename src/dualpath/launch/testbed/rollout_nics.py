@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ PEAK_S = 3.0  # a rate is looked at over so long: far beyond what the shapers' b
 # NIC receives would count as sent by it.
 HEADER_BYTES = 66
 _SETTLE_S, _POLL_S = 30.0, 0.1
+_REST_S, _REST_BYTES = 0.5, 4096
 
 Pids = Mapping[str, int]  # host -> the process there
 
@@ -148,7 +150,9 @@ def _gain(engine: EngineStats, before: ClusterStats) -> _Gain:
 
 @asynccontextmanager
 async def watching_nics(spec: TestbedSpec, service: Service, pids: Pids) -> AsyncIterator[NicWatch]:
-    """Samples from here to the end of the block, the last time when no request's writes are under way any more."""
+    """Samples from here to the end of the block, the last time when the storage NICs are at rest: a write outlives its
+    request, and half of one is in the kernel's count alone.
+    """
     watch, start_s = NicWatch(spec), time.monotonic()
 
     async def sample() -> None:
@@ -176,8 +180,27 @@ async def watching_nics(spec: TestbedSpec, service: Service, pids: Pids) -> Asyn
     async with asyncio.timeout(_SETTLE_S):
         while (await service.stats()).num_running_requests:  # noqa: ASYNC110  (nothing says when)
             await asyncio.sleep(_POLL_S)
+    with contextlib.suppress(TimeoutError):  # then with what is still under way
+        async with asyncio.timeout(_SETTLE_S):
+            await _until_at_rest(partial(asyncio.to_thread, read_nics, spec))
     await sample()
     await both_ends()
+
+
+async def _until_at_rest(read: Callable[[], Awaitable[Sequence[NicCounters]]]) -> None:
+    """No storage NIC has moved anything to speak of for a while."""
+    before = await read()
+    while True:
+        await asyncio.sleep(_REST_S)
+        now = await read()
+        if not any(_has_moved(*pair) for pair in zip(before, now, strict=True)):
+            return
+        before = now
+
+
+def _has_moved(before: NicCounters, now: NicCounters) -> bool:
+    moved = now.rx_bytes + now.tx_bytes - before.rx_bytes - before.tx_bytes
+    return now.nic == STORAGE_NIC and moved > _REST_BYTES
 
 
 def cpu_seconds(pids: Pids) -> dict[str, float]:
