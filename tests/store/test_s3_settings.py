@@ -75,6 +75,30 @@ def test_credentials_by_environment_then_by_profile(home: Path) -> None:
     assert keys({"AWS_SHARED_CREDENTIALS_FILE": str(other)}) == ("x", "y", "")
 
 
+def test_a_session_token_of_other_keys_is_not_taken(home: Path) -> None:
+    config = home / ".aws" / "config"
+    config.write_text("[default]\naws_access_key_id = old\naws_secret_access_key = old\naws_session_token = old\n")
+    found = settings("s3://bucket", {}, home).credentials
+    assert found is not None
+    assert (found.access_key, found.session_token) == ("file-key", "")
+
+
+@pytest.mark.parametrize(
+    ("url", "environment"),
+    [
+        ("s3://key:hidden@bucket", {}),
+        ("s3://bucket?secret_key=hidden", {}),
+        ("s3://bucket?endpoint=http://key:hidden@h:1", {}),
+        ("s3://bucket?connections=0&endpoint=http://key:hidden@h:1", {}),
+        ("s3://bucket", {"AWS_ENDPOINT_URL": "http://key:hidden@h:1"}),
+    ],
+)
+def test_misplaced_secrets_are_refused_without_showing_them(url: str, environment: dict[str, str], home: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        settings(url, KEYS | environment, home)
+    assert "hidden" not in str(caught.value)
+
+
 def test_secrets_are_not_shown(home: Path) -> None:
     shown = repr(settings("s3://bucket", KEYS | {"AWS_SESSION_TOKEN": "env-token"}, home))
     assert "env-secret" not in shown

@@ -57,8 +57,8 @@ def parse_url(url: str) -> tuple[str, str, dict[str, str]]:
     parts = urlsplit(url)
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
     if parts.scheme == "s3":
-        location = unquote(parts.netloc + parts.path)
-        s3_settings.check_location(url, location, _allow(url, options, s3_settings.OPTIONS))
+        location, shown = unquote(parts.netloc + parts.path), url.partition("?")[0]  # options may be misplaced secrets
+        s3_settings.check_location(shown, location, _allow(shown, options, s3_settings.OPTIONS))
         return "s3", location, options
     if parts.scheme == "memory":
         return "memory", parts.netloc + parts.path, _allow(url, options, set())

@@ -44,20 +44,22 @@ class Profile:
 
 
 def read_profile(environment: Mapping[str, str]) -> Profile:
-    """Merge the credentials file over the config file. Raises ConfigError for a file that cannot be read."""
+    """Merge the credentials file over the config file; keys are one file's. ConfigError: a file cannot be read."""
     name = environment.get("AWS_PROFILE") or environment.get("AWS_DEFAULT_PROFILE") or "default"
     home = Path(environment.get("HOME") or "~").expanduser() / ".aws"
     config_file = Path(environment.get("AWS_CONFIG_FILE") or home / "config").expanduser()
     credentials_file = Path(environment.get("AWS_SHARED_CREDENTIALS_FILE") or home / "credentials").expanduser()
     section = "default" if name == "default" else f"profile {name}"
-    found = {**_section(config_file, section), **_section(credentials_file, name)}
-    key, secret = found.get("aws_access_key_id", ""), found.get("aws_secret_access_key", "")
+    in_config, in_credentials = _section(config_file, section), _section(credentials_file, name)
+    found = in_config | in_credentials
+    keys = in_credentials if "aws_access_key_id" in in_credentials else in_config
+    key, secret = keys.get("aws_access_key_id", ""), keys.get("aws_secret_access_key", "")
     return Profile(
         name=name,
         is_found=bool(found),
         region=found.get("region", ""),
         endpoint_url=found.get("endpoint_url", ""),
-        credentials=Credentials(key, secret, found.get("aws_session_token", "")) if key and secret else None,
+        credentials=Credentials(key, secret, keys.get("aws_session_token", "")) if key and secret else None,
         dynamic=next((setting for setting in _DYNAMIC if setting in found), ""),
     )
 

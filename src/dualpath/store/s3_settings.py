@@ -51,6 +51,7 @@ def resolve(
     url: str, location: str, options: Mapping[str, str], environment: Mapping[str, str] = os.environ
 ) -> S3Settings:
     """From a parsed URL, the environment and ``~/.aws``. Raises ConfigError, one line, naming what is wrong."""
+    url = url.partition("?")[0]  # for messages
     bucket, _, prefix = location.partition("/")
     profile = read_profile(environment)
     endpoint = options.get("endpoint") or _first(environment, "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
@@ -87,7 +88,9 @@ def check_location(url: str, location: str, options: Mapping[str, str]) -> None:
 def _check_endpoint(url: str, endpoint: str) -> str:
     if endpoint:
         parts = urlsplit(endpoint)
-        if parts.scheme not in ("http", "https") or not parts.netloc or parts.path.strip("/") or "@" in parts.netloc:
+        if "@" in endpoint:
+            raise ConfigError("s3 endpoint: credentials do not belong in it; use AWS_ACCESS_KEY_ID or AWS_PROFILE")
+        if parts.scheme not in ("http", "https") or not parts.netloc or parts.path.strip("/") or parts.query:
             raise ConfigError(f"{url}: endpoint must be like http://host:9000, not {endpoint!r}")
     return endpoint
 
