@@ -93,6 +93,15 @@ def test_every_node_finds_a_pod_that_offers_its_resource() -> None:
     assert gpus == ["8", "8", "8"]
 
 
+def test_groups_of_one_resource_have_names_of_their_own() -> None:
+    """Four decode nodes, two of them with another environment."""
+    config = config_of("2p4d.toml")
+    nodes = [*config.nodes[:4], *(replace(node, env=("UCX_TLS=tcp",)) for node in config.nodes[4:])]
+    groups = ray_cluster(replace(config, nodes=tuple(nodes)), OPTIONS)["spec"]["workerGroupSpecs"]
+    assert [group["replicas"] for group in groups] == [2, 2, 2]
+    assert len({group["groupName"] for group in groups}) == 3
+
+
 def test_a_file_without_nodes_has_no_manifest(tmp_path: Path) -> None:
     file = tmp_path / "c.toml"
     file.write_text('[model]\ndir = "m"\n[store]\nurl = "kv"\n', encoding="utf-8")

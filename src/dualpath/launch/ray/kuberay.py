@@ -87,7 +87,7 @@ def _worker_group(config: ServeConfig, nodes: Sequence[NodeConfig], options: Pod
     if first.environment:
         container["env"] = [{"name": name, "value": value} for name, value in first.environment.items()]
     return {
-        "groupName": first.name if len(nodes) == 1 else first.ray_resource.removeprefix("dualpath-"),
+        "groupName": first.name,  # several groups may have one resource, and that may be no name for Kubernetes
         "replicas": len(nodes),
         "minReplicas": len(nodes),
         "maxReplicas": len(nodes),
