@@ -1,0 +1,116 @@
+"""Random small clusters, workloads and failures: every request and every byte is accounted for, whatever happens."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tests.sim.clusters import COST, small_spec
+
+from dualpath.scheduler.systems import SYSTEMS
+from dualpath.sim.cluster import build
+from dualpath.sim.results import rollout_json
+from dualpath.sim.simulation import Simulation, prepare
+from dualpath.sim.spec import SimSpec
+from dualpath.trace.trajectory import Round, Trajectory
+
+BLOCK = 64
+LONGEST = 12_000  # tokens, as whole blocks: what every memory of a random cluster can hold
+GIVEN = settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+
+tokens = st.one_of(st.integers(1, 3), st.sampled_from([63, 64, 65, 128]), st.integers(1, 900))
+rounds = st.builds(Round, tokens, tokens, think_s=st.sampled_from([0.0, 0.0, 0.3]))
+agents = st.lists(st.lists(rounds, min_size=1, max_size=6), min_size=1, max_size=10).map(
+    lambda found: [Trajectory(f"a{index}", tuple(one)) for index, one in enumerate(found)]
+)
+
+
+@st.composite
+def specs(draw: st.DrawFn) -> SimSpec:
+    """Clusters of at most eight engines whose memories and links are tight as often as not."""
+    engines = draw(st.sampled_from([1, 2, 4]))
+    longest_bytes = (LONGEST + BLOCK) * COST.kv_bytes_per_token
+    cluster: dict[str, Any] = {
+        "engines_per_node": engines,
+        "prefill_group_engines": draw(st.sampled_from([size for size in (1, 2, 4) if size <= engines])),
+        "decode_group_engines": draw(st.sampled_from([size for size in (1, 2, 4) if size <= engines])),
+        "storage_nics_per_node": draw(st.integers(1, 2)),
+        "storage_nic_bytes_per_s": draw(st.sampled_from([2e8, 5e9])),
+        "compute_nic_bytes_per_s": draw(st.sampled_from([1e9, 5e10])),
+        "staging_bytes": draw(st.sampled_from([1, 2, 50])) * longest_bytes,
+        "prefill_kv_bytes": draw(st.sampled_from([1, 3])) * longest_bytes,
+        "decode_kv_bytes": draw(st.sampled_from([1, 3, 20])) * longest_bytes,
+        "block_header_bytes": draw(st.sampled_from([0, 4096])),
+    }
+    scheduler: dict[str, Any] = {
+        "memory": draw(st.sampled_from(["reserved", "on_demand"])),
+        "prefill_load": draw(st.sampled_from(["prompt", "new"])),
+        "fetch_interval_s": draw(st.sampled_from([0.0, 0.1])),
+        "writes_hold_staging": draw(st.booleans()),
+        "max_batch_tokens": draw(st.sampled_from([64, 500, 8192])),
+        "quota_s": draw(st.sampled_from([0.005, 0.3])),
+        "expected_output_tokens": draw(st.sampled_from([0, 256])),
+    }
+    return small_spec(draw(st.integers(1, 2)), draw(st.integers(1, 2)), cluster=cluster, scheduler=scheduler)
+
+
+@st.composite
+def failures(draw: st.DrawFn, spec: SimSpec) -> tuple[str, ...]:
+    """Everything that fails comes back, so that the work can end."""
+    cluster = build(spec, COST, SYSTEMS["shorter"])
+    engines = [one.engine_id for one in cluster.prefill] + [one.engine_id for one in cluster.decode]
+    nodes = [node.name for node in cluster.nodes]
+    one = st.tuples(st.floats(0.01, 6), st.sampled_from(nodes + engines), st.floats(0.01, 2))
+    return tuple(f"{at_s:.4f} {name} {back_s:.4f}" for at_s, name, back_s in draw(st.lists(one, max_size=5)))
+
+
+def finished(spec: SimSpec, system: str, found: list[Trajectory]) -> Simulation:
+    done = prepare(replace(spec, workload=replace(spec.workload, agents=len(found))), COST, system, found)
+    done.run()
+    done.check_integrity()
+    return done
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+@GIVEN
+@given(data=st.data())
+def test_every_request_and_byte_is_accounted_for(system: str, data: st.DataObject) -> None:
+    spec, found = data.draw(specs()), data.draw(agents)
+    done = finished(spec, system, found)
+    seen, size = done.observer, COST.kv_bytes_per_token
+    hits = 0
+    for one in found:
+        known = 0
+        for turn, prompt in zip(one.rounds, one.prompt_lengths, strict=True):
+            hits += min(known, prompt - 1) // BLOCK * BLOCK
+            known = prompt + turn.generate_tokens
+    assert seen.num_requests == sum(len(one.rounds) for one in found)
+    assert seen.num_agents_done == len(found)
+    assert seen.num_resent == 0
+    assert seen.prompt_tokens == sum(sum(one.prompt_lengths) for one in found)
+    assert seen.generated_tokens == sum(turn.generate_tokens for one in found for turn in one.rounds)
+    assert seen.hit_tokens == hits
+    per_block = BLOCK * size + spec.cluster.block_header_bytes
+    read = sum(node.snic.num_bytes for node in done.cluster.nodes)
+    assert read == (0 if SYSTEMS[system].skips_io else hits // BLOCK * per_block)
+    written = sum(node.store_writes.num_bytes for node in done.cluster.nodes)
+    blocks = sum(one.total_tokens // BLOCK for one in found)
+    assert written == (0 if SYSTEMS[system].skips_io else blocks * per_block)
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+@GIVEN
+@given(data=st.data())
+def test_failures_lose_no_request_and_leave_nothing_behind(system: str, data: st.DataObject) -> None:
+    spec, found = data.draw(specs()), data.draw(agents)
+    spec = replace(spec, failures=replace(spec.failures, events=data.draw(failures(spec))))
+    done = finished(spec, system, found)
+    seen = done.observer
+    assert seen.num_requests == sum(len(one.rounds) for one in found)
+    assert seen.num_agents_done == len(found)
+    assert seen.prompt_tokens == sum(sum(one.prompt_lengths) for one in found)
+    assert seen.generated_tokens == sum(turn.generate_tokens for one in found for turn in one.rounds)
+    assert rollout_json(done) == rollout_json(finished(spec, system, found))
