@@ -47,6 +47,8 @@ BAD_INPUT = [
     (["model"], "the following arguments are required: COMMAND"),
     (["model", "init"], "the following arguments are required: --family, --out"),
     (["model", "init", "--family", "llama", "--out", "/x", "--layers", "two"], "argument --layers: invalid int value"),
+    (["demo", "--work-dir", "/proc/x"], "--work-dir: cannot make /proc/x: No such file or directory"),
+    (["demo", "--work-dir", "/dev/null"], "--work-dir: cannot make /dev/null: File exists"),
     (["store", "ls"], "the following arguments are required: URL"),
     (["store", "ls", "file:///no/such/dir"], "file:///no/such/dir: there is no such directory"),
     (["store", "verify", "memory://"], "memory://: only file and s3 stores can be inspected"),

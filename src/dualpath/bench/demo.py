@@ -98,16 +98,20 @@ def _make_model(console: Console, model_dir: Path) -> None:
     from dualpath.models.init import init_model
 
     start_s = time.perf_counter()
-    console.print(f"Making a small random model in {model_dir} ...")
     if model_dir.exists():
         raise ConfigError(f"{model_dir} exists but holds no model; remove it and start again")
-    with tempfile.TemporaryDirectory(dir=_parent(model_dir)) as scratch:  # an interrupted run leaves no half model
+    parent = _parent(model_dir)
+    console.print(f"Making a small random model in {model_dir} ...")
+    with tempfile.TemporaryDirectory(dir=parent) as scratch:  # an interrupted run leaves no half model
         shutil.move(init_model("llama", Path(scratch) / "model", **MODEL_SIZES), model_dir)
     console.print(f"  done in {time.perf_counter() - start_s:.1f} s")
 
 
 def _parent(directory: Path) -> Path:
-    directory.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--work-dir: cannot make {directory.parent}: {error.strerror or error}") from None
     return directory.parent
 
 
