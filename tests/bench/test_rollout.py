@@ -12,6 +12,7 @@ import pytest
 from dualpath.bench.compare import differing_systems
 from dualpath.bench.picture import main as picture_file
 from dualpath.bench.report_html import render
+from dualpath.bench.svg import Mark, stacked_bars
 from dualpath.launch import bench_rollout, cli
 from dualpath.launch.cli import main
 
@@ -128,6 +129,12 @@ def test_a_report_with_the_oracle_says_that_its_answers_mean_nothing(outcome):
     page = render(with_oracle)
     assert "meaningless" in page
     assert "Oracle: no I/O at all" in page
+
+
+def test_no_line_of_a_mark_crosses_another_s_text():
+    chart = stacked_bars({"a": [9.0]}, ["JCT"], "s", [Mark(3.0, "right"), Mark(2.0, "left")])
+    heights = {text: float(y) for y, text in re.findall(r'marktext" x="[0-9.]+" y="([0-9.]+)"[^>]*>(\w+)<', chart)}
+    assert heights["left"] < heights["right"]
 
 
 def test_a_serving_report_shows_latency_against_load():

@@ -90,17 +90,7 @@ def serving_lines(report: Mapping[str, Any]) -> str:
         title(name): [(p["aps"], p["ttft_s"]["mean"]) for p in one["points"] if p["ttft_s"]]
         for name, one in report["systems"].items()
     }
-    limit = report["slo"]["ttft_s"]
-    peak = max((y for line in series.values() for _, y in line), default=1.0)
-    return legend(list(series)) + lines(
-        series,
-        "agents arriving per second",
-        "seconds",
-        limit=Mark(limit, f"limit {limit:g} s") if limit <= 5 * peak else None,
-        points=True,
-        height=280,
-        label="Mean time to first token against arrival rate",
-    )
+    return _ttft_chart(report, series, "agents arriving per second", "Mean time to first token against arrival rate")
 
 
 def ttft_over_time(report: Mapping[str, Any]) -> str:
@@ -111,17 +101,18 @@ def ttft_over_time(report: Mapping[str, Any]) -> str:
         for one in system["points"]
         if one.get("ttft_over_time_s")
     }
+    x_unit = "seconds since the warm-up, when the request arrived"
+    return _ttft_chart(report, series, x_unit, "Mean time to first token over time")
+
+
+def _ttft_chart(
+    report: Mapping[str, Any], series: Mapping[str, Sequence[tuple[float, float]]], x_unit: str, label: str
+) -> str:
+    """With the limit, unless everything is so far below it that nothing else would be seen."""
     limit = report["slo"]["ttft_s"]
     peak = max((y for line in series.values() for _, y in line), default=1.0)
-    return legend(list(series)) + lines(
-        series,
-        "seconds since the warm-up, when the request arrived",
-        "seconds",
-        limit=Mark(limit, f"limit {limit:g} s") if limit <= 5 * peak else None,
-        points=True,
-        height=280,
-        label="Mean time to first token over time",
-    )
+    mark = Mark(limit, f"limit {limit:g} s") if limit <= 5 * peak else None
+    return legend(list(series)) + lines(series, x_unit, "seconds", limit=mark, points=True, height=280, label=label)
 
 
 def legend(names: Sequence[str]) -> str:

@@ -67,7 +67,9 @@ def stacked_bars(
             start += value
         if show_sum:
             out.append(_text(x(start) + 6, y + 14, number(start), "start", "value"))
-    out += [_mark(mark, x(mark.value), TOP + 12 + MARK_ROW * i, bottom) for i, mark in enumerate(marks)]
+    # The leftmost text stands highest: the lines of the others begin below it.
+    ordered = sorted(marks, key=lambda mark: mark.value)
+    out += [_mark(mark, x(mark.value), TOP + 12 + MARK_ROW * i, bottom) for i, mark in enumerate(ordered)]
     return _svg(bottom + AXIS, out, label)
 
 
