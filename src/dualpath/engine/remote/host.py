@@ -32,7 +32,10 @@ class EngineServer:
         self.num_batches = 0  # messages sent with something in them
 
     async def open(self, session: str) -> tuple[tuple[EngineId, RequestId], ...]:
-        """Begin a session. Returns what requests still hold: ending their calls does not release them."""
+        """Begin a session. Returns what requests still hold: ending their calls does not release them.
+
+        Raises EngineLostError where a newer session begins before this one has.
+        """
         self._session = session
         self._filled.set()  # a poll of the former session ends
         while self._tasks:
@@ -40,6 +43,7 @@ class EngineServer:
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
+        self._check(session)  # one that came meanwhile has the word
         self._outbox.clear()
         self._filled.clear()
         return tuple(self._held)

@@ -20,6 +20,7 @@ from dualpath.launch.ray.run_dir import MARKER, RunDir
 
 _START_DEADLINE_S = 120.0
 _TOKEN_BYTES = 32
+_WORKER_PORTS = range(10002, 20000)  # ray start's default
 
 
 def start_ray(config: RayConfig, nodes: Sequence[NodeConfig], run_dir: RunDir) -> str:
@@ -71,6 +72,10 @@ def _own_address() -> str:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
+    """Outside of those that Ray keeps for its workers: it would not start."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            port = int(probe.getsockname()[1])
+        if port not in _WORKER_PORTS:
+            return port
