@@ -76,6 +76,7 @@ def _check(arguments: argparse.Namespace) -> int:
 def _in_testbed(arguments: argparse.Namespace) -> tuple[CheckResult, list[str]]:
     from dualpath.launch.fabric_check import check_testbed, testbed_hosts
     from dualpath.launch.testbed import Testbed
+    from dualpath.launch.testbed.signals import interrupted_by_signals
 
     for flag in ("fabric", "rank", "world", "master"):
         if getattr(arguments, flag) is not None:
@@ -83,7 +84,8 @@ def _in_testbed(arguments: argparse.Namespace) -> tuple[CheckResult, list[str]]:
     testbed: Testbed = Testbed.find(arguments.testbed)
     hosts = testbed_hosts(testbed.spec)
     plan = _plan(arguments, len(hosts), testbed.spec.compute_nic_mbps)
-    return check_testbed(testbed, plan, _progress), hosts
+    with interrupted_by_signals():
+        return check_testbed(testbed, plan, _progress), hosts
 
 
 def _on_this_node(arguments: argparse.Namespace) -> tuple[CheckResult, list[str]]:

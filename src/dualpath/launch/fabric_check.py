@@ -19,6 +19,7 @@ from dualpath.launch.fabric_nodes import read_fabric
 from dualpath.launch.setup import Progress
 from dualpath.launch.testbed import Testbed, TestbedSpec
 from dualpath.launch.testbed.classes import set_classes
+from dualpath.launch.testbed.signals import undisturbed
 from dualpath.launch.testbed.spec import COMPUTE_NETWORK
 from dualpath.traffic.fabric import Fabric, FabricNode, engine_environment
 from dualpath.traffic.fabric_check.plan import CheckPlan, Load
@@ -48,7 +49,8 @@ def check_testbed(testbed: Testbed, plan: CheckPlan, progress: Progress) -> Chec
         return asyncio.run(_TestbedCheck(testbed, plan, progress).run())
     finally:
         if plan.contrast:
-            set_classes(testbed, on=True)
+            with undisturbed():
+                set_classes(testbed, on=True)
 
 
 class _TestbedCheck:

@@ -89,11 +89,12 @@ def test_the_command_prints_a_verdict_that_its_exit_code_repeats(testbed: Testbe
     assert progress == "phase 1 of 2: idle\nphase 2 of 2: kv\n"
 
 
-def test_ctrl_c_leaves_no_process_and_the_classes_on(testbed: Testbed) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_leaves_no_process_and_the_classes_on(number: signal.Signals, testbed: Testbed) -> None:
     before = filters(testbed)
     process = start("--phase-s", "1", "--rounds", "9", "--contrast")
     wait_until(lambda: filters(testbed) != before)  # in the middle of a phase without classes
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, error = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130
     assert error.endswith("dualpath: error: interrupted\n")
