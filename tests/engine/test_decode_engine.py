@@ -17,6 +17,7 @@ from dualpath.core.request import Request, SamplingParams, TokenEvent
 from dualpath.engine.api import DecodeOrder, DecodeStep
 from dualpath.engine.decode import DecodeConfig, DecodeEngine
 from dualpath.models.seam import DecodeBatch, LayerStream, ModelSpec, PrefillItem
+from dualpath.store.faults import FaultyIo
 from dualpath.store.open import open_store
 from dualpath.traffic.fake_transport import FakeFabric
 from dualpath.traffic.manager import TrafficManager
@@ -43,10 +44,14 @@ class CountingModel:
 
 
 @pytest.fixture
-async def engine() -> AsyncIterator[DecodeEngine]:
+def io() -> FaultyIo:
+    return FaultyIo(open_store("memory://decode-engine", NAMESPACE, GEOMETRY).open_io(None))
+
+
+@pytest.fixture
+async def engine(io: FaultyIo) -> AsyncIterator[DecodeEngine]:
     """Device memory for eight blocks. Nothing is held in the end."""
     clock = SystemClock()
-    store = open_store("memory://decode-engine", NAMESPACE, GEOMETRY)
     traffic = TrafficManager(
         engine_id=EngineId("decode-0"),
         node_id=NodeId("decode-0"),
@@ -56,9 +61,10 @@ async def engine() -> AsyncIterator[DecodeEngine]:
         num_slots=16,
         num_write_slots=2,
         transport=FakeFabric().transport(EngineId("decode-0")),
-        open_io=lambda transport: store.open_io(transport.agent),
+        open_io=lambda _: io,
         storage_nic=StorageNic(None, clock),
         clock=clock,
+        storage_deadline_s=0.1,
     )
     engine = DecodeEngine(
         engine_id=EngineId("decode-0"),
@@ -114,3 +120,15 @@ async def test_a_client_may_go_at_any_turn_of_the_event_loop(engine: DecodeEngin
     order = await handed_over(engine, "next", 6, 10)
     assert await tokens(engine.decode(order)) == list(range(101, 110))
     await engine.release(order.request.request_id)
+
+
+async def test_storage_that_takes_no_write_to_its_end_keeps_no_device_memory(
+    engine: DecodeEngine, io: FaultyIo
+) -> None:
+    io.hang_writes()
+    async with asyncio.timeout(30):
+        for number in range(5):
+            order = await handed_over(engine, f"r{number}", 6, 13)
+            assert await tokens(engine.decode(order)) == list(range(101, 113))
+            await engine.release(order.request.request_id)
+    io.unhang()

@@ -52,6 +52,26 @@ async def test_a_small_request_does_not_overtake_a_large_one() -> None:
     pool.check_integrity()
 
 
+async def test_nobody_waits_for_slots_that_all_linger_where_that_is_not_wanted() -> None:
+    pool = SlotPool(2, SystemClock(), waits_for_lingering=False)
+    slots = await pool.acquire(2)
+    pool.hold(slots)
+    waiting = asyncio.create_task(pool.acquire(1))
+    await asyncio.sleep(0)
+    pool.release(slots[:1])
+    await asyncio.sleep(0.01)
+    assert not waiting.done(), "one may still come back in order"
+    pool.release(slots[1:])
+    with pytest.raises(DeadlineExceededError, match="do not end"):
+        await waiting
+    with pytest.raises(DeadlineExceededError, match="do not end"):
+        await pool.acquire(1)
+    pool.unhold(slots[:1])
+    assert await pool.acquire(1) == slots[:1]
+    pool.unhold(slots[1:])
+    pool.check_integrity()
+
+
 async def test_a_wait_ends_at_its_deadline_and_frees_the_line() -> None:
     clock = ManualClock()
     pool = SlotPool(4, clock)

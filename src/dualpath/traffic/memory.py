@@ -25,7 +25,8 @@ class EngineMemory:
     ) -> None:
         self._geometry, self._digest = geometry, namespace_digest
         self.slots = SlotPool(num_slots, clock)
-        self.write_slots = SlotPool(num_write_slots, clock, first_slot=num_slots)
+        # Who waits for a write slot keeps device memory: when storage hangs, better no write than no answer.
+        self.write_slots = SlotPool(num_write_slots, clock, first_slot=num_slots, waits_for_lingering=False)
         self.staging = Staging(geometry, num_slots + num_write_slots)
         self.regions: dict[str, Region] = {self.staging.region.name: self.staging.region}
 

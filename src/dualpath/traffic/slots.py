@@ -25,10 +25,14 @@ class _Waiter:
 
 
 class SlotPool:
-    """Slots ``[first_slot, first_slot + num_slots)``. All methods are thread-safe and none but ``acquire`` waits."""
+    """Slots ``[first_slot, first_slot + num_slots)``. All methods are thread-safe and none but ``acquire`` waits.
 
-    def __init__(self, num_slots: int, clock: Clock, *, first_slot: int = 0) -> None:
+    ``waits_for_lingering=False``: while all slots linger nobody waits for one; it is refused at once.
+    """
+
+    def __init__(self, num_slots: int, clock: Clock, *, first_slot: int = 0, waits_for_lingering: bool = True) -> None:
         self.num_slots = num_slots
+        self._waits_for_lingering = waits_for_lingering
         self._first_slot = first_slot
         self._clock = clock
         self._lock = threading.Lock()
@@ -58,8 +62,8 @@ class SlotPool:
     async def acquire(self, num_slots: int, deadline_s: float | None = None) -> list[int]:
         """Wait in line until ``num_slots`` slots are granted together. Any event loop.
 
-        Raises DeadlineExceededError after ``deadline_s``, ConfigError for more than the pool has, TransferError when it
-        closes. Cancelled or failed, it has taken nothing.
+        Raises DeadlineExceededError after ``deadline_s`` or when refused, ConfigError for more than the pool has,
+        TransferError when it closes. Cancelled or failed, it has taken nothing.
         """
         waiter = self._enqueue(num_slots)
         if not waiter.granted.done():
@@ -168,9 +172,13 @@ class SlotPool:
             return True
 
     def _grant(self) -> None:
-        """Serve the head of the line as long as there is enough for it. Under the lock."""
+        """Serve the head of the line as long as there is enough for it, or refuse everybody. Under the lock."""
         while self._waiters and self._waiters[0].num_slots <= len(self._free):
             waiter = self._waiters.popleft()
             slots = [self._free.pop() for _ in range(waiter.num_slots)]
             self._granted.update(slots)
             waiter.granted.set_result(slots)
+        if not self._waits_for_lingering and len(self._lingering) == self.num_slots:
+            while self._waiters:
+                text = f"all {self.num_slots} slots are held by transfers that do not end"
+                self._waiters.popleft().granted.set_exception(DeadlineExceededError(text))
