@@ -28,6 +28,9 @@ rounds = 6
 """
 
 
+STATISTICS = ["--model", "DS-27B", "--gpu", "H800", "--aps", "1", "--append", "5", "--generate", "5"]
+
+
 def test_a_cluster_is_recommended_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     spec, out, page = tmp_path / "spec.toml", tmp_path / "plan.json", tmp_path / "plan.html"
     spec.write_text(SPEC)
@@ -60,7 +63,15 @@ def test_a_cluster_is_recommended_and_written(tmp_path: Path, capsys: pytest.Cap
         (["--model", "DS-27B", "--gpu", "H800", "--aps", "1", "--storage-nics", "1.5"], "--storage-nics"),
         (["--model", "DS-27B", "--gpu", "H800", "--aps", "1", "--systems", "oracle"], "oracle"),
         (["--model", "DS-27B", "--gpu", "H800", "--aps", "1", "--max-jct-s", "9"], "max_jct_s"),
+        (["--model", "DS-27B", "--gpu", "H800", "--agents", "0"], "agents: must be at least 1, not 0"),
+        (["--model", "DS-27B", "--gpu", "H800", "--aps", "1", "--max-nodes", "1000000"], "max_nodes: must be from 2"),
         (["--model", "DS-27B", "--gpu", "H800", "--aps", "1", "--turns", "9"], "--append"),
+        ([*STATISTICS, "--turns", "nan"], "--turns: must be a whole number, not nan"),
+        ([*STATISTICS, "--turns", "inf"], "--turns: must be a whole number, not inf"),
+        ([*STATISTICS, "--turns", "1e12"], "turns: must be from 1 to 100000, not 1e+12"),
+        ([*STATISTICS, "--turns", "9", "--append", "1e30"], "append_tokens: must be from 1 to 1e+09, not 1e+30"),
+        ([*STATISTICS, "--turns", "9", "--context", "inf"], "context_tokens: must be at most 1e+09, not inf"),
+        ([*STATISTICS, "--turns", "9", "--context", "nan"], "context_tokens: must be at most 1e+09, not nan"),
         (["--model", "DeepSeek-V3", "--gpu", "H800", "--aps", "1", "--max-nodes", "2"], "impossible cluster"),
     ],
 )

@@ -111,7 +111,7 @@ def test_a_config_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         (["--append", "0"], "--append: must be"),
         (["--kv-dtype", "int3"], "kv_dtype must be one of bf16, fp16, fp8, not 'int3'"),
         (["--convention", "mine"], "--convention must be one of table1, physical, not 'mine'"),
-        (["--json", "/no/such/dir/x.json"], "--json: cannot write /no/such/dir/x.json"),
+        (["--json", "/no/such/dir/x.json"], "--json: /no/such/dir is not a directory"),
     ],
 )
 def test_wrong_input_is_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -303,11 +302,10 @@ def test_failures_of_what_there_is_not() -> None:
 # -- timeline ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_timeline_has_every_forward_and_every_phase(tmp_path: Path) -> None:
+def test_the_timeline_has_every_forward_and_every_phase() -> None:
     trace = ChromeTrace()
     done = simulate(small_spec(), COST, "shorter", trace=trace)
-    trace.write(tmp_path / "trace.json")
-    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    events = json.loads(trace.text())["traceEvents"]
     spans = [event for event in events if event["ph"] == "X"]
     forwards = sum(group.num_forwards * len(group.engines) for group in done.cluster.groups)
     assert sum(span["name"] == "forward" for span in spans) == forwards

@@ -90,7 +90,15 @@ def test_a_named_model_brings_its_costs_and_its_memory(tmp_path: Path) -> None:
         (('decode_kv_bytes = "60GB"', ""), "[cluster] decode_kv_bytes: is required"),
         (("num_layers = 60", 'num_layers = 60\nname = "DeepSeek-V3"'), "kv_bytes_per_token: follows from name"),
         (("engines_per_node = 2", "engines_per_node = 2\ndecode_group_engines = 3"), "cannot be divided into groups"),
-        (('"synth:32K"', '"synth:33K"'), "no synthetic trace"),
+        (('"synth:32K"', '"synth:33K"'), "[workload] trace: no synthetic trace"),
+        (('"synth:32K"', '"none.jsonl"'), "[workload] trace: none.jsonl: No such file"),
+        (("prefill_base_s = 0.05", "prefill_base_s = 1e300"), "[model] prefill_base_s: must be at most 1e+06"),
+        (("prefill_base_s = 0.05", "prefill_base_s = nan"), "[model] prefill_base_s: must be a finite number, not nan"),
+        (("agents = 4", "agents = 4\nthink_s = 1e308"), "[workload] think_s: must be at most 1e+06"),
+        (("[model]", "storage_nic_bytes_per_s = 1e-300\n[model]"), "storage_nic_bytes_per_s: must be at least 1"),
+        (("[model]", "[output]\nwindow_s = 1e-9\n[model]"), "[output] window_s: must be at least 0.001"),
+        (("[model]", '[failures]\nevents = ["inf prefill-node0"]\n[model]'), "times from 0 to 1e+06, not 'inf prefill"),
+        (("[model]", '[failures]\nevents = ["1 prefill-node0 inf"]\n[model]'), "times from 0 to 1e+06"),
     ],
 )
 def test_what_is_wrong_is_said_in_a_line(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dualpath.core.errors import ConfigError
+from dualpath.launch.sim_outputs import check_outputs, write_output
 
 if TYPE_CHECKING:
     from dualpath.sim.paper.experiment import Experiment
@@ -37,15 +37,14 @@ def _run(arguments: argparse.Namespace) -> int:
     from dualpath.sim.paper.page import render
 
     chosen = choose(arguments.only)
-    for flag in ("json", "html"):
-        _check_writable(f"--{flag}", getattr(arguments, flag))
+    check_outputs({"--json": arguments.json, "--html": arguments.html})
     reports = _run_all(chosen, arguments.full)
     rows = [row for _, report in reports for row in report.rows]
     if arguments.json is not None:
         document = {"rows": [row.to_json() for row in rows], "constants": constants_json()}
-        _write("--json", arguments.json, json.dumps(document, indent=1) + "\n")
+        write_output(arguments.json, json.dumps(document, indent=1) + "\n")
     if arguments.html is not None:
-        _write("--html", arguments.html, render(reports, arguments.full))
+        write_output(arguments.html, render(reports, arguments.full))
     _print(reports)
     return 0
 
@@ -90,18 +89,3 @@ def _print(reports: Sequence[tuple[Experiment, Report]]) -> None:
 
 def _short(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
-
-
-def _check_writable(flag: str, file: Path | None) -> None:
-    """Before minutes of simulation, not after."""
-    if file is not None and not file.parent.is_dir():
-        raise ConfigError(f"{flag}: {file.parent} is not a directory")
-    if file is not None and file.is_dir():
-        raise ConfigError(f"{flag}: {file} is a directory")
-
-
-def _write(flag: str, file: Path, text: str) -> None:
-    try:
-        file.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{flag}: cannot write {file}: {error.strerror or error}") from None

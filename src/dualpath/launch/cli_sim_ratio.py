@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dualpath.core.errors import ConfigError
+from dualpath.launch.sim_outputs import check_outputs, write_output
 
 if TYPE_CHECKING:
     from dualpath.sim.catalogue.convention import Convention
@@ -58,6 +59,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
     if arguments.convention not in CONVENTIONS:
         raise ConfigError(f"--convention must be one of {', '.join(CONVENTIONS)}, not {arguments.convention!r}")
+    if arguments.json not in (None, STDOUT):
+        check_outputs({"--json": Path(arguments.json)})
     convention = CONVENTIONS[arguments.convention]
     contexts = [_tokens("--context", part) for part in arguments.context.split(",")]
     num_new = _tokens("--append", arguments.append)
@@ -72,7 +75,7 @@ def _run(arguments: argparse.Namespace) -> int:
         print(json.dumps(report, indent=2))
         return 0
     if arguments.json is not None:
-        _write(Path(arguments.json), report)
+        write_output(Path(arguments.json), json.dumps(report, indent=2) + "\n")
     print("\n".join(format_rows(rows, num_new, convention)))
     return 0
 
@@ -126,13 +129,6 @@ def _point_json(point: RatioPoint) -> dict[str, Any]:
         "paper_gb_per_pflop": point.paper,
         "rel_error": point.rel_error,
     }
-
-
-def _write(path: Path, report: dict[str, Any]) -> None:
-    try:
-        path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"--json: cannot write {path}: {error.strerror}") from error
 
 
 def _tokens(flag: str, text: str) -> int:

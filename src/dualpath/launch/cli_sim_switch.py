@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dualpath.core.errors import ConfigError
+from dualpath.launch.sim_outputs import check_outputs, write_output
 
 if TYPE_CHECKING:
     from dualpath.sim.switch_study import SwitchRow, SwitchStudy
@@ -47,6 +48,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from dualpath.sim.spec import ClusterSpec, ModelSpec, SimSpec
     from dualpath.sim.switch_study import ShiftingLoad, study
 
+    check_outputs({"--json": arguments.json})
     if not 2 <= arguments.nodes <= 64:
         raise ConfigError(f"--nodes: must be from 2 to 64, not {arguments.nodes}")
     if not 0 <= arguments.switch_s < 1e6:
@@ -69,7 +71,7 @@ def _run(arguments: argparse.Namespace) -> int:
     print("\n".join(_lines(found)))
     if arguments.json is not None:
         report = {"load": dataclasses.asdict(load), "settings": dataclasses.asdict(settings), **_as_json(found)}
-        _write(arguments.json, report)
+        write_output(arguments.json, json.dumps(report, indent=1) + "\n")
     return 0
 
 
@@ -104,10 +106,3 @@ def _as_json(found: SwitchStudy) -> dict[str, Any]:
         for row in found.changing
     ]
     return {"nodes": found.num_nodes, "fixed": [dataclasses.asdict(row) for row in found.fixed], "changing": changing}
-
-
-def _write(file: Path, report: dict[str, Any]) -> None:
-    try:
-        file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{file}: {error.strerror or error}") from None

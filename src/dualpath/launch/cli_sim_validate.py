@@ -8,7 +8,8 @@ from typing import Any
 from dualpath.config import load_config
 from dualpath.config.flags import add_flags, given_flags
 from dualpath.core.errors import ConfigError
-from dualpath.launch.cli_bench import check_writable, quiet_process
+from dualpath.launch.cli_bench import quiet_process
+from dualpath.launch.sim_outputs import check_outputs
 from dualpath.launch.sim_validate_settings import ValidateSettings, check, reject_per_shape
 
 DESCRIPTION = """\
@@ -51,9 +52,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if not settings.model.dir.is_dir():
         raise ConfigError(f"no such model directory: {settings.model.dir}")
     quiet_process()
-    for flag, path in (("--json", settings.output.json), ("--write-spec", settings.output.write_spec)):
-        if path is not None:
-            check_writable(flag, path)
+    check_outputs({"--json": settings.output.json, "--write-spec": settings.output.write_spec})
     from dualpath.launch.sim_validate import run
 
     return run(settings)

@@ -57,7 +57,7 @@ def _workload(arguments: argparse.Namespace, given: WorkloadSpec) -> WorkloadSpe
         given,
         trace=arguments.trace or given.trace,
         aps=arguments.aps,
-        agents=arguments.agents or given.agents,
+        agents=given.agents if arguments.agents is None else arguments.agents,
         ttft_slo_s=arguments.ttft_slo_s,
         tpot_slo_s=arguments.tpot_slo_s,
         think_s=arguments.think_s,
@@ -92,6 +92,6 @@ def _statistics(arguments: argparse.Namespace) -> TurnStatistics | None:
         raise ConfigError(f"--{missing[0]}: is required with the other statistics of a workload")
     if arguments.trace:
         raise ConfigError(f"--trace: {arguments.trace} says what --turns, --append and --generate say, too; give one")
-    if given["turns"] != int(given["turns"]):
+    if not float(given["turns"]).is_integer():
         raise ConfigError(f"--turns: must be a whole number, not {given['turns']:g}")
     return TurnStatistics(int(given["turns"]), given["append"], given["generate"], arguments.context)

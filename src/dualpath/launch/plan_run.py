@@ -7,7 +7,7 @@ import sys
 import textwrap
 from pathlib import Path
 
-from dualpath.core.errors import ConfigError
+from dualpath.launch.sim_outputs import check_outputs, write_output
 from dualpath.sim.plan import report
 from dualpath.sim.plan.answer import answer
 from dualpath.sim.plan.question import Question
@@ -18,6 +18,7 @@ WIDTH = 110  # characters
 
 def run(question: Question, num_workers: int, json_file: Path | None, html_file: Path | None) -> int:
     """0: there is a recommendation; 1: nothing holds the limits."""
+    check_outputs({"--json": json_file, "--html": html_file})
     found = answer(question, num_workers, lambda line: print(line, file=sys.stderr, flush=True))
     text = textwrap.wrap(report.sentence(found), WIDTH)
     text += ["", *report.lines(found), "", *report.resource_lines(found)]
@@ -25,14 +26,7 @@ def run(question: Question, num_workers: int, json_file: Path | None, html_file:
         text += textwrap.wrap(one, WIDTH)
     print("\n".join(text))
     if json_file is not None:
-        _write(json_file, json.dumps(answer_json(found), indent=1) + "\n")
+        write_output(json_file, json.dumps(answer_json(found), indent=1) + "\n")
     if html_file is not None:
-        _write(html_file, answer_html(found))
+        write_output(html_file, answer_html(found))
     return 0 if found.best is not None else 1
-
-
-def _write(file: Path, text: str) -> None:
-    try:
-        file.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{file}: {error.strerror or error}") from None

@@ -16,6 +16,7 @@ from dualpath.core.stats import ClusterStats
 from dualpath.launch.bench_settings import RolloutSettings
 from dualpath.launch.cluster import EmbeddedCluster
 from dualpath.launch.profile import Profile
+from dualpath.launch.sim_outputs import write_output
 from dualpath.sim.cost import PrefillCost
 from dualpath.sim.spec import ClusterSpec, ModelSpec, SchedulerSpec, SimSpec, WorkloadSpec
 from dualpath.store.header import HEADER_BYTES
@@ -102,7 +103,4 @@ def write_spec(spec: SimSpec, file: Path) -> None:
     for table, values in dataclasses.asdict(spec).items():
         lines += ["", f"[{table}]"]
         lines += [f"{name} = {json.dumps(value)}" for name, value in values.items() if value is not None]
-    try:
-        file.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"--write-spec: cannot write {file}: {error.strerror or error}") from None
+    write_output(file, "\n".join(lines) + "\n")

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from dualpath.bench.capacity import capacity_aps
 from dualpath.bench.terminal import print_rollout, print_serving
-from dualpath.core.errors import ConfigError
+from dualpath.launch.sim_outputs import check_outputs, write_output
 from dualpath.sim.chrome_trace import ChromeTrace
 from dualpath.sim.model_choice import resolve
 from dualpath.sim.results import rollout_json, serving_json
@@ -23,14 +23,15 @@ from dualpath.sim.workload import load_trajectories
 def run(spec_file: Path, json_file: Path | None, trace_file: Path | None) -> int:
     """Simulate, print, write."""
     spec = load_spec(spec_file)
+    check_outputs({"--json": json_file, "--chrome-trace": trace_file}, spec_file)
     trace = None if trace_file is None else ChromeTrace()
     report = simulate_all(spec, trace)
     console = Console()
     (print_rollout if spec.workload.aps is None else print_serving)(console, report)
     if json_file is not None:
-        _write(json_file, json.dumps(report, indent=1) + "\n")
+        write_output(json_file, json.dumps(report, indent=1) + "\n")
     if trace is not None and trace_file is not None:
-        trace.write(trace_file)
+        write_output(trace_file, trace.text())
     return 0
 
 
@@ -59,10 +60,3 @@ def _as_json(spec: SimSpec) -> dict[str, Any]:
         table: {name: value for name, value in values.items() if value is not None}
         for table, values in dataclasses.asdict(spec).items()
     }
-
-
-def _write(file: Path, text: str) -> None:
-    try:
-        file.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{file}: {error.strerror or error}") from None

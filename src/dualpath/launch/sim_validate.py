@@ -28,6 +28,7 @@ from dualpath.launch.bench_settings import RolloutSettings, system_names
 from dualpath.launch.cpu_use import CpuUse, cpu_use
 from dualpath.launch.profile import Profile
 from dualpath.launch.sim_embedded import describe, write_spec
+from dualpath.launch.sim_outputs import write_output
 from dualpath.launch.sim_validate_profile import profile_for
 from dualpath.launch.sim_validate_report import print_comparison, print_verdict
 from dualpath.launch.sim_validate_settings import ValidateSettings, for_shape, shapes
@@ -63,7 +64,7 @@ def run(settings: ValidateSettings) -> int:
     print_verdict(console, found)
     if settings.output.json is not None:
         report = {"shapes": found, "holds": holds}
-        settings.output.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        write_output(settings.output.json, json.dumps(report, indent=1) + "\n")
     return 0 if holds else 1
 
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
-
-from dualpath.core.errors import ConfigError
 
 MAX_SPANS = 500_000  # beyond, a viewer gives up; the beginning of a run is kept
 
@@ -28,8 +25,8 @@ class ChromeTrace:
         times = {"ts": start_s * 1e6, "dur": (end_s - start_s) * 1e6}
         self._spans.append({"ph": "X", "name": name, "pid": pid, "tid": tid, **times, "args": args})
 
-    def write(self, file: Path) -> None:
-        """Raises ConfigError if the file cannot be written."""
+    def text(self) -> str:
+        """The file's, JSON."""
         names = [
             {"ph": "M", "name": "process_name", "pid": pid, "args": {"name": name}}
             for name, pid in self._processes.items()
@@ -38,8 +35,4 @@ class ChromeTrace:
             {"ph": "M", "name": "thread_name", "pid": self._processes[process], "tid": tid, "args": {"name": row}}
             for (process, row), tid in self._threads.items()
         ]
-        try:
-            text = json.dumps({"traceEvents": [*names, *self._spans], "displayTimeUnit": "ms"})
-            file.write_text(text + "\n", encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(f"{file}: {error.strerror or error}") from None
+        return json.dumps({"traceEvents": [*names, *self._spans], "displayTimeUnit": "ms"}) + "\n"

@@ -18,6 +18,7 @@ from dualpath.sim.cluster import Cluster
 from dualpath.sim.decode import DecodeEngine
 from dualpath.sim.prefill import PrefillEngine
 from dualpath.sim.request import Request
+from dualpath.sim.spec import MAX_S
 
 if TYPE_CHECKING:
     from dualpath.sim.life import Life
@@ -41,8 +42,10 @@ class Failure:
             time_s, name, back_after_s = float(words[0]), words[1], float(words[2]) if len(words) == 3 else None
         except (IndexError, ValueError):
             raise ConfigError(f'[failures] events: must be "TIME_S NAME [BACK_AFTER_S]", not {text!r}') from None
-        if len(words) > 3 or not time_s >= 0 or (back_after_s is not None and not back_after_s > 0):
-            raise ConfigError(f'[failures] events: must be "TIME_S NAME [BACK_AFTER_S]", times positive, not {text!r}')
+        if len(words) > 3 or not 0 <= time_s <= MAX_S or (back_after_s is not None and not 0 < back_after_s <= MAX_S):
+            raise ConfigError(
+                f'[failures] events: must be "TIME_S NAME [BACK_AFTER_S]", times from 0 to {MAX_S:g}, not {text!r}'
+            )
         return cls(time_s, name, back_after_s)
 
     def engines(self, cluster: Cluster) -> list[Engine]:

@@ -19,6 +19,7 @@ from dualpath.sim.cost import ModelCost, PrefillCost
 
 MAX_AGENTS = 1_000_000
 SYSTEM_NAMES = tuple(SYSTEMS)
+MAX_S = 1e6  # of any time: beyond, sums lose the microseconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +35,11 @@ class ClusterSpec(Table):
     )
     decode_group_engines: int = setting(1, minimum=1, help="decode engines whose steps wait for each other")
     storage_nics_per_node: int = setting(1, minimum=1, maximum=16, help="they share every read evenly")
-    storage_nic_bytes_per_s: float = setting(50e9, above=0, help="of one storage NIC, each way")
-    compute_nic_bytes_per_s: float = setting(50e9, above=0, help="of a GPU's NIC, each way")
-    dram_bytes_per_s: float = setting(500e9, above=0, help="memory bandwidth of a node, reads and writes together")
+    storage_nic_bytes_per_s: float = setting(50e9, minimum=1, maximum=1e15, help="of one storage NIC, each way")
+    compute_nic_bytes_per_s: float = setting(50e9, minimum=1, maximum=1e15, help="of a GPU's NIC, each way")
+    dram_bytes_per_s: float = setting(
+        500e9, minimum=1, maximum=1e15, help="memory bandwidth of a node, reads and writes together"
+    )
     staging_bytes: int = setting(80_000_000_000, minimum=1, help="memory of a node for KV on its way")
     prefill_kv_bytes: int | None = setting(
         None,
@@ -97,15 +100,19 @@ class ModelSpec(Table):
     )
     kv_bytes_per_token: int | None = setting(None, minimum=1, help="all layers together")
     num_layers: int = setting(1, minimum=1, help="layers: what streams through a prefill engine is two of them")
-    prefill_base_s: float = setting(0.0, minimum=0, help="of every forward")
-    prefill_token_s: float = setting(0.0, minimum=0, help="for each new token, on its own GPU")
-    prefill_pair_s: float = setting(0.0, minimum=0, help="for each query-key pair, keys capped at top_k")
-    prefill_index_pair_s: float = setting(0.0, minimum=0, help="for each query-key pair, not capped")
+    prefill_base_s: float = setting(0.0, minimum=0, maximum=MAX_S, help="of every forward")
+    prefill_token_s: float = setting(0.0, minimum=0, maximum=MAX_S, help="for each new token, on its own GPU")
+    prefill_pair_s: float = setting(0.0, minimum=0, maximum=MAX_S, help="for each query-key pair, keys capped at top_k")
+    prefill_index_pair_s: float = setting(0.0, minimum=0, maximum=MAX_S, help="for each query-key pair, not capped")
     top_k: int | None = setting(None, minimum=1, none_means="all", help="keys a query attends to")
-    prefill_group_token_s: float = setting(0.0, minimum=0, help="GPU-seconds for each new token, spread over the group")
-    decode_base_s: float = setting(0.0, minimum=0, help="of every step")
-    decode_per_request_s: float = setting(0.0, minimum=0, help="for each request in an engine's batch")
-    decode_per_context_token_s: float = setting(0.0, minimum=0, help="for each context token of an engine's batch")
+    prefill_group_token_s: float = setting(
+        0.0, minimum=0, maximum=MAX_S, help="GPU-seconds for each new token, spread over the group"
+    )
+    decode_base_s: float = setting(0.0, minimum=0, maximum=MAX_S, help="of every step")
+    decode_per_request_s: float = setting(0.0, minimum=0, maximum=MAX_S, help="for each request in an engine's batch")
+    decode_per_context_token_s: float = setting(
+        0.0, minimum=0, maximum=MAX_S, help="for each context token of an engine's batch"
+    )
 
     def cost(self) -> ModelCost:
         """The costs that are given; ``model_choice`` knows names. Raises ConfigError where they are not enough."""
@@ -142,7 +149,9 @@ class WorkloadSpec(Table):
     append_scale: float = setting(1.0, above=0, maximum=1000, help="factor on what each turn appends")
     generate_scale: float = setting(1.0, above=0, maximum=1000, help="factor on what each turn generates")
     think: float = setting(0.0, minimum=0, maximum=1000, help="factor on the trace's think times")
-    think_s: float = setting(0.0, minimum=0, help="tool time before every turn but the first, beside the trace's")
+    think_s: float = setting(
+        0.0, minimum=0, maximum=MAX_S, help="tool time before every turn but the first, beside the trace's"
+    )
     seed: int = setting(0, minimum=0, maximum=2**31 - 1, help="of the trace, of resampling and of arrivals")
     warm_up_s: float = setting(
         900.0, minimum=0, maximum=1e6, help="with aps: requests that arrive before are not counted"
@@ -159,9 +168,11 @@ class SchedulerSpec(Table):
     TABLE = "scheduler"
     systems: str = setting("basic,shorter", help=f"what to compare: {', '.join(SYSTEM_NAMES)}")
     block_tokens: int = setting(64, minimum=1, maximum=4096, help="tokens in a block, the unit of storing and reuse")
-    quota_s: float = setting(0.3, above=0, help="attention time of one forward, at most (section 6)")
-    alpha_s: float = setting(3.0, above=0, help="alpha is what a node reads in this time (section 6)")
-    beta_s: float = setting(5.0, above=0, help="beta is what an engine computes in this time (section 6)")
+    quota_s: float = setting(0.3, above=0, maximum=MAX_S, help="attention time of one forward, at most (section 6)")
+    alpha_s: float = setting(3.0, above=0, maximum=MAX_S, help="alpha is what a node reads in this time (section 6)")
+    beta_s: float = setting(
+        5.0, above=0, maximum=MAX_S, help="beta is what an engine computes in this time (section 6)"
+    )
     alpha_tokens: int | None = setting(None, minimum=0, none_means="by alpha_s", help="alpha itself")
     beta_tokens: int | None = setting(None, minimum=1, none_means="by beta_s", help="beta itself")
     prefill_load: str = setting(
@@ -171,7 +182,10 @@ class SchedulerSpec(Table):
         " must be computed",
     )
     fetch_interval_s: float = setting(
-        0.1, minimum=0, help="each group leader asks for work this often; 0: all engines are looked at on every change"
+        0.1,
+        minimum=0,
+        maximum=MAX_S,
+        help="each group leader asks for work this often; 0: all engines are looked at on every change",
     )
     expected_output_tokens: int = setting(
         256, minimum=0, help="device memory set aside for a request's output, at most"
@@ -189,8 +203,10 @@ class SchedulerSpec(Table):
         " writes are slow and memory is short, and takes an event for every block",
     )
     max_batch_tokens: int = setting(8192, minimum=1, help="new tokens of an engine in one forward, at most")
-    admission_s: float = setting(0.0, minimum=0, help="from a client's request to the scheduler's queue")
-    handover_s: float = setting(0.0, minimum=0, help="from prefill's last layer to decode, beside the transfers")
+    admission_s: float = setting(0.0, minimum=0, maximum=MAX_S, help="from a client's request to the scheduler's queue")
+    handover_s: float = setting(
+        0.0, minimum=0, maximum=MAX_S, help="from prefill's last layer to decode, beside the transfers"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,7 +225,7 @@ class OutputSpec(Table):
     """What is recorded."""
 
     TABLE = "output"
-    window_s: float = setting(1.0, above=0, help="window of the traffic series")
+    window_s: float = setting(1.0, minimum=0.001, maximum=MAX_S, help="window of the traffic series")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,10 @@ def load_trajectories(spec: WorkloadSpec) -> list[Trajectory]:
     """One for each agent, as ``load_trace`` gives them; copies share their rounds: many agents fit."""
     num_agents = spec.agents if spec.aps is None else len(arrivals(spec))
     most = num_agents if num_agents <= PAPER_TRAJECTORIES else None
-    found = load_trace(spec.trace, agents=most, scale=spec.scale, think=spec.think, seed=spec.seed)
+    try:
+        found = load_trace(spec.trace, agents=most, scale=spec.scale, think=spec.think, seed=spec.seed)
+    except ConfigError as error:
+        raise ConfigError(f"[workload] trace: {error}") from error
     if spec.append_scale != 1 or spec.generate_scale != 1:
         found = [_reshaped(one, spec.append_scale, spec.generate_scale) for one in found]
     if len(found) != num_agents:

@@ -78,18 +78,23 @@ def evaluate(question: Question, candidate: Candidate, seed: int, life_s: float 
 
 def workload_demand(question: Question, candidate: Candidate) -> tuple[Demand, ModelCost]:
     """The means of the workload, and the model's costs on this cluster."""
+    demand, cost, _ = for_bounds(question, candidate)
+    return demand, cost
+
+
+def for_bounds(question: Question, candidate: Candidate) -> tuple[Demand, ModelCost, SimSpec]:
+    """The same and the nodes' spec, whose P and D are not the candidate's: made once for all clusters of such nodes."""
     return _demand(
         question, replace(candidate, prefill_nodes=candidate.group_nodes, decode_nodes=candidate.group_nodes)
     )
 
 
 @lru_cache(maxsize=64)
-def _demand(question: Question, candidate: Candidate) -> tuple[Demand, ModelCost]:
-    _, cost = resolve(candidate.spec(question.base))
+def _demand(question: Question, candidate: Candidate) -> tuple[Demand, ModelCost, SimSpec]:
+    spec, cost = resolve(candidate.spec(question.base))
     work = replace(question.base.workload, aps=None, agents=DEMAND_AGENTS)
-    return demand_of(
-        question.trajectories(work, DEMAND_AGENTS), question.base.scheduler.block_tokens, cost.prefill
-    ), cost
+    found = question.trajectories(work, DEMAND_AGENTS)
+    return demand_of(found, question.base.scheduler.block_tokens, cost.prefill), cost, spec
 
 
 def smallest_scale(question: Question, candidate: Candidate, demand: Demand) -> int:

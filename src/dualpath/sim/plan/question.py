@@ -14,6 +14,7 @@ from dualpath.sim.workload import load_trajectories
 from dualpath.trace.trajectory import Trajectory
 from dualpath.trace.transform import resample
 
+MAX_NODES = 1024  # every division of every number of nodes is looked at
 LIMIT_STATISTICS = ("mean", "p50", "p90", "p99")
 
 
@@ -51,8 +52,10 @@ class Space:
     systems: tuple[str, ...] = ("basic", "shorter", "split")
 
     def __post_init__(self) -> None:
-        if self.max_nodes < 2:
-            raise ConfigError(f"max_nodes: must be at least 2, a prefill and a decode node, not {self.max_nodes}")
+        if not 2 <= self.max_nodes <= MAX_NODES:
+            raise ConfigError(
+                f"max_nodes: must be from 2, a prefill and a decode node, to {MAX_NODES}, not {self.max_nodes}"
+            )
         for name in ("snics", "snic_gbps", "staging_bytes", "group_engines"):
             values: Sequence[float] = getattr(self, name)
             if name != "group_engines" and not values:

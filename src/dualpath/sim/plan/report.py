@@ -114,8 +114,12 @@ def seed_ranges(found: Answer) -> dict[str, tuple[float, float, float]]:
 
 def range_text(name: str, values: tuple[float, float, float]) -> str:
     label, factor, unit = {"ttft_s": ("TTFT", 1, "s"), "tpot_s": ("TPOT", 1000, "ms"), "jct_s": ("JCT", 1, "s")}[name]
-    least, mean, most = (value * factor for value in values)
-    return f"{label} {mean:.3g} {unit} ({least:.3g} to {most:.3g})"
+    least, mean, most = (_short(value * factor) for value in values)
+    return f"{label} {mean} {unit} ({least} to {most})"
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def assumptions(found: Answer) -> list[str]:

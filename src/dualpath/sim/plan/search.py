@@ -12,10 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from dualpath.core.errors import ConfigError
-from dualpath.sim.model_choice import resolve
 from dualpath.sim.plan import bounds
 from dualpath.sim.plan.candidates import Candidate, Ladder
-from dualpath.sim.plan.evaluate import Outcome, workload_demand
+from dualpath.sim.plan.evaluate import Outcome, for_bounds
 from dualpath.sim.plan.question import Question
 
 SLACK = 1.02  # bounds are made of means of a sample: a little above 1 may still hold
@@ -133,8 +132,7 @@ class SystemSearch:
 
 def fullest_resource(question: Question, candidate: Candidate) -> tuple[float, str]:
     """(the least utilisation of the resource that binds, its name); offline in units of the longest time allowed."""
-    demand, cost = workload_demand(question, candidate)
-    spec, _ = resolve(candidate.spec(question.base))
+    demand, cost, spec = for_bounds(question, candidate)
     work = question.base.workload
     if work.aps is not None:
         rate = work.aps * demand.requests_per_agent

@@ -11,6 +11,8 @@ from dualpath.core.errors import ConfigError
 from dualpath.trace.synth import APPEND_SIGMA, GENERATE_SIGMA
 from dualpath.trace.trajectory import Round, Trajectory
 
+MAX_TURNS, MAX_TOKENS = 100_000, 1e9
+
 
 @dataclass(frozen=True, slots=True)
 class TurnStatistics:
@@ -23,10 +25,12 @@ class TurnStatistics:
 
     def __post_init__(self) -> None:
         for name in ("turns", "append_tokens", "generate_tokens"):
-            value = getattr(self, name)
-            if not (value >= 1 and math.isfinite(value)):
-                raise ConfigError(f"{name}: must be at least 1, not {value}")
-        if self.context_tokens is not None and not self.first_prompt_tokens >= 1:
+            value, most = getattr(self, name), MAX_TURNS if name == "turns" else MAX_TOKENS
+            if not 1 <= value <= most:
+                raise ConfigError(f"{name}: must be from 1 to {most:g}, not {value:g}")
+        if self.context_tokens is not None and not self.context_tokens <= MAX_TOKENS:
+            raise ConfigError(f"context_tokens: must be at most {MAX_TOKENS:g}, not {self.context_tokens:g}")
+        if self.context_tokens is not None and self.first_prompt_tokens < 1:
             least = self._grown_tokens + 1
             raise ConfigError(
                 f"context_tokens: {self.turns} turns of {self.append_tokens:g} + {self.generate_tokens:g} tokens have"
