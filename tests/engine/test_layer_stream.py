@@ -73,6 +73,15 @@ def test_a_layer_whose_history_could_not_be_asked_for_is_not_computed() -> None:
         running.acquire(2)
 
 
+def test_a_load_that_does_not_end_is_a_failed_transfer() -> None:
+    running = stream(traffic := Traffic(), 0.02)
+    end(traffic.pushes[0])
+    running.acquire(1)
+    running.release(1)
+    with pytest.raises(TransferError, match="did not end"):
+        running.acquire(2)
+
+
 def test_a_stream_that_is_given_up_knows_the_load_that_begins_just_then() -> None:
     is_loading, go_on = threading.Event(), threading.Event()
 

@@ -157,8 +157,12 @@ class WorkspaceStream:
         return flow.workspace_blocks + np.int32(base)
 
     def _wait(self, transfers: Sequence[Transfer[int]]) -> None:
-        for transfer in transfers:
-            transfer.result(self._deadline_s * 2)  # the transfer's own deadline comes first
+        limit_s = self._deadline_s * 2  # a transfer between engines ends at its own deadline, a local copy has none
+        try:
+            for transfer in transfers:
+                transfer.result(limit_s)
+        except TimeoutError:
+            raise TransferTimeoutError(f"a transfer did not end within {limit_s} s") from None
 
     def _span(self, name: str, track: str, start_s: float, end_s: float) -> None:
         if self._trace is not None:
