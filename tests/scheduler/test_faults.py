@@ -340,6 +340,26 @@ def test_a_silent_engine_is_given_up_after_the_deadline() -> None:
     run_virtual(scenario())
 
 
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+def test_an_engine_that_fails_every_request_does_not_attract_them_again(role: str) -> None:
+    async def scenario() -> None:
+        async with cluster(prefill=2, decode=2, config=SchedulerConfig(max_retries=1, path_policy="prefill")) as c:
+            busy = make_request("busy", max_tokens=300)
+            task = c.start(busy)
+            await until_phase(c, busy, "decoding")
+            engines = c.prefill if role == "prefill" else c.decode
+            used = c.record(busy).prefill_engine if role == "prefill" else c.record(busy).decode_engine
+            idle = next(engine for engine in engines if engine.info.engine_id != used)
+            idle.faults["reserve"].extend([DeadlineExceededError("no slots")] * 100)
+            for number in range(4):
+                request = make_request(f"r{number}", num_prompt=3 * BLOCK)
+                c.store_prompt(request.prompt_token_ids)
+                assert await c.run(request) == expected(request)
+            await task
+
+    run_virtual(scenario())
+
+
 def test_retries_end() -> None:
     async def scenario() -> None:
         async with cluster(config=SchedulerConfig(max_retries=2)) as c:

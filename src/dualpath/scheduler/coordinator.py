@@ -88,7 +88,9 @@ class Coordinator:
             except EngineFailure as failure:
                 if job.is_over:
                     return  # the client has its tokens; only writes were lost
-                job.num_failures += not isinstance(failure.cause, PreemptedError)
+                if not isinstance(failure.cause, PreemptedError):
+                    job.num_failures += 1
+                    job.failed_on = failure.engine_id
                 if job.num_failures > self.config.max_retries:
                     raise failure.cause from failure
                 _log.warning("%s: attempt %d ended by %s", job.request.request_id, job.record.num_retries + 1, failure)
@@ -133,7 +135,8 @@ class Coordinator:
         # A request that was resumed may have been preempted for want of device memory: set aside more each time.
         expected = min(request.sampling.max_tokens, self.config.expected_output_tokens << job.record.num_retries)
         num_tokens = self.namespace.geometry.blocks_for(num_prompt + expected) * self.namespace.geometry.block_tokens
-        placement = await self.placer.place(Demand(request.request_id, job.sequence, num_prompt, num_tokens))
+        demand = Demand(request.request_id, job.sequence, num_prompt, num_tokens, job.failed_on)
+        placement = await self.placer.place(demand)
         job.record.prefill_engine, job.record.decode_engine = placement.prefill, placement.decode
         prefill, decode = self.prefill_engines[placement.prefill], self.decode_engines[placement.decode]
         task = asyncio.current_task()

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from dualpath.core.clock import Clock
-from dualpath.core.ids import RequestId
+from dualpath.core.ids import EngineId, RequestId
 from dualpath.core.phase import TERMINAL, Phase, Timeline
 from dualpath.core.request import Request, RequestRecord, TokenEvent
 from dualpath.scheduler.blocks import KeyChain
@@ -47,6 +47,7 @@ class Job:
     events: asyncio.Queue[TokenEvent | Exception] = field(default_factory=asyncio.Queue)
     generated: list[int] = field(default_factory=list)
     num_failures: int = 0  # attempts that did not end by preemption: each of those has brought a token at least
+    failed_on: EngineId | None = None  # the last that failed an attempt
     recomputes: bool = False  # the next attempt reads no hits: the last one's reads did not end
 
     @property

@@ -34,6 +34,7 @@ class Demand:
     sequence: int
     num_prompt_tokens: int
     num_tokens: int  # prompt and expected output: what it will take of a decode engine's device memory
+    failed_on: EngineId | None = None  # last; avoided if there are others: it may look idle because it fails
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +191,8 @@ class Placer:
         loads = {group_id: self._load_tokens(group) for group_id, group in self._groups.items()} if waiting else {}
         for ticket in waiting:
             suitable = {g: load for g, load in loads.items() if self._suits(self._groups[g], ticket)}
-            group_id = self._chooser.group(suitable)
+            others = {g: load for g, load in suitable.items() if not self._has_failed(self._groups[g], ticket)}
+            group_id = self._chooser.group(others or suitable)
             if group_id is None:
                 self._homeless.append(ticket)
                 continue
@@ -205,6 +207,9 @@ class Placer:
 
     def _suits(self, group: _Group, ticket: _Ticket) -> bool:
         return group.max_prompt_tokens >= ticket.demand.num_prompt_tokens and bool(self._live_decode(group))
+
+    def _has_failed(self, group: _Group, ticket: _Ticket) -> bool:
+        return any(info.engine_id == ticket.demand.failed_on for info in group.engines)
 
     def _decode_candidates(self) -> Iterator[tuple[_Group, _Ticket, EngineId]]:
         """Phase 2 of every group, merged in order of arrival; lazy, because the prefill choice may end the fetch."""
@@ -221,7 +226,8 @@ class Placer:
     def _choose_prefill(self, ticket: _Ticket, engines: dict[EngineId, EngineSnapshot]) -> EngineId | None:
         needed = ticket.demand.num_prompt_tokens
         large = [snap for engine_id, snap in engines.items() if self._prefill[engine_id].max_prompt_tokens >= needed]
-        return self._chooser.prefill(large)
+        others = [snap for snap in large if snap.engine_id != ticket.demand.failed_on]
+        return self._chooser.prefill(others) or self._chooser.prefill(large)
 
     def _commit(self, group: _Group, ticket: _Ticket, placement: Placement) -> None:
         group.queue.remove(ticket)
