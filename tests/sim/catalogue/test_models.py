@@ -149,6 +149,10 @@ def test_windows_of_each_family() -> None:
         ("deepseek_v32", {"index_topk": None}, "index_topk is missing"),
         ("deepseek_v3", {"first_k_dense_replace": None}, "first_k_dense_replace is missing"),
         ("llama", {"quantization_config": {"quant_method": "awq"}}, "quant_method = 'awq': must be one of fp8, mxfp4"),
+        ("llama", {"quantization_config": {"quant_method": ["fp8"]}}, "quant_method = ['fp8']: must be one of fp8"),
+        ("llama", {"quantization_config": ["fp8"]}, "quant_method = ['fp8']: must be one of fp8"),
+        ("llama", {"torch_dtype": ["bfloat16"]}, "must be one of bfloat16"),
+        ("llama", {"num_hidden_layers": 10**12}, "num_hidden_layers = 1000000000000: must be at most 10000"),
         ("llama", {"torch_dtype": "int8"}, "torch_dtype = 'int8': must be one of bfloat16"),
     ],
 )

@@ -7,10 +7,13 @@ from dataclasses import replace
 import pytest
 
 from dualpath.sim.bottleneck import NodeShape, Resource, utilisations
-from dualpath.sim.paper import bottleneck_range, table1
+from dualpath.sim.paper import bottleneck_range, online, table1, working_set
 from dualpath.sim.paper.catalogue import EXPERIMENTS
 from dualpath.sim.paper.execute import execute_all
+from dualpath.sim.paper.rows import Row
 from dualpath.sim.paper.run import Outcome, Run, execute
+from dualpath.sim.workload import load_trajectories, longest_tokens
+from dualpath.trace.load import load_trace
 
 TINY = ("workload.rounds", 3)
 
@@ -73,6 +76,51 @@ def test_simulation_and_closed_form_agree_below_the_range() -> None:
     assert nodes == (1, 9)
     assert used[Resource.PREFILL_CNIC_WRITE] == pytest.approx(closed[Resource.PREFILL_CNIC_WRITE], rel=0.08)
     assert used[Resource.PREFILL_CNIC_WRITE] > 1
+
+
+def _served(aps: float, ttft_s: float, p99_s: float) -> Outcome:
+    phases = {"queued": 1.0, "decoding": 3.0}
+    return Outcome(ttft_s=ttft_s, ttft_p99_s=p99_s, ttst_s=1.0, tpot_s=0.04, meets_slo=ttft_s <= 4, phases_s=phases)
+
+
+def _online_rows(p99_at: float, mean_at: float) -> dict[str, Row]:
+    """Every system holds by p99 up to one rate, by the mean up to another."""
+    outcomes = {}
+    for key, rates in online.rates(False).items():
+        for aps in rates:
+            one = _served(aps, 1.0 if aps <= mean_at else 5.0, 3.0 if aps <= p99_at else 6.0)
+            outcomes[online.run_of(False, *key, aps)] = one
+    return {row.id: row for row in online.EXPERIMENT.report(outcomes, False).rows}
+
+
+def test_capacity_is_known_only_where_a_rate_failed() -> None:
+    rows = _online_rows(p99_at=0.35, mean_at=0.45)
+    assert rows["online.660B.shorter"].ours == 0.45
+    assert rows["online.660B.basic"].ours is None, "the highest rate tried held"
+    assert rows["online.660B.gain"].ours is None
+    assert rows["online.660B.p99"].ours == pytest.approx(1.0)
+    assert "0.35 and 0.35 APS" in rows["online.660B.p99"].note
+    assert rows["online.27B.p99"].ours is None
+    assert rows["online.660B.p99"].paper is None
+
+
+def test_the_working_set_is_by_the_papers_law() -> None:
+    outcomes = {
+        run: replace(_served(0.1, 1.0, 1.0), working_set_bytes=1e9) for run in working_set.EXPERIMENT.runs(True)
+    }
+    rows = {row.id: row for row in working_set.EXPERIMENT.report(outcomes, True).rows}
+    traces = load_trace("synth:64K")
+    turns, total = (
+        sum(found) / len(traces) for found in zip(*[(len(t.rounds), t.total_tokens) for t in traces], strict=True)
+    )
+    assert rows["working_set.0.1"].ours == pytest.approx(0.1 * turns * 4.0 * total / 2 * 48068 / 1e9)
+    assert rows["working_set.0.45"].ours == pytest.approx(4.5 * (rows["working_set.0.1"].ours or 0))
+    assert rows["working_set.0.1.counted"].ours == 1.0
+
+
+def test_contexts_of_a_million_tokens_are_that_long() -> None:
+    run = next(iter(EXPERIMENTS["beyond_1m"].runs(False)))
+    assert longest_tokens(load_trajectories(run.spec.workload)) > 1_000_000
 
 
 def test_table_1_is_within_the_stated_bounds() -> None:

@@ -115,6 +115,17 @@ def test_page_stands_alone_and_escapes() -> None:
     assert "reduced size" in page
 
 
+def test_a_note_that_rows_share_stands_once_and_limits_are_drawn() -> None:
+    rows = [Row(name, name, "", None, 1.0, note="as one") for name in "ab"] + [Row("c", "c", "", None, 1.0, note="own")]
+    figures = [Lines("lines", "x", "y", {}, {"o": [(0.0, 1.0)]}, limit=2.0), Bars("bars", "s", {}, {"a": 2.0})]
+    page = render([(EXPERIMENTS["fig8"], Report(rows, figures))], is_full=False)
+    assert page.count("as one") == page.count(">own<") == 1
+    assert page.index(">b<") < page.index("as one") < page.index(">c<")
+    head, _, bars = page.partition("bars</figcaption>")
+    assert 'class="ours"' in head.partition("lines</figcaption>")[2], "no class that hides its limit"
+    assert bars.startswith('<div class="bars ours">')
+
+
 def test_balance_counts_a_window_with_what_moved_in_it() -> None:
     series = {"a": [9.0, 3.0, 1.0], "b": [3.0, 5.0, 0.0]}
     assert traffic_max_avg(series, 1) == pytest.approx((9 + 5 + 1) / (6 + 4 + 0.5))

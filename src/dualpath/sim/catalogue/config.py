@@ -21,6 +21,7 @@ FIRST_DENSE_FAMILIES = (*LATENT_FAMILIES, "glm4_moe")  # the first layers are de
 FAMILIES = (*DENSE_FAMILIES, "qwen3_moe", *ALL_EXPERT_FAMILIES, *FIRST_DENSE_FAMILIES)
 
 OWN_HEAD_DIM = ("qwen3", "qwen3_moe", "gpt_oss", "glm4_moe")  # heads x head_dim is not hidden_size: no guess
+MAX_LAYERS = 10_000  # each is looked at
 HALF_DTYPES = {"bfloat16": "bf16", "float16": "fp16"}
 FULL_ATTENTION = ("full_attention", "indexed_attention")
 QUANTISED = {"fp8": ("fp8", "fp8"), "mxfp4": ("bf16", "mxfp4")}  # quant_method -> (linear, expert) dtype
@@ -33,6 +34,8 @@ def shape_from_config(config: Mapping[str, Any], name: str, source: str) -> Mode
     if family not in FAMILIES:
         raise ConfigError(f"{name}: model_type = {family!r}: not a known family, one of {', '.join(FAMILIES)}")
     num_layers = fields.count("num_hidden_layers")
+    if num_layers > MAX_LAYERS:
+        fields.refuse("num_hidden_layers", f"must be at most {MAX_LAYERS}")
     windowed, window = _windows(fields, family, num_layers)
     linear_dtype, expert_dtype = _weight_dtypes(fields)
     return ModelShape(
@@ -103,7 +106,7 @@ def _expert_layers(fields: Fields, family: str, num_layers: int) -> int:
         first = fields.count("first_k_dense_replace", minimum=0)
         step = fields.count("moe_layer_freq", default=1)
         return sum(layer % step == 0 for layer in range(first, num_layers))
-    dense = set(fields.sequence("mlp_only_layers") or ())
+    dense = fields.sequence("mlp_only_layers") or []
     step = fields.count("decoder_sparse_step", default=1)
     return sum(layer not in dense and (layer + 1) % step == 0 for layer in range(num_layers))
 
@@ -136,12 +139,12 @@ def _weight_dtypes(fields: Fields) -> tuple[str, str]:
     quantisation = fields.data.get("quantization_config")
     if quantisation:
         method = quantisation.get("quant_method") if isinstance(quantisation, dict) else quantisation
-        if method not in QUANTISED:
+        if not isinstance(method, str) or method not in QUANTISED:
             known = ", ".join(QUANTISED)
             raise ConfigError(f"{fields.where}: quantization_config.quant_method = {method!r}: must be one of {known}")
         return QUANTISED[method]
     stored = fields.data.get("dtype") or fields.data.get("torch_dtype")
-    if stored is None or stored in HALF_DTYPES or stored == "float32":
+    if stored is None or (isinstance(stored, str) and stored in (*HALF_DTYPES, "float32")):
         half = HALF_DTYPES.get(str(stored), "bf16")  # nobody serves fp32
         return half, half
     name = "dtype" if fields.data.get("dtype") else "torch_dtype"

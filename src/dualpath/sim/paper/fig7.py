@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dualpath.sim.paper.experiment import REDUCED_660B, Experiment, Outcomes, note, run_660b
-from dualpath.sim.paper.rows import Bars, Report, Row
+from dualpath.sim.paper.rows import Bars, Report, Row, bars_of
 from dualpath.sim.paper.run import Run
 
 SYSTEMS = ("basic", "shorter", "oracle")
@@ -71,9 +71,7 @@ def _report(outcomes: Outcomes, is_full: bool) -> Report:
         Row("fig7.32B.gain", "32B, Basic/DualPath, largest", "", None, gains["32B"], False,
             "; ".join(part for part in (dense, no_number) if part)),
     ]  # fmt: skip
-    figures = [
-        Bars("Ratios of JCT", "", {r.what: r.paper for r in rows if r.paper}, {r.what: r.ours for r in rows if r.ours})
-    ]
+    figures = [bars_of("Ratios of JCT", "", rows)]
     for model, found in cells(is_full).items():
         bars = {f"{n} agents, {trace}: {NAMES[s]}": ours[model, (n, trace), s] for n, trace in found for s in SYSTEMS}
         figures.append(Bars(f"JCT, {model}", "s", {}, bars))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
+from itertools import groupby
+from typing import Any
 
 from dualpath.bench.report_css import CSS
 from dualpath.bench.svg import Mark, lines, number, stacked_bars
@@ -15,12 +17,13 @@ NEAR = 0.05  # relative error that counts as reproduced
 EXTRA_CSS = """
 body{max-width:1100px}
 .pair{display:grid;grid-template-columns:1fr 1fr;gap:12px}
-.pair h3,.alone h3{font-size:.9rem;margin:.2em 0;color:var(--dim);font-weight:600}
-.alone{max-width:640px}
+.pair h3{font-size:.9rem;margin:.2em 0;color:var(--dim);font-weight:600}
+.pair figure{margin:0}
 td.note{text-align:left;white-space:normal;color:var(--dim);padding-top:0}
 td.what{text-align:left;white-space:normal}
 tr.noted td{border-bottom:none}
 .bars .mark{display:none}
+.paper.bars rect{fill:var(--k0)} .ours.bars rect{fill:var(--k3)}
 tr.off td.error{color:var(--mark);font-weight:600}
 @media (max-width:640px){.pair{grid-template-columns:1fr}}
 @media print{section{break-inside:auto} figure{break-inside:avoid}}
@@ -51,25 +54,30 @@ def _summary(rows: Sequence[Row]) -> str:
         group = [error for fitted, error in errors if fitted is is_fitted]
         near = sum(error <= NEAR for error in group)
         parts.append(f"of {len(group)} published numbers {name}, {near} come out within {NEAR:.0%}")
-    return f"<p>{escape('; '.join(parts))}. Source of all published numbers: arXiv 2602.21548.</p>"
+    text = "; ".join(parts)
+    return f"<p>{escape(text[:1].upper() + text[1:])}. Source of all published numbers: arXiv 2602.21548.</p>"
 
 
 def _section(experiment: Experiment, report: Report) -> str:
     text = f'<p class="dim">{escape(report.text)}</p>' if report.text else ""
-    figures = "".join(_figure(figure) for figure in report.figures)
+    figures = "".join(_figures(report.figures))
     return f"<h2>{escape(experiment.title)}</h2>{text}{_table(report.rows)}{figures}"
 
 
 def _table(rows: Sequence[Row]) -> str:
+    """A note that several rows have in common stands once, under the last of them."""
     head = "".join(f"<th>{name}</th>" for name in ("what", "paper", "ours", "error", "fitted"))
-    body = "".join(_line(row) for row in rows)
+    following = [row.note for row in rows[1:]] + [""]
+    body = "".join(
+        _line(row, row.note if row.note != after else "") for row, after in zip(rows, following, strict=True)
+    )
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def _line(row: Row) -> str:
+def _line(row: Row, note: str) -> str:
     error = row.rel_error
     is_off = error is not None and abs(error) > NEAR
-    kinds = " ".join(name for name, holds in (("off", is_off), ("noted", bool(row.note))) if holds)
+    kinds = " ".join(name for name, holds in (("off", is_off), ("noted", bool(note))) if holds)
     unit = f' <span class="dim">{escape(row.unit)}</span>' if row.unit else ""
     line = (
         f'<tr class="{kinds}"><td class="what">{escape(row.what)}{unit}</td>'
@@ -77,7 +85,7 @@ def _line(row: Row) -> str:
         f'<td class="error">{"-" if error is None else f"{error:+.1%}"}</td>'
         f"<td>{'yes' if row.fitted else 'no'}</td></tr>"
     )
-    return line + (f'<tr><td class="note" colspan="5">{escape(row.note)}</td></tr>' if row.note else "")
+    return line + (f'<tr><td class="note" colspan="5">{escape(note)}</td></tr>' if note else "")
 
 
 def _value(value: float | None) -> str:
@@ -86,15 +94,28 @@ def _value(value: float | None) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else ("-" if value < 0 else "") + number(abs(value))
 
 
-def _figure(figure: Bars | Lines) -> str:
-    paper = _bars(figure, figure.paper) if isinstance(figure, Bars) else _lines(figure, figure.paper)
-    ours = _bars(figure, figure.ours) if isinstance(figure, Bars) else _lines(figure, figure.ours)
-    title = f"<figcaption>{escape(figure.title)}</figcaption>"
-    if not figure.paper:
-        return f'<figure>{title}<div class="alone bars"><h3>ours</h3>{ours}</div></figure>'
-    both = f"<div><h3>paper</h3>{paper}</div><div><h3>ours</h3>{ours}</div>"
-    kind = "pair bars" if isinstance(figure, Bars) else "pair"
-    return f'<figure>{title}<div class="{kind}">{both}</div></figure>'
+def _figures(figures: Sequence[Bars | Lines]) -> Iterator[str]:
+    """Paper and ours side by side; what the paper has no numbers for, two in a row."""
+    for has_paper, group in groupby(figures, lambda figure: bool(figure.paper)):
+        if has_paper:
+            yield from map(_both, group)
+        else:
+            yield f'<div class="pair">{"".join(map(_alone, group))}</div>'
+
+
+def _both(figure: Bars | Lines) -> str:
+    sides = f"{_side(figure, figure.paper, 'paper')}{_side(figure, figure.ours, 'ours')}"
+    return f'<figure><figcaption>{escape(figure.title)}</figcaption><div class="pair">{sides}</div></figure>'
+
+
+def _alone(figure: Bars | Lines) -> str:
+    return f"<figure><figcaption>{escape(figure.title)}</figcaption>{_side(figure, figure.ours, 'ours')}</figure>"
+
+
+def _side(figure: Bars | Lines, values: Any, name: str) -> str:
+    if isinstance(figure, Bars):
+        return f'<div class="bars {name}"><h3>{name}</h3>{_bars(figure, values)}</div>'
+    return f'<div class="{name}"><h3>{name}</h3>{_lines(figure, values)}</div>'
 
 
 def _bars(figure: Bars, values: Mapping[str, float]) -> str:
