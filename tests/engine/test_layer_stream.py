@@ -52,6 +52,7 @@ def stream(traffic: Traffic, deadline_s: float) -> WorkspaceStream:
     flows = [Flow(None, pair, pair)], [Flow(EngineId("decode-0"), pair, pair)]
     workspace = torch.zeros((2, 1, 4, 8), dtype=torch.uint8)
     built = WorkspaceStream(traffic, workspace, 0, NUM_LAYERS, *flows, SystemClock(), deadline_s)  # type: ignore[arg-type]
+    assert len(traffic.loads) == 2, "the second layer loads beside the first one's compute"
     for load in traffic.loads:
         end(load)
     built.acquire(0)
@@ -75,7 +76,9 @@ def test_a_layer_whose_history_could_not_be_asked_for_is_not_computed() -> None:
 
 def test_a_load_that_does_not_end_is_a_failed_transfer() -> None:
     running = stream(traffic := Traffic(), 0.02)
+    assert len(traffic.loads) == 2
     end(traffic.pushes[0])
+    assert len(traffic.loads) == 3, "the third begins when the first one's memory is free, before anybody asks for it"
     running.acquire(1)
     running.release(1)
     with pytest.raises(TransferError, match="did not end"):
