@@ -49,7 +49,13 @@ def test_a_cluster_is_recommended_and_written(tmp_path: Path, capsys: pytest.Cap
     assert best["price_per_hour"] == 2 * best["candidate"]["num_gpus"]
     assert report["other_seeds"]["seeds"] == [1, 2]
     assert report["other_seeds"]["ttft_s"]["min"] <= report["other_seeds"]["ttft_s"]["max"] <= 4
+    assert best["price_per_million_generated_tokens"] == pytest.approx(
+        best["price_per_hour"] / 3600 / best["generated_per_s"] * 1e6
+    )
+    assert best["price_per_million_generated_tokens"] > best["price_per_million_tokens"]
     assert page.read_text().startswith("<!doctype html>")
+    assert 'name="viewport"' in page.read_text()
+    assert page.read_text().count("<tr>") == 1 + text.count("shorter  ")
 
 
 @pytest.mark.parametrize(

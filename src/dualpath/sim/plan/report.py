@@ -7,6 +7,7 @@ from dualpath.sim.plan.evaluate import Outcome
 from dualpath.sim.plan.search import Found
 
 MILLION = 1e6
+MAX_ROWS = 24  # of the table
 GB = 1e9
 HEAD = (
     "system",
@@ -35,8 +36,9 @@ def sentence(found: Answer) -> str:
         f" {one.staging_bytes / GB:g} GB of staging memory each, path policy {one.system}"
     )
     seeds = ", ".join(range_text(name, values) for name, values in seed_ranges(found).items())
-    price = cost_per_million(found, best)
-    costs = "" if price is None else f"; {price:.3g} per million tokens"
+    price, generated = cost_per_million(found, best), cost_per_million_generated(found, best)
+    costs = "" if price is None else f"; {price:.3g} per million tokens, prompts and their hits included"
+    costs += "" if generated is None else f", {generated:.3g} per million generated"
     others = [
         f"{other.system} needs {other.best.candidate.num_gpus} GPUs" if other.best else f"{other.system} finds none"
         for other in found.found
@@ -69,21 +71,28 @@ def no_recommendation(found: Answer) -> str:
     return f"No cluster of up to {nodes} nodes holds the limits: nearest is {nearest.candidate}, where {why}."
 
 
-def lines(found: Answer, max_rows: int = 24) -> list[str]:
-    """The table: of every system the cheapest that hold and those just below."""
-    outcomes = shown(found, max_rows)
-    rows = [HEAD, *[_row(found, outcome) for outcome in outcomes]]
+def lines(found: Answer) -> list[str]:
+    """The table as text, and what there is to say about it."""
+    rows = table(found)
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEAD))]
     text = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return [*text, *notes(found)]
+
+
+def table(found: Answer) -> list[tuple[str, ...]]:
+    """A head, then of every system the cheapest that hold and those just below."""
+    return [HEAD, *[_row(found, outcome) for outcome in shown(found, MAX_ROWS)]]
+
+
+def notes(found: Answer) -> list[str]:
+    """How many clusters were looked at, and how the table's figures came about."""
     total = sum(len(one.tried) for one in found.found)
     ruled = sum(sum(one.ruled_out.values()) for one in found.found)
-    text.append(
-        f"{total} clusters simulated, {ruled} ruled out by bounds"
-        + (", not all shown" if total > len(outcomes) else "")
-    )
-    for candidate in found.rejected:
-        text.append(f"held with one seed only: {candidate}")
-    return text
+    more = ", not all shown" if total > len(shown(found, MAX_ROWS)) else ""
+    text = [f"{total} clusters simulated, {ruled} ruled out by bounds{more}"]
+    if found.check and found.question.is_online:
+        text.append("each with one seed in a short window; the recommendation again with other seeds in longer ones")
+    return [*text, *[f"held with one seed only: {candidate}" for candidate in found.rejected]]
 
 
 def shown(found: Answer, max_rows: int) -> list[Outcome]:
@@ -103,6 +112,13 @@ def cost_per_million(found: Answer, outcome: Outcome) -> float | None:
     if not found.question.prices.are_given or not outcome.tokens_per_s:
         return None
     return outcome.candidate.price_per_hour(found.question.prices) / 3600 / outcome.tokens_per_s * MILLION
+
+
+def cost_per_million_generated(found: Answer, outcome: Outcome) -> float | None:
+    """The same price, of generated tokens alone; None without prices."""
+    if not found.question.prices.are_given or not outcome.generated_per_s:
+        return None
+    return outcome.candidate.price_per_hour(found.question.prices) / 3600 / outcome.generated_per_s * MILLION
 
 
 def seed_ranges(found: Answer) -> dict[str, tuple[float, float, float]]:

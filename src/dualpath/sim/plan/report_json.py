@@ -14,6 +14,12 @@ from dualpath.sim.plan.answer import Answer
 from dualpath.sim.plan.evaluate import Outcome
 from dualpath.sim.plan.search import Found
 
+# Bars of one kind have one colour; the last two columns are words.
+EXTRA_CSS = """
+body{max-width:1100px} .use{max-width:760px} .use rect{fill:var(--k3)}
+td:nth-last-child(-n+3),th:nth-last-child(-n+3){text-align:left}
+"""
+
 
 def answer_json(found: Answer) -> dict[str, Any]:
     """Times in seconds; a time that nothing was measured for is null."""
@@ -46,11 +52,22 @@ def answer_html(found: Answer) -> str:
         used = sorted(found.best.utilisation.items(), key=lambda one: -one[1])
         bars = {name: [100 * value] for name, value in used if value >= 0.001}
         drawing = stacked_bars(bars, ["used"], "%", [Mark(100, "full")], label="use of every resource")
-        parts.append(f"<section><h2>Use of the recommendation's resources</h2><figure>{drawing}</figure></section>")
-    rows = "\n".join(report.lines(found))
-    parts.append(f'<section><h2>Clusters considered</h2><div class="scroll"><pre>{escape(rows)}</pre></div></section>')
-    head = f'<meta charset="utf-8"><title>Cluster plan</title><style>{CSS}</style>'
+        parts.append(
+            f"<section><h2>Use of the recommendation's resources</h2><figure class='use'>{drawing}</figure></section>"
+        )
+    parts.append(f"<section><h2>Clusters considered</h2>{_table(found)}</section>")
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
+    head += f"<title>Cluster plan</title><style>{CSS}{EXTRA_CSS}</style>"
     return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>\n'
+
+
+def _table(found: Answer) -> str:
+    first, *rest = report.table(found)
+    head = "".join(f"<th>{escape(name)}</th>" for name in first)
+    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rest)
+    below = "".join(f'<p class="dim">{escape(text)}</p>' for text in report.notes(found))
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<div class="scroll">{table}</div>{below}'
 
 
 def _system(found: Answer, one: Found) -> dict[str, Any]:
@@ -74,4 +91,5 @@ def _outcome(found: Answer, outcome: Outcome) -> dict[str, Any]:
         "longest_phase": outcome.longest_phase,
         "price_per_hour": one.price_per_hour(found.question.prices),
         "price_per_million_tokens": report.cost_per_million(found, outcome),
+        "price_per_million_generated_tokens": report.cost_per_million_generated(found, outcome),
     }
