@@ -84,7 +84,7 @@ class StagedReads:
                     late.append(block)
             else:
                 raise result
-        moved = self._move(held, late) if self._is_written_by_peers else ()
+        moved = self._move(held, late) if late and self._is_written_by_peers else ()
         return ReadOutcome(frozenset(ok), frozenset(gone), frozenset(failed), num_bytes, moved)
 
     def _move(self, held: Held, blocks: Sequence[int]) -> tuple[tuple[int, int], ...]:
