@@ -8,13 +8,17 @@ from dataclasses import replace
 
 import pytest
 from tests.scheduler.cluster import cluster, expected, take
+from tests.scheduler.fakes import FakeStorage
 from tests.scheduler.fixtures import BLOCK, GEOMETRY, keys_of, make_request
 from tests.scheduler.virtual_time import run_virtual
 
 from dualpath.core.errors import InvalidRequestError, OverloadedError
+from dualpath.core.ids import BlockKey
 from dualpath.core.request import FinishReason
 from dualpath.scheduler.config import SchedulerConfig
+from dualpath.scheduler.evictor import Evictor
 from dualpath.store.header import object_bytes
+from dualpath.store.index import BlockIndex
 
 
 def test_a_miss_is_computed_streamed_recorded_and_stored() -> None:
@@ -232,6 +236,23 @@ def test_records_are_kept_newest_first_and_not_for_ever() -> None:
             assert ended == ["r0", "r1", "r2", "r3", "r4", "running"]
 
     run_virtual(scenario())
+
+
+async def test_a_block_that_cannot_be_deleted_does_not_end_eviction() -> None:
+    index, deleted = BlockIndex(1), list[BlockKey]()
+
+    class Storage(FakeStorage):
+        def delete(self, key: BlockKey) -> None:
+            deleted.append(key)
+            if len(deleted) == 1:
+                raise PermissionError("somebody else's")
+
+    for key in keys_of(tuple(range(3 * BLOCK))):
+        index.begin_write(key, None)
+        index.publish(key)
+    evictor = Evictor(index, Storage(), 0)  # type: ignore[arg-type]  # only ``delete`` is used
+    assert await evictor.evict() == 3
+    assert len(deleted) == 3
 
 
 def test_eviction_keeps_the_store_below_its_capacity() -> None:

@@ -6,7 +6,6 @@ import asyncio
 import logging
 from collections.abc import Sequence
 
-from dualpath.core.errors import StoreError
 from dualpath.core.ids import BlockKey
 from dualpath.scheduler.blocks import IndexView
 from dualpath.store.contract import BlockStore
@@ -46,5 +45,5 @@ class Evictor:
         for key in keys:
             try:
                 self._store.delete(key)
-            except StoreError as error:
-                _log.warning("evicted block %s stays on storage: %s", key.hex(), error)
+            except Exception as error:  # whatever it is, the next blocks must go, and the ones after them
+                _log.warning("evicted block %s stays on storage: %r", key.hex(), error)
