@@ -69,6 +69,10 @@ def test_a_cluster_is_recommended_and_written(tmp_path: Path, capsys: pytest.Cap
         (["--model", "DS-27B", "--gpu", "H800", "--aps", "1", "--storage-nics", "1.5"], "--storage-nics"),
         (["--model", "DS-27B", "--gpu", "H800", "--aps", "1", "--systems", "oracle"], "oracle"),
         (["--model", "DS-27B", "--gpu", "H800", "--aps", "1", "--max-jct-s", "9"], "max_jct_s"),
+        (
+            ["--model", "DS-27B", "--gpu", "H800", "--aps", "1", "--workers", "100000"],
+            "--workers: must be from 1 to 256",
+        ),
         (["--model", "DS-27B", "--gpu", "H800", "--agents", "0"], "agents: must be at least 1, not 0"),
         (["--model", "DS-27B", "--gpu", "H800", "--aps", "1", "--max-nodes", "1000000"], "max_nodes: must be from 2"),
         (["--model", "DS-27B", "--gpu", "H800", "--aps", "1", "--turns", "9"], "--append"),

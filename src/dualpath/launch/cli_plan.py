@@ -92,9 +92,10 @@ def _run(arguments: argparse.Namespace) -> int:
     require_current()
     from dualpath.launch.plan_question import question_from
     from dualpath.launch.plan_run import run
+    from dualpath.sim.workers import MAX_WORKERS
 
-    if arguments.workers < 1:
-        raise ConfigError(f"--workers: must be at least 1, not {arguments.workers}")
+    if not 1 <= arguments.workers <= MAX_WORKERS:
+        raise ConfigError(f"--workers: must be from 1 to {MAX_WORKERS}, not {arguments.workers}")
     question: Question = question_from(arguments)
     return run(question, arguments.workers, arguments.json, arguments.html)
 

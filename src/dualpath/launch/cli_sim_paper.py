@@ -32,13 +32,15 @@ def _run(arguments: argparse.Namespace) -> int:
     from dualpath.sim.compiled import require_current
 
     require_current()
+    from dualpath.launch.signals import sigterm_as_interrupt
     from dualpath.sim.paper.catalogue import choose
     from dualpath.sim.paper.constants import constants_json
     from dualpath.sim.paper.page import render
 
     chosen = choose(arguments.only)
     check_outputs({"--json": arguments.json, "--html": arguments.html})
-    reports = _run_all(chosen, arguments.full)
+    with sigterm_as_interrupt():
+        reports = _run_all(chosen, arguments.full)
     rows = [row for _, report in reports for row in report.rows]
     if arguments.json is not None:
         document = {"rows": [row.to_json() for row in rows], "constants": constants_json()}

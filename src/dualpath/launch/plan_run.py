@@ -7,6 +7,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+from dualpath.launch.signals import sigterm_as_interrupt
 from dualpath.launch.sim_outputs import check_outputs, write_output
 from dualpath.sim.plan import report
 from dualpath.sim.plan.answer import answer
@@ -19,7 +20,8 @@ WIDTH = 110  # characters
 def run(question: Question, num_workers: int, json_file: Path | None, html_file: Path | None) -> int:
     """0: there is a recommendation; 1: nothing holds the limits."""
     check_outputs({"--json": json_file, "--html": html_file})
-    found = answer(question, num_workers, lambda line: print(line, file=sys.stderr, flush=True))
+    with sigterm_as_interrupt():
+        found = answer(question, num_workers, lambda line: print(line, file=sys.stderr, flush=True))
     text = textwrap.wrap(report.sentence(found), WIDTH)
     text += ["", *report.lines(found), "", *report.resource_lines(found)]
     for one in report.assumptions(found):

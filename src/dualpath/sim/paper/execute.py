@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from concurrent.futures import as_completed
 
 from dualpath.sim.paper.experiment import Outcomes
 from dualpath.sim.paper.run import Outcome, Run, execute
+from dualpath.sim.workers import simulating_processes
 
 NUM_WORKERS = 2
 
@@ -21,7 +21,7 @@ def execute_all(runs: Iterable[Run], advance: Callable[[float], None], workers: 
             found[run] = execute(run)
             advance(run.weight)
         return found
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with simulating_processes(workers) as pool:
         tasks = {pool.submit(execute, run): run for run in different}
         for task in as_completed(tasks):
             found[tasks[task]] = task.result()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from dualpath.sim.plan.demand import Demand
 from dualpath.sim.plan.evaluate import Outcome, evaluate, workload_demand
 from dualpath.sim.plan.question import Question
 from dualpath.sim.plan.search import Found, SystemSearch
+from dualpath.sim.workers import simulating_processes
 
 Progress = Callable[[str], None]
 CHECK_REQUESTS = 2  # the final check may simulate so many times as many requests as the search: a larger scale
@@ -36,10 +36,10 @@ def answer(question: Question, num_workers: int, progress: Progress) -> Answer:
     start = replace(question, space=replace(space, systems=space.systems[:1]))
     sizes = groups(question.base, start.space, _longest_tokens(question))
     budget = max(1, question.max_simulations // len(space.systems))
-    context = multiprocessing.get_context("spawn")
     known: dict[Candidate, Outcome] = {}
     rejected: list[Candidate] = []
-    with ProcessPoolExecutor(num_workers, context) as pool, ThreadPoolExecutor(len(space.systems)) as threads:
+    # Processes go first: threads wait for them.
+    with ThreadPoolExecutor(len(space.systems)) as threads, simulating_processes(num_workers) as pool:
 
         def simulate(candidate: Candidate) -> Outcome:
             if candidate not in known:
