@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tests.e2e.cluster_kit import all_zero, ask, cluster, settings
 
-from dualpath.config import ServeConfig
+from dualpath.config import DeadlineConfig, ServeConfig
 from dualpath.core.errors import ConfigError
 from dualpath.launch.cli import main
 from dualpath.launch.cluster import EmbeddedCluster
@@ -82,6 +82,17 @@ async def test_a_given_nic_rate_wins_over_a_measured_one(model_dir, tmp_path):
         scheduler = embedded.service.config
         assert scheduler.default_nic_bytes_per_s == 10e6
         assert scheduler.alpha_tokens == int(3.0 * 10e6 / embedded.geometry.bytes_per_token)
+
+
+async def test_the_scheduler_gives_up_after_its_engines(tmp_path):
+    """However long an emulated NIC takes for all that is staged, and whatever deadlines the engines are given."""
+    bare = init_model("llama", tmp_path / "model", layers=2)
+    slow = settings(bare, "memory://slow", storage_nic_mbps=0.1)
+    scheduler, _ = await started(replace(slow, deadlines=DeadlineConfig(storage_read_s=400, slot_s=500)))
+    assert scheduler.reserve_timeout_s > 500
+    one_context_s = 2048 * 2 * 2 * 64 * 4 / 12_500
+    assert scheduler.read_timeout_s > 400 + 4 * one_context_s
+    assert SchedulerConfig().read_timeout_s < 400, "else this shows nothing"
 
 
 async def test_another_machine_s_profile_is_not_used_and_a_line_says_why(model_dir, profile, tmp_path):

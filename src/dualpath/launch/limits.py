@@ -18,6 +18,7 @@ from dualpath.engine.batch import Quota, no_quota
 from dualpath.launch.places import Progress
 from dualpath.launch.profile import FILE_NAME, Profile, Setup
 from dualpath.launch.read_rate import read_bytes_per_s
+from dualpath.launch.sizes import STAGED_CONTEXTS
 from dualpath.models.seam import Model
 from dualpath.scheduler.config import SchedulerConfig
 from dualpath.scheduler.quota import ComputeQuota
@@ -48,7 +49,7 @@ class LimitsFinder:
     def find(self, model: Model, threads: int) -> Limits:
         """May read a file beside the model and, with a profile, measure the store's file system for a moment."""
         profile = self._profile(Setup.of(model, threads))
-        settings = self._with_alpha(self._plain(), is_profiled=profile is not None)
+        settings = self._with_alpha(self._with_deadlines(self._plain()), is_profiled=profile is not None)
         if profile is None:
             return Limits(settings)
         # tok_e counts whole prompts, hits too: below two of the longest, nothing would be read while one is computed.
@@ -70,6 +71,20 @@ class LimitsFinder:
             max_retries=config.scheduler.max_retries,
             # The oracle's index names blocks that were never stored; it must not evict those of others.
             capacity_bytes=None if self.system.skips_io else config.store.capacity_bytes,
+        )
+
+    def _with_deadlines(self, settings: SchedulerConfig) -> SchedulerConfig:
+        """Behind the engines' own deadlines, whatever these are: who gives up first does not know why."""
+        engines = self.config.deadlines
+        queue_s = 0.0  # a storage read's deadline begins when the NIC has served those before it
+        if self.nic_bytes_per_s is not None:
+            num_tokens = self.config.cluster.engines_per_node * STAGED_CONTEXTS * self.max_context_tokens
+            queue_s = num_tokens * self.geometry.bytes_per_token / self.nic_bytes_per_s
+        return replace(
+            settings,
+            reserve_timeout_s=max(settings.reserve_timeout_s, 2 * engines.slot_s),
+            read_timeout_s=max(settings.read_timeout_s, 2 * engines.storage_read_s + queue_s),
+            prefill_timeout_s=max(settings.prefill_timeout_s, 2 * engines.transfer_s),
         )
 
     def _with_alpha(self, settings: SchedulerConfig, *, is_profiled: bool) -> SchedulerConfig:
