@@ -48,6 +48,13 @@ def test_a_spec_becomes_the_json_of_a_rollout(tmp_path: Path) -> None:
     assert json.loads(trace.read_text())["traceEvents"]
 
 
+def test_the_documented_spec_runs(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs/planning.md").read_text()
+    spec = text.partition("```toml\n")[2].partition("```")[0]
+    assert "[failures]" in spec
+    assert run(tmp_path, spec.replace("agents = 200", "agents = 20\nrounds = 5")) == 0
+
+
 def test_arriving_agents_become_the_json_of_serving(tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     online = GOOD.replace("agents = 4", "aps = 0.5\nwarm_up_s = 5\nduration_s = 20")
