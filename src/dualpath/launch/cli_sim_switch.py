@@ -15,6 +15,8 @@ from dualpath.launch.sim_outputs import check_outputs, write_output
 if TYPE_CHECKING:
     from dualpath.sim.switch_study import SwitchRow, SwitchStudy
 
+MIN_WINDOW_S = 0.01  # each is an event
+
 
 def add(actions: Any) -> None:
     switch = actions.add_parser(
@@ -53,6 +55,8 @@ def _run(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--nodes: must be from 2 to 64, not {arguments.nodes}")
     if not 0 <= arguments.switch_s < 1e6:
         raise ConfigError(f"--switch-s: must be from 0 to 1e6, not {arguments.switch_s}")
+    if not MIN_WINDOW_S <= arguments.window_s < 1e6:
+        raise ConfigError(f"--window-s: must be from {MIN_WINDOW_S:g} to 1e6, not {arguments.window_s}")
     if arguments.seed < 0:
         raise ConfigError(f"--seed: must be at least 0, not {arguments.seed}")
     half = arguments.nodes // 2

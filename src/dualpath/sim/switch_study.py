@@ -20,6 +20,7 @@ from dualpath.sim.simulation import simulate
 from dualpath.sim.spec import SimSpec
 from dualpath.trace.trajectory import Round, Trajectory
 
+MAX_AGENTS, MAX_TURNS = 100_000, 10_000
 SPREAD = 0.5  # lengths are uniform within this share of their mean, both ways
 
 
@@ -36,9 +37,9 @@ class ShiftingLoad:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("agents", "turns"):
-            if getattr(self, name) < 2:
-                raise ConfigError(f"{name}: must be at least 2, not {getattr(self, name)}")
+        for name, most in (("agents", MAX_AGENTS), ("turns", MAX_TURNS)):
+            if not 2 <= getattr(self, name) <= most:
+                raise ConfigError(f"{name}: must be from 2 to {most}, not {getattr(self, name)}")
 
     def trajectories(self) -> list[Trajectory]:
         """One for each agent."""
