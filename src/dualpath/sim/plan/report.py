@@ -35,6 +35,7 @@ def sentence(found: Answer) -> str:
         f" {one.snics} storage NIC{'s' if one.snics > 1 else ''} of {one.snic_gbps:g} Gb/s and"
         f" {one.staging_bytes / GB:g} GB of staging memory each, path policy {one.system}"
     )
+    plural = "s" if len(found.check) > 1 else ""
     seeds = ", ".join(range_text(name, values) for name, values in seed_ranges(found).items())
     price, generated = cost_per_million(found, best), cost_per_million_generated(found, best)
     costs = "" if price is None else f"; {price:.3g} per million tokens, prompts and their hits included"
@@ -45,8 +46,8 @@ def sentence(found: Answer) -> str:
         if other.system != one.system
     ]
     return (
-        f"Recommended: {cluster} ({one.num_gpus} GPUs): with {len(found.check)} other seeds {seeds}; most used is"
-        f" {best.binding} ({best.utilisation[best.binding]:.0%}), working set"
+        f"Recommended: {cluster} ({one.num_gpus} GPUs): with {len(found.check)} other seed{plural} {seeds};"
+        f" most used is {best.binding} ({best.utilisation[best.binding]:.0%}), working set"
         f" {best.working_set_bytes / GB:.0f} GB{costs}." + (f" ({'; '.join(others)}.)" if others else "")
     )
 
