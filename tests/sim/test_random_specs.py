@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -10,10 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.sim.clusters import COST, small_spec
 
+from dualpath.core.plan import Role
 from dualpath.scheduler.systems import SYSTEMS
 from dualpath.sim.cluster import build
-from dualpath.sim.results import rollout_json
-from dualpath.sim.simulation import Simulation, prepare
+from dualpath.sim.results import rollout_json, serving_json
+from dualpath.sim.simulation import Simulation, prepare, simulate
 from dualpath.sim.spec import SimSpec
 from dualpath.trace.trajectory import Round, Trajectory
 
@@ -67,10 +69,22 @@ def failures(draw: st.DrawFn, spec: SimSpec) -> tuple[str, ...]:
     return tuple(f"{at_s:.4f} {name} {back_s:.4f}" for at_s, name, back_s in draw(st.lists(one, max_size=5)))
 
 
+def check_limits(done: Simulation) -> None:
+    """No memory ever held more than it has, and no link carried more than time allows."""
+    shape, size = done.spec.cluster, COST.kv_bytes_per_token
+    assert all(node.staging.peak_tokens * size <= shape.staging_bytes for node in done.cluster.nodes)
+    assert all(one.kv.peak_tokens * size <= shape.kv_bytes(Role.PREFILL) for one in done.cluster.prefill)
+    assert all(one.kv.peak_tokens * size <= shape.kv_bytes(Role.DECODE) for one in done.cluster.decode)
+    json.dumps(rollout_json(done), allow_nan=False)
+    used = rollout_json(done)["utilisation"]
+    assert all(0 <= share <= 1 + 1e-9 for side in used.values() for share in side.values()), used
+
+
 def finished(spec: SimSpec, system: str, found: list[Trajectory]) -> Simulation:
     done = prepare(replace(spec, workload=replace(spec.workload, agents=len(found))), COST, system, found)
     done.run()
     done.check_integrity()
+    check_limits(done)
     return done
 
 
@@ -114,3 +128,21 @@ def test_failures_lose_no_request_and_leave_nothing_behind(system: str, data: st
     assert seen.prompt_tokens == sum(sum(one.prompt_lengths) for one in found)
     assert seen.generated_tokens == sum(turn.generate_tokens for one in found for turn in one.rounds)
     assert rollout_json(done) == rollout_json(finished(spec, system, found))
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+@GIVEN
+@given(data=st.data(), aps=st.sampled_from([1.0, 20.0]), warm_up_s=st.sampled_from([0.0, 3.0]))
+def test_a_window_of_arrivals_gives_finite_numbers(
+    system: str, data: st.DataObject, aps: float, warm_up_s: float
+) -> None:
+    """However few arrive, and whatever is still under way or lost when the window ends."""
+    spec = data.draw(specs())
+    work = replace(spec.workload, aps=aps, warm_up_s=warm_up_s, duration_s=5.0, rounds=3, scale=0.2)
+    failed = replace(spec.failures, events=data.draw(failures(spec)))
+    spec = replace(spec, workload=work, failures=failed)
+    done = simulate(spec, COST, system)
+    point = json.loads(json.dumps(serving_json(done), allow_nan=False))
+    assert point["requests"] <= sum(len(agent.rounds) for agent in done.agents)
+    assert 0 <= point["hit_rate"] < 1
+    assert done.observer.end_s == warm_up_s + 5.0
