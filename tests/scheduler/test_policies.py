@@ -43,6 +43,13 @@ LIMITS = st.builds(PrefillLimits, alpha_tokens=TOKENS, beta_tokens=TOKENS)
 # -- prefill ----------------------------------------------------------------------------------------------------------
 
 
+def plainly_prefill(engines: list[EngineSnapshot], limits: PrefillLimits) -> EngineId | None:
+    """Section 6 in one expression."""
+    allowed = [e for e in engines if e.num_tokens <= limits.beta_tokens]
+    best = min(allowed, key=lambda e: (e.read_queue_tokens > limits.alpha_tokens, e.num_tokens), default=None)
+    return None if best is None else best.engine_id
+
+
 @given(engines_of(Role.PREFILL), LIMITS)
 def test_prefill_is_the_least_loaded_of_the_best_class(engines: list[EngineSnapshot], limits: PrefillLimits) -> None:
     chosen_id = choose_prefill(engines, limits)
@@ -50,6 +57,7 @@ def test_prefill_is_the_least_loaded_of_the_best_class(engines: list[EngineSnaps
     if not allowed:
         assert chosen_id is None
         return
+    assert chosen_id == plainly_prefill(engines, limits), "of equal ones the first"
     chosen = next(e for e in engines if e.engine_id == chosen_id)
     assert chosen in allowed
     short = [e for e in allowed if e.read_queue_tokens <= limits.alpha_tokens]
@@ -68,7 +76,7 @@ def test_a_prefill_fetch_is_one_choice_after_another(
             snapshot(i, e.role, e.num_requests, e.num_tokens + added[e.engine_id], e.read_queue_tokens, 0)
             for i, e in enumerate(engines)
         ]
-        assert engine_id == choose_prefill(now, limits)
+        assert engine_id == plainly_prefill(now, limits)
         added[engine_id] += length
     loads = [e.num_tokens + added[e.engine_id] for e in engines]
     if len(assigned) < len(lengths):
@@ -104,7 +112,7 @@ def test_many_groups_are_chosen_from_like_few(loads: dict[GroupId, int], changes
             loads[group_id] += change
             heap.add(group_id, change)
             assert heap[group_id] == loads[group_id]
-        assert heap.choose() == choose_group(loads)
+        assert heap.choose() == min(loads, key=loads.__getitem__, default=None)
         assert len(heap) == len(loads)
 
 

@@ -18,11 +18,11 @@ BALANCE_SLACK = 1.05  # the factor in Z (paper section 6)
 
 def choose_group(group_tokens: Mapping[GroupId, int]) -> GroupId | None:
     """Phase 1: the group with the least total tok_e, its private queue included; None when there is no group."""
-    return min(group_tokens, key=group_tokens.__getitem__, default=None)
+    return GroupLoads(group_tokens).choose()
 
 
 class GroupLoads:
-    """Phase 1 for many groups and requests: what ``choose_group`` says of the same tokens, in O(log groups).
+    """Phase 1 for many groups and requests, in O(log groups) for each.
 
     A heap has an entry for every group with at most the tokens it has now: what was added since is found out when the
     entry comes to the top, what was taken away brings a new entry, and the old one means nothing any more.

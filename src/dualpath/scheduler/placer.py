@@ -19,10 +19,10 @@ from dataclasses import dataclass, field
 from dualpath.core.errors import InvalidRequestError, OverloadedError
 from dualpath.core.ids import EngineId, RequestId
 from dualpath.engine.api import EngineInfo
+from dualpath.scheduler import decode_choice
 from dualpath.scheduler.accounts import Accounts
 from dualpath.scheduler.chooser import Chooser
 from dualpath.scheduler.config import SchedulerConfig
-from dualpath.scheduler.decode_choice import assign_decode
 from dualpath.scheduler.snapshot import EngineSnapshot, GroupId
 
 
@@ -219,7 +219,7 @@ class Placer:
     def _group_candidates(self, group: _Group) -> Iterator[tuple[_Group, _Ticket, EngineId]]:
         engines = [self._accounts.snapshot(info.engine_id) for info in self._live_decode(group)]
         tickets = [ticket for ticket in group.queue if not ticket.placed.done()]  # done: its waiter just gave up
-        choices = assign_decode([ticket.num_decode_tokens for ticket in tickets], engines)
+        choices = decode_choice.assign_decode([ticket.num_decode_tokens for ticket in tickets], engines)
         for ticket, engine_id in zip(tickets, choices, strict=False):
             yield group, ticket, engine_id
 

@@ -22,17 +22,9 @@ class PrefillLimits:
     beta_tokens: int  # tokens that one prefill engine computes in 5 s
 
 
-def choose_prefill(engines: Iterable[EngineLoad], limits: PrefillLimits) -> EngineId | None:
-    """The engine for the next request, or None when every engine is overloaded. Equal engines: the first given."""
-    best: EngineId | None = None
-    best_rank: tuple[bool, int] | None = None
-    for engine in engines:
-        if engine.num_tokens > limits.beta_tokens:
-            continue
-        rank = (engine.read_queue_tokens > limits.alpha_tokens, engine.num_tokens)
-        if best_rank is None or rank < best_rank:
-            best, best_rank = engine.engine_id, rank
-    return best
+def choose_prefill(engines: Sequence[EngineLoad], limits: PrefillLimits) -> EngineId | None:
+    """The engine for the next request, or None when every engine is overloaded: a fetch of one (``assign_prefill``)."""
+    return next(assign_prefill((0,), engines, limits), None)
 
 
 def choose_prefill_in_turn(engines: Sequence[EngineLoad], limits: PrefillLimits, turn: int) -> EngineId | None:
@@ -53,9 +45,9 @@ def assign_prefill(
 ) -> Iterator[EngineId]:
     """One whole fetch: engines for the longest prefix of the queue that can be placed, in queue order.
 
-    ``request_tokens`` gives each request's length; tok_e counts it from its assignment on. Every choice is the one
-    that ``choose_prefill`` would make. Lazy: a request is asked for only while some engine can take it, and a caller
-    that stops early has decided nothing about the rest.
+    ``request_tokens`` gives each request's length; tok_e counts it from its assignment on. Equal engines: the first
+    given. Lazy: a request is asked for only while some engine can take it, and a caller that stops early has decided
+    nothing about the rest.
     """
     alpha, beta = limits.alpha_tokens, limits.beta_tokens
     ranked = [
