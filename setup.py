@@ -20,6 +20,7 @@ LIBRARIES = {
         (
             "agenda",
             "agent",
+            "collectives",
             "cost",
             "decode",
             "decode_steps",

@@ -10,6 +10,7 @@ from dualpath.core.plan import Role
 from dualpath.scheduler.quota import ComputeQuota
 from dualpath.scheduler.snapshot import GroupId, group_of
 from dualpath.scheduler.systems import Assignment, SystemPolicy
+from dualpath.sim.collectives import Collectives
 from dualpath.sim.cost import ModelCost
 from dualpath.sim.decode import DecodeClock, DecodeEngine
 from dualpath.sim.fifo_link import ComputeNic, FifoLink
@@ -30,6 +31,7 @@ class Cluster:
     clocks: list[DecodeClock]
     scopes: list[Scope]
     queues: list[DecodeQueue]
+    collectives: Collectives | None  # None: none cross compute NICs
 
 
 def build(spec: SimSpec, cost: ModelCost, policy: SystemPolicy) -> Cluster:
@@ -52,7 +54,16 @@ def build(spec: SimSpec, cost: ModelCost, policy: SystemPolicy) -> Cluster:
     groups = _prefill_groups(spec, cost, policy, prefill)
     size = shape.decode_group_engines
     clocks = [DecodeClock(decode[i : i + size], cost.decode) for i in range(0, len(decode), size)]
-    return Cluster(nodes, prefill, decode, groups, clocks, _scopes(spec, policy, groups), _queues(policy, decode))
+    collectives = _collectives(shape, cost)
+    for engine in decode:
+        engine.collectives = None if policy.skips_io else collectives
+    scopes, queues = _scopes(spec, policy, groups), _queues(policy, decode)
+    return Cluster(nodes, prefill, decode, groups, clocks, scopes, queues, collectives)
+
+
+def _collectives(shape: ClusterSpec, cost: ModelCost) -> Collectives | None:
+    found = (cost.prefill_collective_bytes, cost.decode_collective_bytes)
+    return Collectives(shape.compute_nic_bytes_per_s, *found, shape.traffic_classes) if any(found) else None
 
 
 def _places(shape: ClusterSpec) -> list[tuple[Role, int]]:

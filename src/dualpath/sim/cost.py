@@ -75,3 +75,5 @@ class ModelCost:
     decode: DecodeCost
     kv_bytes_per_token: int  # all layers together
     num_layers: int
+    prefill_collective_bytes: float = 0.0  # on a compute NIC, each way, for each new token of its GPU
+    decode_collective_bytes: float = 0.0  # the same for each generated token

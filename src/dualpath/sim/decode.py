@@ -15,6 +15,7 @@ from typing import Final
 from dualpath.core.ids import EngineId
 from dualpath.scheduler.cost import DecodeCost
 from dualpath.scheduler.snapshot import GroupId
+from dualpath.sim.collectives import Collectives
 from dualpath.sim.fifo_link import ComputeNic
 from dualpath.sim.node import Node, Staging
 from dualpath.sim.request import Request
@@ -29,6 +30,7 @@ class DecodeEngine:
         "batch_context",
         "batch_requests",
         "clock",
+        "collectives",
         "engine_id",
         "free_device_tokens",
         "group_id",
@@ -54,7 +56,20 @@ class DecodeEngine:
         self.batch_context = 0  # their context tokens, on the average of their stay
         self.group_id = GroupId(engine_id)  # whose private queue it serves
         self.clock: DecodeClock = _NO_CLOCK
+        self.collectives: Collectives | None = None  # beside which KV moves; None: there are none
         self.is_lost = False
+
+    def send(self, now_s: float, out_bytes: int, into_bytes: int) -> float:
+        """When KV that leaves and enters through its NIC from now on has moved. Steps meanwhile are longer by what
+        their collectives wait, and KV gets what these leave."""
+        collectives = self.collectives
+        if collectives is not None and self.batch_requests:
+            clock, model_bytes = self.clock, collectives.decode_bytes * self.batch_requests
+            contended = collectives.contended_bytes(max(out_bytes, into_bytes), model_bytes, clock.step_s)
+            clock.stall(now_s, collectives.delay_s(contended))
+            left = collectives.left(model_bytes, clock.step_s)
+            out_bytes, into_bytes = int(out_bytes / left), int(into_bytes / left)
+        return self.nic.send(now_s, out_bytes, into_bytes)
 
 
 class DecodeClock:
@@ -131,6 +146,11 @@ class DecodeClock:
         if self._largest != largest or (ended and self._counts_context):
             self._retime()
         return ended
+
+    def stall(self, now_s: float, stall_s: float) -> None:
+        """The steps that run take so much longer, all together."""
+        self._advance(now_s)
+        self.tokens -= stall_s / self.step_s
 
     def drop(self, now_s: float, request: Request) -> int:
         """Take a request out; how many tokens it has beyond the first."""

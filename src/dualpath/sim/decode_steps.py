@@ -64,7 +64,7 @@ class DecodeSteps:
         end_s = now_s
         if not self._skips_io:
             num_bytes = request.prompt * self._bytes
-            end_s = decode.nic.send(now_s, num_bytes, num_bytes)
+            end_s = decode.send(now_s, num_bytes, num_bytes)
             done_s = decode.node.dram.send(now_s, num_bytes)
             if done_s > end_s:
                 end_s = done_s

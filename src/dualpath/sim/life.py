@@ -46,7 +46,7 @@ class Life:
         reserves = settings.memory == "reserved"
         block_bytes = settings.block_tokens * cost.kv_bytes_per_token + spec.cluster.block_header_bytes
         self.reader = Reader(policy, reserves, settings.block_tokens, block_bytes, rate)
-        self.prefill = PrefillSteps(self, policy, reserves)
+        self.prefill = PrefillSteps(self, policy, reserves, cluster.collectives)
         self.decode = DecodeSteps(self, policy, settings, cost.kv_bytes_per_token, block_bytes)
         self.block_tokens = settings.block_tokens
         self._expected_tokens = settings.expected_output_tokens

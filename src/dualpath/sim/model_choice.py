@@ -13,7 +13,10 @@ from dualpath.sim.cost import ModelCost
 from dualpath.sim.spec import ClusterSpec, ModelSpec, SimSpec
 
 # What says something of a named model, too: the rest of the table is either named or given.
-WITH_NAME = frozenset({"name", "gpu", "kv_dtype", "efficiency", "prefill_base_s", "decode_base_s"})
+WITH_NAME = frozenset(
+    {"name", "gpu", "kv_dtype", "efficiency", "prefill_base_s", "decode_base_s"}
+    | {"prefill_collective_bytes", "decode_collective_bytes"}
+)
 
 
 def resolve(spec: SimSpec) -> tuple[SimSpec, ModelCost]:
@@ -41,7 +44,7 @@ def resolve(spec: SimSpec) -> tuple[SimSpec, ModelCost]:
         decode_base_s=model.decode_base_s,
     )
     free_bytes = int(free_hbm_bytes(found.shape, gpu, group))
-    return replace(spec, cluster=_with_kv(spec.cluster, free_bytes, model.name)), cost
+    return replace(spec, cluster=_with_kv(spec.cluster, free_bytes, model.name)), model.with_collectives(cost)
 
 
 def _with_kv(cluster: ClusterSpec, free_bytes: int, model: str) -> ClusterSpec:

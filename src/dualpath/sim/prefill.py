@@ -30,6 +30,7 @@ class PrefillEngine:
         "group",
         "is_lost",
         "kv",
+        "moved_bytes",
         "nic",
         "node",
         "num_requests",
@@ -53,6 +54,7 @@ class PrefillEngine:
         self.ready: list[tuple[float, int, Request]] = []  # heap by the time at which their hits are there
         self.unfinished: deque[Request] = deque()  # chunked, first in line
         self.group = _NO_GROUP
+        self.moved_bytes = 0  # KV through its NIC for the forward that runs, in the direction that has more
         self.is_lost = False
 
 
@@ -116,10 +118,13 @@ class PrefillGroup:
             is_any = is_any or bool(batch)
         return is_any
 
+    def num_new_tokens(self) -> int:
+        """Of the chosen batches."""
+        return sum([num_new for batch in self.batches for _, num_new in batch])
+
     def compute_s(self) -> float:
         """Of the chosen batches."""
-        num_tokens = sum([num_new for batch in self.batches for _, num_new in batch])
-        return self._cost.group_forward_s(max(self.attention_s), num_tokens, len(self.engines))
+        return self._cost.group_forward_s(max(self.attention_s), self.num_new_tokens(), len(self.engines))
 
     def _pack(self, engine: PrefillEngine, now_s: float) -> tuple[list[Chunk], float]:
         """First come, first served; packing ends with the request that would exceed a limit, which is chunked."""
@@ -195,12 +200,13 @@ def move(
         pushed += push
         if remote or push:
             decode = request.decode
-            done_s = decode.nic.send(now_s, remote * size, push * size)
+            done_s = decode.send(now_s, remote * size, push * size)
             if done_s > end_s:
                 end_s = done_s
             done_s = decode.node.dram.send(now_s, (remote + push) * size)
             if done_s > end_s:
                 end_s = done_s
+    engine.moved_bytes = (local + (pushed if pushed > pulled else pulled)) * size
     moved.pulled += pulled
     moved.pushed += pushed
     nic_s = engine.nic.send(now_s, (local + pushed) * size, (local + pulled) * size)

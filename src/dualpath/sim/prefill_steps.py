@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from dualpath.scheduler.systems import SystemPolicy
 from dualpath.sim.agenda import NOTHING, Event, Events
+from dualpath.sim.collectives import Collectives
 from dualpath.sim.events import ForwardEnd, HalfWay, Wake
 from dualpath.sim.prefill import PrefillGroup, move
 from dualpath.sim.request import Request
@@ -18,8 +19,9 @@ if TYPE_CHECKING:
 class PrefillSteps:
     """What happens on prefill engines."""
 
-    def __init__(self, life: Life, policy: SystemPolicy, reserves: bool) -> None:
+    def __init__(self, life: Life, policy: SystemPolicy, reserves: bool, collectives: Collectives | None) -> None:
         self._life = life
+        self._collectives = None if policy.skips_io else collectives
         self._streams, self._skips_io = policy.streams_layers, policy.skips_io
         self._stages_late = not reserves and not policy.skips_io
         self._stages_by_layer = self._stages_late and policy.streams_layers
@@ -36,6 +38,8 @@ class PrefillSteps:
         group.num_forwards += 1
         loaded_s = now_s if self._skips_io else self._load(group, now_s)
         compute_s = group.compute_s()
+        if self._collectives is not None:
+            compute_s += self._delay_s(self._collectives, group, compute_s)
         end_s = max(loaded_s, now_s + compute_s) if self._streams else loaded_s + compute_s
         for batch in group.batches:
             for request, _ in batch:
@@ -78,13 +82,31 @@ class PrefillSteps:
     def _load(self, group: PrefillGroup, now_s: float) -> float:
         """When the batches' KV has moved: in both directions, where that overlaps with compute."""
         end_s, moved = now_s, self._life.observer.moved
+        model_bytes = self._model_bytes(group)
         for engine, batch in zip(group.engines, group.batches, strict=True):
             if not batch:
                 continue
+            if model_bytes:
+                engine.nic.send(now_s, model_bytes, model_bytes)  # comes first; without classes both end as late
             moved_s = move(now_s, engine, batch, moved, streams=self._streams, pushes=self._streams)
             if moved_s > end_s:
                 end_s = moved_s
         return end_s
+
+    def _model_bytes(self, group: PrefillGroup) -> int:
+        """Of collectives, on each NIC of the group."""
+        if self._collectives is None or not self._streams:
+            return 0
+        return int(self._collectives.prefill_bytes * group.num_new_tokens() / len(group.engines))
+
+    def _delay_s(self, collectives: Collectives, group: PrefillGroup, compute_s: float) -> float:
+        """What the group's bursts wait for KV, where that moves beside them: the slowest engine's."""
+        model_bytes = self._model_bytes(group)
+        kv_bytes = max(
+            [engine.moved_bytes for engine, batch in zip(group.engines, group.batches, strict=True) if batch]
+        )
+        contended = collectives.contended_bytes(kv_bytes, model_bytes, compute_s)
+        return collectives.delay_s(min(model_bytes, contended))
 
     # -- 6: hand-over -------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ Every default has its reason here. Numbers of the paper are from arXiv 2602.2154
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dualpath.config.fields import Table, setting
@@ -37,6 +37,9 @@ class ClusterSpec(Table):
     storage_nics_per_node: int = setting(1, minimum=1, maximum=16, help="they share every read evenly")
     storage_nic_bytes_per_s: float = setting(50e9, minimum=1, maximum=1e15, help="of one storage NIC, each way")
     compute_nic_bytes_per_s: float = setting(50e9, minimum=1, maximum=1e15, help="of a GPU's NIC, each way")
+    traffic_classes: bool = setting(
+        True, help="collectives of model execution come before KV on compute NICs; false: both get equal shares"
+    )
     dram_bytes_per_s: float = setting(
         500e9, minimum=1, maximum=1e15, help="memory bandwidth of a node, reads and writes together"
     )
@@ -110,6 +113,12 @@ class ModelSpec(Table):
     )
     decode_base_s: float = setting(0.0, minimum=0, maximum=MAX_S, help="of every step")
     decode_per_request_s: float = setting(0.0, minimum=0, maximum=MAX_S, help="for each request in an engine's batch")
+    prefill_collective_bytes: float = setting(
+        0.0, minimum=0, maximum=1e12, help="that a new token's layers exchange through its GPU's compute NIC, each way"
+    )
+    decode_collective_bytes: float = setting(
+        0.0, minimum=0, maximum=1e12, help="the same for each generated token; what stays inside a node does not count"
+    )
     decode_per_context_token_s: float = setting(
         0.0, minimum=0, maximum=MAX_S, help="for each context token of an engine's batch"
     )
@@ -129,7 +138,15 @@ class ModelSpec(Table):
         )
         if not (decode.step_s(1, 1) > 0 and prefill.forward_s([[(1, 1)]]) > 0):
             raise ConfigError("[model] prefill_*_s, decode_*_s: a forward and a decode step must take some time")
-        return ModelCost(prefill, decode, self.kv_bytes_per_token, self.num_layers)
+        return self.with_collectives(ModelCost(prefill, decode, self.kv_bytes_per_token, self.num_layers))
+
+    def with_collectives(self, cost: ModelCost) -> ModelCost:
+        """The same model with what its layers exchange between nodes."""
+        return replace(
+            cost,
+            prefill_collective_bytes=self.prefill_collective_bytes,
+            decode_collective_bytes=self.decode_collective_bytes,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
