@@ -10,6 +10,7 @@ from dualpath.sim.paper import (
     balance,
     beyond,
     bottleneck_range,
+    classes,
     fig7,
     fig8,
     fig9,
@@ -25,6 +26,7 @@ _ALL = (
     *(module.EXPERIMENT for module in (table1, bottleneck_range, table2, fig7, fig8, fig9, online)),
     *(module.EXPERIMENT for module in (ablation, balance, scale, working_set)),
     *beyond.EXPERIMENTS,
+    classes.EXPERIMENT,
 )
 EXPERIMENTS: Mapping[str, Experiment] = {one.id: one for one in _ALL}
 
