@@ -80,6 +80,8 @@ def main() -> None:
     arguments = parser.parse_args()
     num_compiled = require_current(Path(dualpath.__file__).parent)
     print(f"{num_compiled} compiled modules" if num_compiled else "plain Python, nothing compiled")
+    if arguments.whole:
+        report_whole()  # first: its memory is the process's peak
     gc.disable()  # as in Simulation.run
     from_s, until_s = arguments.from_s, arguments.until_s
     step_s = until_s - from_s
@@ -88,8 +90,6 @@ def main() -> None:
     report("48P96D, 49,152 agents", [cluster(48)], from_s, until_s, step_s)
     report("24 x 2P4D, one after the other", [cluster(2) for _ in range(NUM_SMALL)], from_s, until_s, step_s)
     report("24 x 2P4D, by turns", [cluster(2) for _ in range(NUM_SMALL)], from_s, until_s, TURN_S)
-    if arguments.whole:
-        report_whole()
 
 
 if __name__ == "__main__":
