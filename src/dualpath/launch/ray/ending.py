@@ -7,6 +7,7 @@ good, deaf to signals: neither may happen to whoever has to clean up.
 from __future__ import annotations
 
 import contextlib
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ from dualpath.launch.ray.runtime import GATEWAY, connect, find_actor, node_actor
 Say = Callable[[str], None]
 
 _MODULE = "dualpath.launch.ray.ending"
-_CONNECT_S = 20.0
+_CONNECT_S = 20
 _END_S = 30.0  # for the gateway, beyond the drain, and for the nodes
 _REFUSED = 3  # exit code: the last line says why
 
@@ -42,7 +43,7 @@ def end_actors(run_dir: RunDir, state: State, drain_s: float, say: Say) -> None:
     except subprocess.TimeoutExpired:
         raise DualPathError(f"Ray at {state.address} does not answer within {deadline_s:g} s") from None
     lines = done.stdout.splitlines()
-    reason = lines.pop() if done.returncode == _REFUSED else f"the connection to Ray at {state.address} broke"
+    reason = lines.pop() if done.returncode == _REFUSED else f"no connection to Ray at {state.address}"
     for line in lines:
         say(line)
     if done.returncode:
@@ -55,11 +56,13 @@ def main(arguments: Sequence[str]) -> int:
     assert state is not None
     if state.is_own_ray:
         use_token(run_dir)
+    signal.alarm(_CONNECT_S)  # ends this process: Ray would look for a dead raylet for a minute
     try:
         ray = connect(state.address, state.namespace)
     except DualPathError as error:
         print(" ".join(str(error).split()))
         return _REFUSED
+    signal.alarm(0)
     _end_in_order(ray, state, drain_s)
     ray.shutdown()
     return 0
