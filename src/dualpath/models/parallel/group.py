@@ -91,7 +91,7 @@ class Group:
         self._num_commands += 1
 
     def forget_command(self) -> None:
-        """Leader: all have it. A forward's last collective says so."""
+        """Leader: all have it, even of a forward given up at its first layer: the embedding before is a collective."""
         self._store.delete_key(f"command/{self._num_commands - 1}")
 
     def next_command(self) -> bytes:
