@@ -53,6 +53,16 @@ def test_rows_of_a_comparison() -> None:
     assert rows["d written"].rel_error == 0.0
 
 
+def test_equal_nodes_are_compared_together_too() -> None:
+    """Which of two decode nodes a request went to is chance; how much both of them read is not."""
+    real = [entry(1.0, 1.0, {"prefill-node0": 40, "decode-node0": 100, "decode-node1": 200}, {})]
+    simulated = [entry(1.0, 1.0, {"prefill-node0": 40, "decode-node0": 190, "decode-node1": 110}, {})]
+    rows = by_name(compare(real, simulated))
+    assert [what for what, row in rows.items() if not row.holds] == ["decode-node0 read", "decode-node1 read"]
+    assert (rows["decode NICs read"].real, rows["decode NICs read"].simulated) == ((300,), (300,))
+    assert "prefill NICs read" not in rows, "one node is its role"
+
+
 @pytest.mark.parametrize("tolerance", [JCT_TOLERANCE, BYTES_TOLERANCE])
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_an_error_beyond_its_tolerance_does_not_hold(tolerance: float, sign: int) -> None:

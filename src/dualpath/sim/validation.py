@@ -15,6 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dualpath.core.plan import Role
+
 JCT_TOLERANCE = 0.10
 BYTES_TOLERANCE = 0.02
 TTFT = ("mean", "p50", "p99")
@@ -98,14 +100,24 @@ def _times(real: Entries, simulated: Entries) -> Iterator[Row]:
 
 
 def _bytes(real: Entries, simulated: Entries) -> Iterator[Row]:
-    """Every NIC that moved anything, and all NICs together."""
+    """Every NIC that moved anything; those of a role together, where it has several, for which of two equal nodes gets
+    a request is chance; and all NICs together."""
     for key, verb in BYTES.items():
-        for node in simulated[0][key]:
-            both = tuple(run[key].get(node, 0) for run in real), tuple(run[key][node] for run in simulated)
-            if any((*both[0], *both[1])):
-                yield Row(f"{node} {verb}", "bytes", *both, BYTES_TOLERANCE, True)
+        nodes = list(simulated[0][key])
+        for node in nodes:
+            yield from _moved(f"{node} {verb}", real, simulated, key, [node])
+        for role in Role:
+            same = [node for node in nodes if node.startswith(role.value)]
+            if len(same) > 1:
+                yield from _moved(f"{role.value} NICs {verb}", real, simulated, key, same)
         totals = tuple(sum(run[key].values()) for run in real), tuple(sum(run[key].values()) for run in simulated)
         yield Row(f"all NICs {verb}", "bytes", *totals, BYTES_TOLERANCE)
+
+
+def _moved(what: str, real: Entries, simulated: Entries, key: str, nodes: Sequence[str]) -> Iterator[Row]:
+    both = [tuple(sum(run[key].get(node, 0) for node in nodes) for run in runs) for runs in (real, simulated)]
+    if any((*both[0], *both[1])):
+        yield Row(what, "bytes", both[0], both[1], BYTES_TOLERANCE, True)
 
 
 def _mean(values: Sequence[float]) -> float:
