@@ -32,7 +32,7 @@ class KvLoad:
     def __init__(self, rank: int, num_transfers: int, deadline_s: float) -> None:
         context = mp.get_context("spawn")
         self._link, other = context.Pipe()
-        self._moved = context.Value("q", 0)
+        self._moved = context.RawValue("q", 0)  # one writer; a lock is a file that a kill would leave
         self._deadline_s = deadline_s
         self._process = context.Process(
             target=_run, args=(other, self._moved, rank, num_transfers, deadline_s), daemon=True
