@@ -111,6 +111,13 @@ def check(config: ServeConfig) -> None:
     trace = config.observe.trace_out
     if trace is not None and (trace.is_dir() or not os.access(trace.absolute().parent, os.W_OK)):
         raise ConfigError(f"cannot write the trace to {trace}")
+    is_elsewhere = config.ray.address is not None and any(node.role == "gateway" for node in config.nodes)
+    if not is_elsewhere:
+        check_listening(config)
+
+
+def check_listening(config: ServeConfig) -> None:
+    """Raises ConfigError where the gateway's address is not this machine's, or taken."""
     host, port = config.gateway.host, config.gateway.port
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
