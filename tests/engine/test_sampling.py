@@ -67,3 +67,10 @@ def test_logprobs_are_of_the_unfiltered_distribution():
 def test_uniform_is_a_function_into_the_unit_interval(seed, position):
     assert 0.0 <= uniform(seed, position) < 1.0
     assert uniform(seed, position) == uniform(seed, position)
+
+
+@pytest.mark.parametrize("temperature", [1e-310, 1e-20, 1e-6])
+def test_a_temperature_next_to_zero_is_next_to_greedy(temperature: float) -> None:
+    logits = torch.tensor([[1.0, 30.0, -5.0, 29.0]])
+    params = SamplingParams(max_tokens=1, temperature=temperature, seed=3)
+    assert [event.token_id for event in sample(logits, [SampleJob(params, 7)])] == [1]

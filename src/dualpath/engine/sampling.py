@@ -48,7 +48,8 @@ def _sample_row(logits: torch.Tensor, row: int, job: SampleJob, greedy_id: int) 
 
 def _draw(logits: torch.Tensor, params: SamplingParams, position: int) -> int:
     """Temperature, then top-k, then top-p (the order of vLLM), then inverse transform sampling in float64."""
-    scaled = logits.double().cpu() / params.temperature
+    wide = logits.double().cpu()
+    scaled = (wide - wide.max()) / params.temperature  # at most 0: no temperature makes it infinite twice, and NaN
     k = params.top_k if 0 < params.top_k < scaled.numel() else scaled.numel()
     values, ids = torch.topk(scaled, k) if k < scaled.numel() else torch.sort(scaled, descending=True, stable=True)
     probs = torch.softmax(values, dim=-1)
