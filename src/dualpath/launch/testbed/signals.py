@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from types import FrameType
+from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-@contextmanager
-def interrupted_by_signals() -> Iterator[None]:
+def interrupted_by_signals() -> AbstractContextManager[None]:
     """Both raise KeyboardInterrupt."""
-    before = {number: signal.signal(number, signal.default_int_handler) for number in _SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return _handled_by(signal.default_int_handler)
+
+
+def undisturbed() -> AbstractContextManager[None]:
+    """An impatient second Ctrl-C must not leave half a testbed; it takes seconds."""
+    return _handled_by(signal.SIG_IGN)
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
-    """An impatient second Ctrl-C must not leave half a testbed; it takes seconds."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in _SIGNALS}
+def _handled_by(handler: Callable[[int, FrameType | None], Any] | signal.Handlers) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number in _SIGNALS}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
