@@ -27,10 +27,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dualpath.core.clock import SystemClock
 from dualpath.core.geometry import KvGeometry
 from dualpath.core.ids import BlockKey, EngineId, NodeId
 from dualpath.core.plan import Role
+from dualpath.core.runtime import SystemRuntime
 from dualpath.launch.testbed.rollout_processes import find_rclone
 from dualpath.store.header import object_bytes
 from dualpath.store.open import open_store
@@ -57,7 +57,7 @@ def cpu_s_of(pid: int) -> float:
 
 
 def make_manager(name: str, role: Role, url: str, num_blocks: int) -> tuple[TrafficManager, list[int]]:
-    store, clock = open_store(url, NAMESPACE, GEOMETRY), SystemClock()
+    store, clock = open_store(url, NAMESPACE, GEOMETRY), SystemRuntime()
     manager = TrafficManager(
         engine_id=EngineId(name),
         node_id=NodeId(name),

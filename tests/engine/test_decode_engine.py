@@ -8,12 +8,12 @@ from collections.abc import AsyncIterator, Sequence
 import pytest
 import torch
 
-from dualpath.core.clock import SystemClock
 from dualpath.core.geometry import KvGeometry
 from dualpath.core.ids import EngineId, NodeId, RequestId
 from dualpath.core.keys import Namespace
 from dualpath.core.plan import Role
 from dualpath.core.request import Request, SamplingParams, TokenEvent
+from dualpath.core.runtime import SystemRuntime
 from dualpath.engine.api import DecodeOrder, DecodeStep
 from dualpath.engine.decode import DecodeConfig, DecodeEngine
 from dualpath.models.seam import DecodeBatch, LayerStream, ModelSpec, PrefillItem
@@ -51,7 +51,7 @@ def io() -> FaultyIo:
 @pytest.fixture
 async def engine(io: FaultyIo) -> AsyncIterator[DecodeEngine]:
     """Device memory for eight blocks. Nothing is held in the end."""
-    clock = SystemClock()
+    clock = SystemRuntime()
     traffic = TrafficManager(
         engine_id=EngineId("decode-0"),
         node_id=NodeId("decode-0"),

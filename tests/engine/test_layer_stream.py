@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from dualpath.core.clock import SystemClock
 from dualpath.core.errors import TransferError
 from dualpath.core.ids import EngineId
+from dualpath.core.runtime import SystemRuntime
 from dualpath.engine.layer_stream import Flow, WorkspaceStream
 from dualpath.traffic.contract import Transfer, Units
 
@@ -51,7 +51,7 @@ def stream(traffic: Traffic, deadline_s: float) -> WorkspaceStream:
     pair = np.zeros(1, dtype=np.int32)
     flows = [Flow(None, pair, pair)], [Flow(EngineId("decode-0"), pair, pair)]
     workspace = torch.zeros((2, 1, 4, 8), dtype=torch.uint8)
-    built = WorkspaceStream(traffic, workspace, 0, NUM_LAYERS, *flows, SystemClock(), deadline_s)  # type: ignore[arg-type]
+    built = WorkspaceStream(traffic, workspace, 0, NUM_LAYERS, *flows, SystemRuntime(), deadline_s)  # type: ignore[arg-type]
     assert len(traffic.loads) == 2, "the second layer loads beside the first one's compute"
     for load in traffic.loads:
         end(load)

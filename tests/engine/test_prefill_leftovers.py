@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dualpath.core.clock import SystemClock
 from dualpath.core.errors import EngineLostError
 from dualpath.core.geometry import KvGeometry
 from dualpath.core.ids import EngineId, NodeId, RequestId
 from dualpath.core.plan import Role
 from dualpath.core.request import Request, SamplingParams
+from dualpath.core.runtime import SystemRuntime
 from dualpath.engine.api import PrefillOrder
 from dualpath.engine.prefill import PrefillConfig, PrefillEngine
 from dualpath.models.init import init_model
@@ -75,7 +75,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def running(model_dir: Path) -> AsyncIterator[Cluster]:
     model = load_model(model_dir)
     geometry = KvGeometry(model.spec.num_layers, BLOCK_TOKENS, model.spec.bytes_per_token_layer)
-    fabric, clock = FakeFabric(), SystemClock()
+    fabric, clock = FakeFabric(), SystemRuntime()
     store = open_store("memory://leftovers", b"n" * 16, geometry)
 
     def manager(engine_id: EngineId, role: Role) -> TrafficManager:

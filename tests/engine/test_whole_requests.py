@@ -6,16 +6,16 @@ import asyncio
 
 import pytest
 
-from dualpath.core.clock import SystemClock
 from dualpath.core.errors import DeadlineExceededError
 from dualpath.core.ids import RequestId
+from dualpath.core.runtime import SystemRuntime
 from dualpath.engine.whole_requests import WholeRequests
 
 A, B, C = (RequestId(name) for name in "abc")
 
 
 async def test_a_request_waits_until_all_its_blocks_are_free_and_keeps_its_place():
-    memory = WholeRequests(10, SystemClock(), 5.0)
+    memory = WholeRequests(10, SystemRuntime(), 5.0)
     await memory.reserve(A, 6)
     large, small = asyncio.create_task(memory.reserve(B, 7)), asyncio.create_task(memory.reserve(C, 1))
     await asyncio.sleep(0.01)
@@ -30,7 +30,7 @@ async def test_a_request_waits_until_all_its_blocks_are_free_and_keeps_its_place
 
 
 async def test_reserving_and_releasing_twice_changes_nothing():
-    memory = WholeRequests(10, SystemClock(), 5.0)
+    memory = WholeRequests(10, SystemRuntime(), 5.0)
     await memory.reserve(A, 6)
     await memory.reserve(A, 6)
     assert memory.used_blocks == 6
@@ -41,7 +41,7 @@ async def test_reserving_and_releasing_twice_changes_nothing():
 
 
 async def test_who_gives_up_holds_nothing():
-    memory = WholeRequests(4, SystemClock(), 0.02)
+    memory = WholeRequests(4, SystemRuntime(), 0.02)
     await memory.reserve(A, 4)
     with pytest.raises(DeadlineExceededError):
         await memory.reserve(B, 1)

@@ -34,10 +34,13 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 
 class LoopClock:
-    """dualpath.core.clock.Clock on the loop's time."""
+    """dualpath.core.runtime.Clock on the loop's time."""
 
     def now_s(self) -> float:
         return asyncio.get_running_loop().time()
+
+    def unix_s(self) -> float:
+        return self.now_s()
 
     async def sleep_s(self, seconds: float) -> None:
         await asyncio.sleep(seconds)

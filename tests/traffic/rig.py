@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dualpath.core.clock import Clock, SystemClock
 from dualpath.core.geometry import KvGeometry
 from dualpath.core.ids import BlockKey, EngineId, NodeId
 from dualpath.core.plan import Role
+from dualpath.core.runtime import Clock, SystemRuntime
 from dualpath.store.contract import BlockStore, IoRequest, IoTicket, StoreIo
 from dualpath.store.faults import FaultyIo
 from dualpath.store.header import HEADER_BYTES, write_header
@@ -45,6 +45,9 @@ class ManualClock:
         self.time_s = 1000.0
 
     def now_s(self) -> float:
+        return self.time_s
+
+    def unix_s(self) -> float:
         return self.time_s
 
     async def sleep_s(self, seconds: float) -> None:
@@ -138,7 +141,7 @@ def make_engine(
     num_slots: int = 8,
     **settings: Any,
 ) -> Engine:
-    clock = clock or SystemClock()
+    clock = clock or SystemRuntime()
     ios: list[SpyIo] = []
 
     def open_io(transport: Transport) -> StoreIo:

@@ -12,8 +12,8 @@ from tests.store.faulty_proxy import FaultyProxy, faulty_proxy
 from tests.store.s3_server import BUCKET, S3Server, s3_server, set_credentials
 from tests.traffic.rig import OBJECT_BYTES, Rig, key_of, make_rig, wait_until
 
-from dualpath.core.clock import SystemClock
 from dualpath.core.errors import BlockCorruptError, BlockMissingError, TransferTimeoutError
+from dualpath.core.runtime import SystemRuntime
 from dualpath.traffic.storage_nic import StorageNic
 
 
@@ -109,7 +109,7 @@ def test_a_deadline_holds_while_the_server_is_stopped(rig: Rig, server: S3Server
 
 
 def test_the_emulated_nic_paces_objects_of_s3_too(server: S3Server, tmp_path: Path) -> None:
-    num_blocks, clock = 8, SystemClock()
+    num_blocks, clock = 8, SystemRuntime()
     nic = StorageNic(20 * OBJECT_BYTES, clock)  # 20 objects a second
     rig = make_rig("nixl", server.url("kv"), tmp_path, clock=clock, nic=nic)
     try:

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from tests.traffic.rig import ManualClock
 
-from dualpath.core.clock import SystemClock
 from dualpath.core.errors import ConfigError, DeadlineExceededError, TransferError
+from dualpath.core.runtime import SystemRuntime
 from dualpath.traffic.slots import SlotPool
 
 
 def make_pool(num_slots: int = 4, first_slot: int = 0) -> SlotPool:
-    return SlotPool(num_slots, SystemClock(), first_slot=first_slot)
+    return SlotPool(num_slots, SystemRuntime(), first_slot=first_slot)
 
 
 async def test_slots_come_from_the_pools_range_and_return_to_it() -> None:
@@ -53,7 +53,7 @@ async def test_a_small_request_does_not_overtake_a_large_one() -> None:
 
 
 async def test_nobody_waits_for_slots_that_all_linger_where_that_is_not_wanted() -> None:
-    pool = SlotPool(2, SystemClock(), waits_for_lingering=False)
+    pool = SlotPool(2, SystemRuntime(), waits_for_lingering=False)
     slots = await pool.acquire(2)
     pool.hold(slots)
     waiting = asyncio.create_task(pool.acquire(1))

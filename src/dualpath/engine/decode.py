@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from dualpath.core.clock import Clock, SystemClock
 from dualpath.core.errors import DualPathError, EngineLostError, PreemptedError
 from dualpath.core.geometry import KvGeometry
 from dualpath.core.ids import BlockKey, EngineId, NodeId, RequestId
 from dualpath.core.keys import Namespace, root_key
 from dualpath.core.plan import Role
 from dualpath.core.request import TokenEvent
+from dualpath.core.runtime import Clock, SystemRuntime
 from dualpath.core.stats import EngineStats
 from dualpath.engine.api import DecodeOrder, DecodeStep, EngineInfo, ReadOutcome
 from dualpath.engine.block_pool import BlockPool, device_units
@@ -66,7 +66,7 @@ class DecodeEngine:
         self._engine_id, self._node_id = engine_id, node_id
         self._model, self._geometry, self._namespace = model, geometry, namespace
         self._traffic, self._config = traffic, config
-        self._clock, self._trace = clock or SystemClock(), trace
+        self._clock, self._trace = clock or SystemRuntime(), trace
         self._pool = BlockPool(geometry, geometry.blocks_for(config.device_kv_tokens), model.device)
         traffic.register_device(self._pool.tensor.view(-1, geometry.layer_block_bytes))
         self._staged = StagedReads(traffic, config.slot_deadline_s, is_written_by_peers=True)

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from dualpath.core.clock import Clock
 from dualpath.core.errors import TransferTimeoutError
 from dualpath.core.ids import EngineId
+from dualpath.core.runtime import Clock
 from dualpath.engine.trace import ChromeTrace
 from dualpath.traffic.contract import Transfer, Units
 from dualpath.traffic.manager import TrafficManager

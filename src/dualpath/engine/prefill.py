@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import torch
 
-from dualpath.core.clock import Clock, SystemClock
 from dualpath.core.errors import DualPathError, EngineLostError, TransferError
 from dualpath.core.geometry import KvGeometry
 from dualpath.core.ids import BlockKey, EngineId, NodeId, RequestId
 from dualpath.core.plan import Role
 from dualpath.core.request import TokenEvent
+from dualpath.core.runtime import Clock, SystemRuntime
 from dualpath.core.stats import EngineStats
 from dualpath.engine.api import EngineInfo, PrefillOrder, ReadOutcome
 from dualpath.engine.batch import BatchLimits, Quota, no_quota
@@ -73,7 +73,7 @@ class PrefillEngine:
     ) -> None:
         self._engine_id, self._node_id = engine_id, node_id
         self._model, self._geometry, self._traffic = model, geometry, traffic
-        self._config, self._clock = config, clock or SystemClock()
+        self._config, self._clock = config, clock or SystemRuntime()
         self._quota, self._trace = quota, trace
         self._workspace = workspace = Workspace(
             geometry,

@@ -7,8 +7,8 @@ forward by forward.
 
 from __future__ import annotations
 
-from dualpath.core.clock import Clock
 from dualpath.core.ids import RequestId
+from dualpath.core.runtime import Clock
 from dualpath.traffic.slots import SlotPool
 
 

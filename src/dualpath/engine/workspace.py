@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import torch
 
-from dualpath.core.clock import Clock
 from dualpath.core.geometry import KvGeometry
 from dualpath.core.ids import RequestId
+from dualpath.core.runtime import Clock
 from dualpath.engine.layer_stream import NUM_WORKSPACES, WholeStream, WorkspaceStream
 from dualpath.engine.whole_requests import WholeRequests
 

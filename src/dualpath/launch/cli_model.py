@@ -114,7 +114,7 @@ def _profile(arguments: argparse.Namespace) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # our own lines say how far we are
     import torch
 
-    from dualpath.core.clock import SystemClock
+    from dualpath.core.runtime import SystemRuntime
     from dualpath.launch.measure import Measurer
     from dualpath.launch.profile import FILE_NAME
     from dualpath.models.load import load_model
@@ -128,7 +128,7 @@ def _profile(arguments: argparse.Namespace) -> int:
     model = load_model(
         arguments.model, dtype=arguments.dtype, device=device if arguments.device == "auto" else arguments.device
     )
-    measurer = Measurer(model, SystemClock(), arguments.budget_s, lambda line: print(f"  {line}", flush=True))
+    measurer = Measurer(model, SystemRuntime(), arguments.budget_s, lambda line: print(f"  {line}", flush=True))
     profile = measurer.profile(arguments.threads)
     profile.write(path)
     rate = profile.beta_tokens / 5

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dualpath.config import ServeConfig
-from dualpath.core.clock import SystemClock
 from dualpath.core.geometry import KvGeometry
 from dualpath.core.keys import Namespace
+from dualpath.core.runtime import SystemRuntime
 from dualpath.core.stats import NodeStats
 from dualpath.engine.api import DecodeEngineClient, PrefillEngineClient
 from dualpath.launch.setup import Progress
@@ -51,7 +51,7 @@ class Cluster(ABC):
         self._config = config
         self._progress = progress
         self.system = system_policy(config.cluster.system, config.cluster.path)
-        self._clock = SystemClock()
+        self._clock = SystemRuntime()
         self.model_dir: Path = config.model.dir
         self._nodes: Nodes | None = None
         self._service: Service | None = None

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from dualpath.config import ServeConfig
-from dualpath.core.clock import Clock
 from dualpath.core.keys import Namespace
 from dualpath.core.plan import Role
+from dualpath.core.runtime import Clock
 from dualpath.engine.batch import Quota
 from dualpath.engine.decode import DecodeConfig, DecodeEngine
 from dualpath.engine.prefill import PrefillConfig, PrefillEngine

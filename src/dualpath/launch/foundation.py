@@ -10,9 +10,9 @@ from typing import TypeVar
 import torch
 
 from dualpath.config import ServeConfig
-from dualpath.core.clock import Clock
 from dualpath.core.errors import DualPathError
 from dualpath.core.keys import Namespace
+from dualpath.core.runtime import Clock
 from dualpath.engine.trace import ChromeTrace
 from dualpath.launch.copies import check_copies
 from dualpath.launch.engines import EngineBuilder

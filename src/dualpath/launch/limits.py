@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dualpath.config import ServeConfig
-from dualpath.core.clock import Clock
 from dualpath.core.errors import ConfigError
 from dualpath.core.geometry import KvGeometry
+from dualpath.core.runtime import Clock
 from dualpath.engine.batch import Quota, no_quota
 from dualpath.launch.places import Progress
 from dualpath.launch.profile import FILE_NAME, Profile, Setup

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 import xxhash
 
-from dualpath.core.clock import Clock
+from dualpath.core.runtime import Clock
 from dualpath.launch.profile import DecodeSample, PrefillSample, Profile, Setup
 from dualpath.models.seam import DecodeBatch, Model, PrefillItem
 from dualpath.scheduler.cost import attention_pairs, fit_decode, fit_forward

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dualpath.core.clock import Clock
 from dualpath.core.plan import Role
+from dualpath.core.runtime import Clock
 from dualpath.engine.decode import DecodeEngine
 from dualpath.engine.prefill import PrefillEngine
 from dualpath.launch.foundation import Foundation

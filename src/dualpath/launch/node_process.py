@@ -14,8 +14,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from dualpath.config import NodeConfig, ServeConfig
-from dualpath.core.clock import SystemClock
 from dualpath.core.errors import ConfigError
+from dualpath.core.runtime import SystemRuntime
 from dualpath.engine.remote import wire
 from dualpath.engine.remote.host import EngineServer
 from dualpath.engine.trace import ChromeTrace
@@ -88,7 +88,7 @@ class NodeProcess:
             self._trace.write(out.with_name(f"{out.stem}-{self._node.name}{out.suffix}"))
 
     async def _start(self) -> None:
-        config, clock = self._config, SystemClock()
+        config, clock = self._config, SystemRuntime()
         await asyncio.to_thread(_import_engines)
         from dualpath.launch.foundation import Foundation
         from dualpath.launch.node_host import NodeHost

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 
 from dualpath.config import ClusterConfig, ModelConfig, NodeConfig
-from dualpath.core.clock import Clock
 from dualpath.core.errors import ConfigError
 from dualpath.core.ids import EngineId, NodeId
 from dualpath.core.plan import Role
+from dualpath.core.runtime import Clock
 from dualpath.launch.setup import Progress as Progress
 from dualpath.models.hf_model import HfModel
 from dualpath.models.load import load_model

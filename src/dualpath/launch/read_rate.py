@@ -6,7 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from dualpath.core.clock import Clock
+from dualpath.core.runtime import Clock
 
 SCRATCH_BYTES = 64 * 1024**2
 CHUNK_BYTES = 4 * 1024**2

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from dualpath.core.clock import SystemClock
+from dualpath.core.runtime import SystemRuntime
 from dualpath.launch.measure import Measurer
 from dualpath.launch.profile import FILE_NAME, Profile, Setup
 from dualpath.launch.sim_validate_settings import ValidateSettings, threads_per_engine
@@ -34,7 +34,7 @@ def profile_for(settings: ValidateSettings, console: Console) -> Iterator[tuple[
         console.print(f"{known} does not hold here ({reason})", highlight=False)
     with tempfile.TemporaryDirectory(prefix="dualpath-validate-") as directory:
         with console.status("measuring the model"):
-            profile = Measurer(loaded, SystemClock()).profile(threads)
+            profile = Measurer(loaded, SystemRuntime()).profile(threads)
         path = Path(directory) / FILE_NAME
         profile.write(path)
         yield profile, path

@@ -7,8 +7,8 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeAlias
 
-from dualpath.core.clock import Clock
 from dualpath.core.ids import EngineId
+from dualpath.core.runtime import Clock
 from dualpath.core.stats import EngineStats
 from dualpath.engine.api import DecodeEngineClient, PrefillEngineClient
 from dualpath.scheduler.config import SchedulerConfig

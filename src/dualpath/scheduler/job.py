@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from dualpath.core.clock import Clock
 from dualpath.core.ids import EngineId, RequestId
 from dualpath.core.phase import TERMINAL, Phase, Timeline
 from dualpath.core.request import Request, RequestRecord, TokenEvent
+from dualpath.core.runtime import Clock
 from dualpath.scheduler.blocks import KeyChain
 
 

@@ -11,12 +11,12 @@ import itertools
 import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 
-from dualpath.core.clock import Clock, SystemClock
 from dualpath.core.errors import DualPathError, InvalidRequestError, OverloadedError
 from dualpath.core.ids import EngineId, RequestId
 from dualpath.core.keys import Namespace, root_key
 from dualpath.core.phase import Phase
 from dualpath.core.request import Request, RequestRecord, TokenEvent
+from dualpath.core.runtime import Clock, SystemRuntime
 from dualpath.core.stats import ClusterStats, NodeStats
 from dualpath.engine.api import DecodeEngineClient, PrefillEngineClient
 from dualpath.scheduler.accounts import Accounts
@@ -56,7 +56,7 @@ class Service:
     ) -> None:
         self.model_name = model_name
         self.config = config = config or SchedulerConfig()
-        self._clock = clock or SystemClock()
+        self._clock = clock or SystemRuntime()
         self._describe_nodes = describe_nodes
         self._namespace = namespace
         self._index = index

@@ -11,9 +11,9 @@ import ctypes
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from dualpath.core.clock import Clock, SystemClock
 from dualpath.core.errors import StoreError
 from dualpath.core.ids import BlockKey
+from dualpath.core.runtime import Clock, SystemRuntime
 from dualpath.store.contract import IoRequest, IoState, IoTicket, StoreIo
 
 
@@ -43,7 +43,7 @@ class FaultyIo:
 
     def __init__(self, inner: StoreIo, clock: Clock | None = None) -> None:
         self._inner = inner
-        self._clock = clock or SystemClock()
+        self._clock = clock or SystemRuntime()
         self.reads = FaultPlan()
         self.writes = FaultPlan()
 

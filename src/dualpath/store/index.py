@@ -18,8 +18,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Sequence
 
-from dualpath.core.clock import Clock, SystemClock
 from dualpath.core.ids import BlockKey
+from dualpath.core.runtime import Clock, SystemRuntime
 from dualpath.store.contract import BlockStore
 from dualpath.store.eviction import BlockState, EvictionQueue, Node
 from dualpath.store.header import object_bytes
@@ -32,7 +32,7 @@ class BlockIndex:
 
     def __init__(self, object_bytes: int, clock: Clock | None = None) -> None:
         self.object_bytes = object_bytes
-        self._clock = clock or SystemClock()
+        self._clock = clock or SystemRuntime()
         self._nodes: dict[BlockKey, Node] = {}
         self._children: dict[BlockKey, set[BlockKey]] = {}  # also of blocks that are not here (any more, or yet)
         self._lost: set[BlockKey] = set()  # blocks that went while they had children

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
-from dualpath.core.clock import Clock
 from dualpath.core.errors import TransferError
+from dualpath.core.runtime import Clock
 from dualpath.traffic.contract import Region, Units
 from dualpath.traffic.counters import Counters
 from dualpath.traffic.jobs import Job

@@ -14,9 +14,9 @@ from typing import Any
 
 import msgspec
 
-from dualpath.core.clock import Clock, SystemClock
 from dualpath.core.errors import PeerLostError, TransferError
 from dualpath.core.ids import EngineId
+from dualpath.core.runtime import Clock, SystemRuntime
 from dualpath.traffic.contract import Op, Region, TransferState, Units
 from dualpath.traffic.copier import find_runs
 
@@ -34,7 +34,7 @@ class FakeFabric:
     """Connects fake transports. Faults name an engine and concern every transfer with it at either end; any thread."""
 
     def __init__(self, clock: Clock | None = None, *, delay_s: float = 0.0) -> None:
-        self.clock = clock or SystemClock()
+        self.clock = clock or SystemRuntime()
         self.delay_s = delay_s
         self._lock = threading.RLock()
         self._regions: dict[EngineId, dict[str, Region]] = {}

@@ -16,9 +16,9 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import TypeVar
 
-from dualpath.core.clock import Clock
 from dualpath.core.errors import StoreError, TransferError
 from dualpath.core.plan import Role
+from dualpath.core.runtime import Clock
 from dualpath.store.contract import StoreIo
 from dualpath.traffic.contract import Transport
 from dualpath.traffic.counters import Counters

@@ -17,11 +17,11 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from dualpath.core.clock import Clock
 from dualpath.core.errors import TransferError
 from dualpath.core.geometry import KvGeometry
 from dualpath.core.ids import BlockKey, EngineId, NodeId
 from dualpath.core.plan import Role
+from dualpath.core.runtime import Clock
 from dualpath.store.contract import StoreIo
 from dualpath.traffic.contract import Op, Transfer, Transport, Units
 from dualpath.traffic.copier import Copier, pin, unpin

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from dualpath.core.clock import Clock
 from dualpath.core.geometry import KvGeometry
 from dualpath.core.ids import BlockKey
+from dualpath.core.runtime import Clock
 from dualpath.store.header import verify, write_header
 from dualpath.traffic.contract import Region, Units
 from dualpath.traffic.jobs import Hold, StorageJob

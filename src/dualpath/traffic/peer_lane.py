@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from dualpath.core.clock import Clock
 from dualpath.core.errors import PeerLostError, TransferError, TransferTimeoutError
 from dualpath.core.ids import EngineId
 from dualpath.core.plan import Role
+from dualpath.core.runtime import Clock
 from dualpath.traffic.contract import TransferState, Transport
 from dualpath.traffic.counters import Counters, direction_of
 from dualpath.traffic.jobs import PeerJob

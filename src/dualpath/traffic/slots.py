@@ -14,8 +14,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-from dualpath.core.clock import Clock
 from dualpath.core.errors import ConfigError, DeadlineExceededError, TransferError
+from dualpath.core.runtime import Clock
 
 
 @dataclass(slots=True, eq=False)

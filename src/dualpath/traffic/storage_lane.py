@@ -12,8 +12,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import count
 
-from dualpath.core.clock import Clock
 from dualpath.core.errors import StoreError, TransferTimeoutError
+from dualpath.core.runtime import Clock
 from dualpath.store.contract import IoRequest, IoState, IoTicket, StoreIo
 from dualpath.traffic.jobs import StorageJob
 from dualpath.traffic.storage_nic import NicDirection, StorageNic

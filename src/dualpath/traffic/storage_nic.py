@@ -10,7 +10,7 @@ import threading
 from dataclasses import dataclass
 from enum import Enum
 
-from dualpath.core.clock import Clock
+from dualpath.core.runtime import Clock
 
 
 class NicDirection(str, Enum):
