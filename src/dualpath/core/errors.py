@@ -33,15 +33,19 @@ class OverloadedError(DualPathError):
 
 
 class TransferError(DualPathError):
-    """A transfer failed; its memory is quiescent (no byte will be written any more)."""
+    """A transfer failed. Its memory may still be written: the owner keeps it until the transfer is quiescent."""
 
 
 class TransferTimeoutError(TransferError):
-    """A transfer passed its deadline. Its memory may still be written: the owner keeps it until the transfer ends."""
+    """A transfer passed its deadline."""
 
 
 class PeerLostError(TransferError):
     """The peer of a transfer is gone."""
+
+
+class KvCorruptError(TransferError):
+    """A Layer Block is not as it was made: damaged on its way or in memory. Nothing was computed from it."""
 
 
 class StoreError(DualPathError):
@@ -58,6 +62,10 @@ class BlockCorruptError(StoreError):
 
 class EngineLostError(DualPathError):
     """An engine died or dropped the request; the request can be resumed elsewhere."""
+
+
+class PathBrokenError(EngineLostError):
+    """Transfers between two engines failed; both may be well. The request can be resumed once the path is mended."""
 
 
 class PreemptedError(EngineLostError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from dualpath.core.ids import EngineId, NodeId
+from dualpath.core.ids import EngineId, NodeId, PeerId
 from dualpath.core.plan import Role
 
 
@@ -25,6 +25,7 @@ class EngineStats:
     blocks_corrupt: int = 0
     blocks_failed: int = 0  # storage reads that failed or passed their deadline
     blocks_not_persisted: int = 0  # storage writes that failed; serving went on
+    kv_corrupt: int = 0  # Layer Blocks that did not arrive, or did not stay, as they were made; none was used
     num_forwards: int = 0
     # gauges
     num_requests: int = 0
@@ -32,6 +33,8 @@ class EngineStats:
     staging_slots: int = 0
     staging_slots_used: int = 0
     transfers_lingering: int = 0  # given up, but able to touch their slots still: those stay out of use
+    broken_peers: tuple[PeerId, ...] = ()  # a transfer with them failed: see dualpath.engine.api
+    storage_stalled_s: float = 0.0  # how long the oldest file-system call has had no answer
     device_kv_bytes: int = 0  # allocated once
     device_kv_used_bytes: int = 0
     device_kv_peak_bytes: int = 0  # most ever in use

@@ -10,6 +10,11 @@ One request's life, as its coordinator in ``scheduler`` drives it (paper section
 6. ``decode.decode``    device admission, persistence, tokens
 7. ``prefill.release`` then ``decode.release``, always, whatever happened; both are idempotent
 
+A transfer that failed is not at rest: bytes of it may still arrive, on both sides. Its memory is used again after the
+prefill engine has removed the peer (its own side is at rest then), the decode engine has (so is the other side), and
+the prefill engine was told so by ``peer_at_rest``; or when the process whose memory it was is gone. Engines name each
+other by ``PeerId``, one incarnation: an attempt of an engine's former life never meets the memory of the next.
+
 Slots are always taken decode side first, so two requests can never wait for each other. Every awaited call has a
 deadline in the engine and raises DualPathError subclasses only; EngineLostError means "resume this request elsewhere".
 """
@@ -20,7 +25,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from dualpath.core.ids import BlockKey, EngineId, NodeId, RequestId
+from dualpath.core.ids import BlockKey, EngineId, NodeId, PeerId, RequestId
 from dualpath.core.plan import Role
 from dualpath.core.request import Request, TokenEvent
 from dualpath.core.stats import EngineStats
@@ -31,6 +36,7 @@ class EngineInfo:
     """Fixed facts of an engine, known when it is ready."""
 
     engine_id: EngineId
+    peer_id: PeerId  # this incarnation of it
     node_id: NodeId
     role: Role
     max_prompt_tokens: int  # most prompt tokens its buffers can ever hold
@@ -58,8 +64,9 @@ class PrefillOrder:
     request: Request
     num_hit_tokens: int  # a multiple of block_tokens; all these blocks are verified on one of the two sides
     prefill_blocks: frozenset[int]  # hit blocks in the prefill buffer; the other hit blocks are in the decode buffer
-    decode_engine: EngineId
+    decode_peer: PeerId  # the incarnation that gave the slots
     decode_slots: tuple[int, ...]  # the decode buffer's slot of every block of the prompt
+    keys: tuple[BlockKey, ...]  # of the prompt's Full Blocks: whose bytes a slot holds is checked against them
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +96,15 @@ class PrefillEngineClient(Protocol):
 
     async def add_peer(self, peer_metadata: bytes) -> None: ...
 
-    async def remove_peer(self, peer: EngineId) -> None:
-        """The peer is lost: its transfers fail now, not at their deadline. Unknown peers are fine."""
+    async def remove_peer(self, peer: PeerId) -> None:
+        """The peer is lost, or a transfer with it has failed: all with it fail now, not at their deadline.
+
+        On return nothing of them moves in this engine's memory any more. Unknown peers are fine. May be added again.
+        """
+        ...
+
+    async def peer_at_rest(self, peer: PeerId) -> None:
+        """Nothing that was sent to the removed peer moves there any more: it has removed us, or its process is gone."""
         ...
 
     async def reserve(self, request_id: RequestId, num_slots: int, num_prompt_blocks: int) -> None:
@@ -112,7 +126,10 @@ class PrefillEngineClient(Protocol):
         ...
 
     async def release(self, request_id: RequestId) -> bool:
-        """Drop what the request holds here. False: some transfer may still write remote memory; call again later."""
+        """Drop what the request holds here. False: some transfer may still write remote memory; call again later.
+
+        After a failed transfer that is until ``peer_at_rest``; ``stats().broken_peers`` names the peers.
+        """
         ...
 
     async def stats(self) -> EngineStats: ...
@@ -123,6 +140,13 @@ class DecodeEngineClient(Protocol):
     def info(self) -> EngineInfo: ...
 
     async def add_peer(self, peer_metadata: bytes) -> None: ...
+
+    async def remove_peer(self, peer: PeerId) -> None:
+        """On return nothing that this prefill engine began moves in our memory any more, be it dead or alive.
+
+        Unknown peers are fine. It may be added again.
+        """
+        ...
 
     async def reserve(self, request_id: RequestId, num_slots: int) -> tuple[int, ...]:
         """Wait, first come first served, for decode-buffer slots; slot i will hold block i of the prompt."""
