@@ -17,9 +17,10 @@ import pytest
 import torch
 from tests.traffic.rig import (
     DECODE,
+    DECODE_PEER,
     GEOMETRY,
     OBJECT_BYTES,
-    PREFILL,
+    PREFILL_PEER,
     ROOT,
     UNIT_BYTES,
     ManualClock,
@@ -34,6 +35,7 @@ from dualpath.core.errors import (
     BlockCorruptError,
     BlockMissingError,
     DeadlineExceededError,
+    KvCorruptError,
     PeerLostError,
     StoreError,
     TransferError,
@@ -41,6 +43,7 @@ from dualpath.core.errors import (
 )
 from dualpath.core.ids import BlockKey
 from dualpath.traffic.contract import Units
+from dualpath.traffic.fake_transport import Fate
 from dualpath.traffic.storage_nic import NicDirection, StorageNic
 
 MakeRig = Callable[..., Rig]
@@ -83,7 +86,7 @@ def test_what_one_engine_writes_another_reads_back(rig: Rig) -> None:
     rig.decode.write(keys, slots)
     into = rig.prefill.take(5)[::-1]
     reads = rig.prefill.manager.read_blocks(list(zip(keys, into, strict=True)))
-    assert [read.result(5) for read in reads] == [OBJECT_BYTES] * 5
+    assert [read.future.result(5) for read in reads] == [OBJECT_BYTES] * 5
     assert [rig.prefill.payload(slot).tobytes() for slot in into] == payloads
     assert rig.decode.manager.stats().storage_write_bytes == 5 * OBJECT_BYTES
     stats = rig.prefill.manager.stats()
@@ -101,10 +104,10 @@ def test_each_bad_block_fails_alone_and_by_its_own_name(rig: Rig) -> None:
     rig.prefill.io.fail_reads([keys[3]])
     into = rig.prefill.take(4)
     reads = rig.prefill.manager.read_blocks(list(zip(keys, into, strict=True)))
-    assert reads[0].result(5) == OBJECT_BYTES
+    assert reads[0].future.result(5) == OBJECT_BYTES
     for read, error in zip(reads[1:], (BlockCorruptError, BlockMissingError, StoreError), strict=True):
         with pytest.raises(error):
-            read.result(5)
+            read.future.result(5)
         assert read.quiescent.done()
     assert rig.prefill.payload(into[0]).tobytes() == payloads[0]
     stats = rig.prefill.manager.stats()
@@ -119,14 +122,14 @@ def test_another_namespaces_block_is_corrupt_here(rig: Rig) -> None:
     rig.decode.write([key_of(1)], [slot])
     (into,) = rig.prefill.take(1)
     with pytest.raises(BlockCorruptError, match="another namespace"):
-        rig.prefill.manager.read_blocks([(key_of(1), into)])[0].result(5)
+        rig.prefill.manager.read_blocks([(key_of(1), into)])[0].future.result(5)
 
 
 def test_a_failed_write_is_counted_and_leaves_no_object(rig: Rig) -> None:
     (slot,) = rig.decode.take(1)
     rig.decode.io.fail_writes()
     with pytest.raises(StoreError):
-        rig.decode.manager.write_blocks([(key_of(1), ROOT, slot, 4)])[0].result(5)
+        rig.decode.manager.write_blocks([(key_of(1), ROOT, slot, 4)])[0].future.result(5)
     assert rig.decode.manager.stats().blocks_not_persisted == 1
 
 
@@ -149,7 +152,7 @@ def test_a_late_read_holds_its_slot_until_it_has_come_to_rest(rig: Rig) -> None:
     rig.prefill.io.hang_reads()
     (read,) = manager.read_blocks([(key_of(1), slots[0])], deadline_s=0.05)
     with pytest.raises(TransferTimeoutError):
-        read.result(5)
+        read.future.result(5)
     assert not read.quiescent.done()
     manager.slots.release(slots)
     assert manager.slots.num_free == len(slots) - 1
@@ -167,7 +170,7 @@ def test_a_late_write_holds_its_slot_too(rig: Rig) -> None:
     rig.decode.io.hang_writes()
     (write,) = manager.write_blocks([(key_of(1), ROOT, slot, 4)], deadline_s=0.05)
     with pytest.raises(TransferTimeoutError):
-        write.result(5)
+        write.future.result(5)
     manager.slots.release([slot])
     assert manager.slots.num_used == 1
     rig.decode.io.unhang()
@@ -188,7 +191,7 @@ def test_reads_start_in_order_and_no_more_than_allowed_at_once(fake_rig: MakeRig
     assert rig.prefill.io.started == keys[:3]
     assert rig.prefill.manager.stats().read_queue_tokens == 8 * GEOMETRY.block_tokens
     rig.prefill.io.unhang()
-    assert all(read.result(5) == OBJECT_BYTES for read in reads)
+    assert all(read.future.result(5) == OBJECT_BYTES for read in reads)
     assert rig.prefill.io.started == keys
 
 
@@ -198,10 +201,10 @@ def test_a_stuck_storage_does_not_block_those_behind_for_ever(fake_rig: MakeRig)
     rig.decode.write(keys, rig.decode.take(4))
     rig.prefill.io.hang_reads(keys[:2])
     reads = rig.prefill.manager.read_blocks(list(zip(keys, rig.prefill.take(4), strict=True)), deadline_s=0.1)
-    assert [read.result(5) for read in reads[2:]] == [OBJECT_BYTES] * 2
+    assert [read.future.result(5) for read in reads[2:]] == [OBJECT_BYTES] * 2
     for read in reads[:2]:
         with pytest.raises(TransferTimeoutError):
-            read.result(5)
+            read.future.result(5)
 
 
 # --- the storage NIC's emulation --------------------------------------------------------------------------------------
@@ -216,14 +219,14 @@ def test_paced_reads_end_one_by_one_and_do_not_block_anything_else(fake_rig: Mak
         rig.store.put_raw(key, rig.object_bytes(key, slot))  # type: ignore[attr-defined]
     slots = rig.prefill.take(5)
     with pytest.raises(BlockMissingError):
-        rig.prefill.manager.read_blocks([(key_of(99), slots[4])])[0].result(5)  # costs no bandwidth
+        rig.prefill.manager.read_blocks([(key_of(99), slots[4])])[0].future.result(5)  # costs no bandwidth
     reads = rig.prefill.manager.read_blocks(list(zip(keys, slots, strict=False)))
-    assert rig.prefill.manager.pull(DECODE, "device", units(0), "staging", units(0)).result(5) == UNIT_BYTES
+    assert rig.prefill.manager.pull(DECODE_PEER, "device", units(0), "staging", units(0)).future.result(5) == UNIT_BYTES
     for done in range(4):  # the last one ends 8 s after submission: its deadline of 1 s starts when its turn comes
         time.sleep(0.01)
         assert [read.done() for read in reads] == [True] * done + [False] * (4 - done)
         clock.time_s += 2.0
-        assert reads[done].result(5) == OBJECT_BYTES
+        assert reads[done].future.result(5) == OBJECT_BYTES
     assert nic.passed_bytes(NicDirection.READ) == 4 * OBJECT_BYTES
 
 
@@ -240,12 +243,12 @@ def test_a_storage_deadline_starts_when_the_emulated_nic_is_done(fake_rig: MakeR
     assert not any(read.done() for read in reads)
     clock.time_s += 1.0
     with pytest.raises(TransferTimeoutError):
-        reads[0].result(5)
+        reads[0].future.result(5)
     time.sleep(0.05)
     assert not reads[1].done()
     rig.prefill.io.unhang()
     clock.time_s += 1.0
-    assert reads[1].result(5) == OBJECT_BYTES
+    assert reads[1].future.result(5) == OBJECT_BYTES
 
 
 def test_reads_do_not_wait_for_paced_writes(fake_rig: MakeRig) -> None:
@@ -257,10 +260,10 @@ def test_reads_do_not_wait_for_paced_writes(fake_rig: MakeRig) -> None:
     (read,) = rig.decode.manager.read_blocks([(key_of(slots[0]), slots[2])])
     wait_until(lambda: rig.decode.io.started == [key_of(slots[0])])
     clock.time_s += 2.0
-    assert read.result(5) == writes[0].result(5) == OBJECT_BYTES
+    assert read.future.result(5) == writes[0].future.result(5) == OBJECT_BYTES
     assert not writes[1].done()
     clock.time_s += 2.0
-    writes[1].result(5)
+    writes[1].future.result(5)
 
 
 # --- peers and local copies -------------------------------------------------------------------------------------------
@@ -272,19 +275,21 @@ def test_pulls_and_pushes_count_where_they_begin_and_by_direction(rig: Rig) -> N
     prefill, decode = rig.prefill.manager, rig.decode.manager
     with decode.expecting_peers():
         remote = prefill.staging_units(slots, 1)
-        assert prefill.pull(DECODE, "device", units(4, 0, 2), "staging", remote).result(5) == 3 * UNIT_BYTES
+        assert prefill.pull(DECODE_PEER, "device", units(4, 0, 2), "staging", remote).future.result(5) == 3 * UNIT_BYTES
         for unit, slot in zip((4, 0, 2), slots, strict=True):
             assert torch.equal(rig.prefill.device[unit], torch.from_numpy(rig.decode.payload(slot)[1].copy()))
         rig.prefill.device[7].fill_(9)
         last = prefill.staging_units([slots[2]], 2)
-        assert prefill.push(DECODE, "device", units(7), "staging", last).result(5) == UNIT_BYTES
+        assert prefill.push(DECODE_PEER, "device", units(7), "staging", last).future.result(5) == UNIT_BYTES
         assert np.all(rig.decode.payload(slots[2])[2] == 9)
     assert prefill.stats().kv_transfer_bytes == {
         "decode_to_prefill": 3 * UNIT_BYTES,
         "prefill_to_decode": UNIT_BYTES,
     }
     with prefill.expecting_peers():
-        assert decode.push(PREFILL, "staging", units(0, 1), "device", units(0, 1)).result(5) == 2 * UNIT_BYTES
+        assert (
+            decode.push(PREFILL_PEER, "staging", units(0, 1), "device", units(0, 1)).future.result(5) == 2 * UNIT_BYTES
+        )
     assert decode.stats().kv_transfer_bytes == {"decode_to_prefill": 2 * UNIT_BYTES, "prefill_to_decode": 0}
 
 
@@ -294,7 +299,7 @@ def test_staging_to_staging_transfers_hold_our_slots_only(rig: Rig) -> None:
     payload = rig.decode.fill([theirs])[0]
     local, remote = (rig.prefill.manager.staging_units_all_layers(slot) for slot in (ours, theirs))
     with rig.decode.manager.expecting_peers():
-        rig.prefill.manager.pull(DECODE, "staging", local, "staging", remote).result(5)
+        rig.prefill.manager.pull(DECODE_PEER, "staging", local, "staging", remote).future.result(5)
     assert rig.prefill.payload(ours).tobytes() == payload
     rig.prefill.manager.slots.release([ours])
     assert rig.prefill.manager.slots.num_used == 0
@@ -305,17 +310,17 @@ def test_local_copies_go_between_staging_and_device(rig: Rig) -> None:
     slots = engine.take(2)
     payloads = engine.fill(slots)
     every = np.concatenate([manager.staging_units_all_layers(slot) for slot in slots])
-    assert manager.copy("staging", every, "device", np.arange(6, dtype=np.int32)).result(5) == 6 * UNIT_BYTES
+    assert manager.copy("staging", every, "device", np.arange(6, dtype=np.int32)).future.result(5) == 6 * UNIT_BYTES
     assert engine.device[:6].numpy().tobytes() == b"".join(payloads)
-    manager.copy("device", units(0, 5), "staging", manager.staging_units(slots, 0)).result(5)
+    manager.copy("device", units(0, 5), "staging", manager.staging_units(slots, 0)).future.result(5)
     assert engine.payload(slots[1])[0].tobytes() == engine.device[5].numpy().tobytes()
     assert manager.stats().local_copy_bytes == 8 * UNIT_BYTES
 
 
 def test_nothing_to_move_is_done_at_once(rig: Rig) -> None:
     none = np.empty(0, dtype=np.int32)
-    assert rig.prefill.manager.pull(DECODE, "device", none, "staging", none).result(0) == 0
-    assert rig.prefill.manager.copy("device", none, "staging", none).result(0) == 0
+    assert rig.prefill.manager.pull(DECODE_PEER, "device", none, "staging", none).future.result(0) == 0
+    assert rig.prefill.manager.copy("device", none, "staging", none).future.result(0) == 0
     assert rig.prefill.manager.read_blocks([]) == []
 
 
@@ -326,11 +331,11 @@ def test_misuse_is_refused_before_anything_moves(rig: Rig) -> None:
     with pytest.raises(ValueError, match="not granted"):
         manager.copy("device", units(0), "staging", units(0))
     with pytest.raises(ValueError, match="on the other"):
-        manager.pull(DECODE, "device", units(0, 1), "staging", units(0))
+        manager.pull(DECODE_PEER, "device", units(0, 1), "staging", units(0))
     with pytest.raises(ValueError, match="outside of region"):
-        manager.pull(DECODE, "device", units(99), "staging", units(0))
+        manager.pull(DECODE_PEER, "device", units(99), "staging", units(0))
     with pytest.raises(TransferError):
-        manager.pull(DECODE, "device", units(0), "staging", units(99)).result(5)
+        manager.pull(DECODE_PEER, "device", units(0), "staging", units(99)).future.result(5)
     manager.slots.check_integrity()
 
 
@@ -340,9 +345,9 @@ def test_a_peer_that_hangs_costs_a_deadline_and_a_slot_until_it_answers(fake_rig
     (slot,) = rig.prefill.take(1)
     rig.decode.fill(rig.decode.take(1))
     rig.fabric.hang(DECODE)
-    pull = rig.prefill.manager.pull(DECODE, "staging", units(slot * 3), "staging", units(0), deadline_s=0.03)
+    pull = rig.prefill.manager.pull(DECODE_PEER, "staging", units(slot * 3), "staging", units(0), deadline_s=0.03)
     with pytest.raises(TransferTimeoutError, match="decode-0"):
-        pull.result(5)
+        pull.future.result(5)
     rig.prefill.manager.slots.release([slot])
     assert rig.prefill.manager.slots.num_used == 1
     rig.fabric.unhang(DECODE)
@@ -355,11 +360,11 @@ def test_a_dead_peer_fails_what_is_under_way_and_what_follows(fake_rig: MakeRig)
     rig = fake_rig()
     assert rig.fabric is not None
     rig.fabric.delay_s = 60.0
-    pull = rig.prefill.manager.pull(DECODE, "device", units(0), "staging", units(0))
+    pull = rig.prefill.manager.pull(DECODE_PEER, "device", units(0), "staging", units(0))
     rig.fabric.kill(DECODE)
-    for transfer in (pull, rig.prefill.manager.push(DECODE, "device", units(0), "staging", units(0))):
+    for transfer in (pull, rig.prefill.manager.push(DECODE_PEER, "device", units(0), "staging", units(0))):
         with pytest.raises(PeerLostError):
-            transfer.result(5)
+            transfer.future.result(5)
         assert transfer.quiescent.done()
 
 
@@ -368,26 +373,71 @@ def test_a_failing_link_is_a_transfer_error_and_recovers(fake_rig: MakeRig) -> N
     assert rig.fabric is not None
     rig.fabric.fail(DECODE)
     with pytest.raises(TransferError, match="injected"):
-        rig.prefill.manager.pull(DECODE, "device", units(0), "staging", units(0)).result(5)
+        rig.prefill.manager.pull(DECODE_PEER, "device", units(0), "staging", units(0)).future.result(5)
     rig.fabric.fail(DECODE, failing=False)
-    assert rig.prefill.manager.pull(DECODE, "device", units(0), "staging", units(0)).result(5) == UNIT_BYTES
+    with pytest.raises(PeerLostError):  # nothing with it can be relied on before it is added again
+        rig.prefill.manager.pull(DECODE_PEER, "device", units(0), "staging", units(0)).future.result(5)
+    rig.prefill.manager.add_peer(rig.decode.manager.metadata())
+    assert rig.prefill.manager.pull(DECODE_PEER, "device", units(0), "staging", units(0)).future.result(5) == UNIT_BYTES
+
+
+def test_a_failed_push_may_arrive_until_the_peer_has_removed_us(fake_rig: MakeRig) -> None:
+    rig = fake_rig()
+    assert rig.fabric is not None
+    (slot,) = rig.decode.take(1)
+    rig.decode.fill([slot])
+    before = rig.decode.payload(slot).copy()
+    rig.fabric.judge = lambda *_: Fate(fails=True, late_s=(0.05,))
+    push = rig.prefill.manager.push(DECODE_PEER, "device", units(0), "staging", units(slot * 3))
+    with pytest.raises(TransferError, match="injected"):
+        push.future.result(5)
+    assert push.quiescent.result(5) is None, "our own memory is at rest"
+    assert not push.settled.done()
+    assert rig.prefill.manager.stats().broken_peers == (DECODE_PEER,)
+    with pytest.raises(TransferError, match="come to rest"):
+        rig.prefill.manager.add_peer(rig.decode.manager.metadata())
+    rig.decode.manager.remove_peer(PREFILL_PEER)
+    rig.prefill.manager.peer_at_rest(DECODE_PEER)
+    push.settled.result(5)
+    time.sleep(0.1)
+    rig.fabric.tick()
+    assert rig.fabric.num_late == 0
+    assert np.array_equal(rig.decode.payload(slot), before)
+    rig.fabric.judge = None
+    rig.prefill.manager.add_peer(rig.decode.manager.metadata())
+    assert rig.prefill.manager.stats().broken_peers == ()
+    rig.prefill.manager.push(DECODE_PEER, "device", units(0), "staging", units(slot * 3)).future.result(5)
+    assert not rig.decode.payload(slot)[0].any()
+
+
+def test_what_has_arrived_is_compared_before_anybody_uses_it(rig: Rig) -> None:
+    def differ() -> None:
+        raise KvCorruptError("other bytes than were sent")
+
+    rig.decode.fill(rig.decode.take(1))
+    with pytest.raises(KvCorruptError):
+        rig.prefill.manager.pull(DECODE_PEER, "device", units(0), "staging", units(0), None, differ).future.result(5)
+    (slot,) = rig.prefill.take(1)
+    with pytest.raises(KvCorruptError):
+        rig.prefill.manager.copy("staging", units(slot * 3), "device", units(1), differ).future.result(5)
+    assert rig.prefill.manager.stats().kv_corrupt == 2
 
 
 def test_a_removed_peers_transfers_fail_and_it_can_be_added_again(fake_rig: MakeRig) -> None:
     rig = fake_rig()
     assert rig.fabric is not None
     rig.fabric.hang(DECODE)
-    pull = rig.prefill.manager.pull(DECODE, "device", units(0), "staging", units(0))
-    rig.prefill.manager.remove_peer(DECODE)
+    pull = rig.prefill.manager.pull(DECODE_PEER, "device", units(0), "staging", units(0))
+    rig.prefill.manager.remove_peer(DECODE_PEER)
     with pytest.raises(PeerLostError, match="removed"):
-        pull.result(5)
-    assert not pull.quiescent.done()
+        pull.future.result(5)
+    assert pull.quiescent.done()
+    assert pull.settled.done()
     with pytest.raises(PeerLostError):
-        rig.prefill.manager.pull(DECODE, "device", units(0), "staging", units(0)).result(5)
+        rig.prefill.manager.pull(DECODE_PEER, "device", units(0), "staging", units(0)).future.result(5)
     rig.fabric.unhang(DECODE)
-    pull.quiescent.result(5)
     rig.prefill.manager.add_peer(rig.decode.manager.metadata())
-    assert rig.prefill.manager.pull(DECODE, "device", units(0), "staging", units(0)).result(5) == UNIT_BYTES
+    assert rig.prefill.manager.pull(DECODE_PEER, "device", units(0), "staging", units(0)).future.result(5) == UNIT_BYTES
 
 
 # --- waiting ----------------------------------------------------------------------------------------------------------
@@ -437,11 +487,11 @@ def test_callbacks_may_submit_more(rig: Rig) -> None:
     prefill = rig.prefill.manager
 
     def pull_next(_: object) -> None:
-        transfer = prefill.pull(DECODE, "device", units(1), "staging", units(1))
+        transfer = prefill.pull(DECODE_PEER, "device", units(1), "staging", units(1))
         transfer.future.add_done_callback(lambda future: outcome.set_result(future.result()))
 
     with rig.decode.manager.expecting_peers():
-        prefill.pull(DECODE, "device", units(0), "staging", units(0)).future.add_done_callback(pull_next)
+        prefill.pull(DECODE_PEER, "device", units(0), "staging", units(0)).future.add_done_callback(pull_next)
         assert outcome.result(5) == UNIT_BYTES
 
 
@@ -478,10 +528,10 @@ def test_closing_fails_what_is_in_flight_and_leaves_no_thread_and_no_fd(
     rig.decode.manager.close(deadline_s=0.05)
     for transfer in transfers:
         with pytest.raises(TransferError):
-            transfer.result(0)
-    late = rig.decode.manager.pull(PREFILL, "staging", units(0), "staging", units(0))
+            transfer.future.result(0)
+    late = rig.decode.manager.pull(PREFILL_PEER, "staging", units(0), "staging", units(0))
     with pytest.raises(TransferError, match="not running"):
-        late.result(0)
+        late.future.result(0)
     rig.close()
     assert traffic_threads() == []
     assert len(os.listdir("/proc/self/fd")) <= num_files
@@ -491,7 +541,7 @@ def test_closing_waits_for_hung_transfers_that_come_to_rest(fake_rig: MakeRig) -
     rig = fake_rig()
     assert rig.fabric is not None
     (slot,) = rig.prefill.take(1)
-    pull = rig.prefill.manager.pull(DECODE, "staging", units(slot * 3), "staging", units(0))
+    pull = rig.prefill.manager.pull(DECODE_PEER, "staging", units(slot * 3), "staging", units(0))
     rig.fabric.delay_s = 60.0
     rig.prefill.manager.close()
     assert pull.quiescent.done()

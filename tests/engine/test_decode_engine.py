@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dualpath.core.geometry import KvGeometry
-from dualpath.core.ids import EngineId, NodeId, RequestId
+from dualpath.core.ids import EngineId, NodeId, PeerId, RequestId
 from dualpath.core.keys import Namespace
 from dualpath.core.plan import Role
 from dualpath.core.request import Request, SamplingParams, TokenEvent
@@ -60,10 +60,10 @@ async def engine(io: FaultyIo) -> AsyncIterator[DecodeEngine]:
         namespace_digest=NAMESPACE.digest,
         num_slots=16,
         num_write_slots=2,
-        transport=FakeFabric().transport(EngineId("decode-0")),
+        transport=FakeFabric().transport(PeerId("decode-0.1")),
         open_io=lambda _: io,
         storage_nic=StorageNic(None, clock),
-        clock=clock,
+        runtime=clock,
         storage_deadline_s=0.1,
     )
     engine = DecodeEngine(

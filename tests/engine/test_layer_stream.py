@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from dualpath.core.errors import TransferError
-from dualpath.core.ids import EngineId
+from dualpath.core.ids import PeerId
 from dualpath.core.runtime import SystemRuntime
 from dualpath.engine.layer_stream import Flow, WorkspaceStream
 from dualpath.traffic.contract import Transfer, Units
@@ -43,13 +43,14 @@ class Traffic:
 
 def end(transfer: Transfer[int]) -> None:
     transfer.quiescent.set_result(None)
+    transfer.settled.set_result(None)
     transfer.future.set_result(1)
 
 
 def stream(traffic: Traffic, deadline_s: float) -> WorkspaceStream:
     """One block comes in and one goes out in every layer; the first layer has been computed."""
     pair = np.zeros(1, dtype=np.int32)
-    flows = [Flow(None, pair, pair)], [Flow(EngineId("decode-0"), pair, pair)]
+    flows = [Flow(None, pair, pair)], [Flow(PeerId("decode-0.1"), pair, pair)]
     workspace = torch.zeros((2, 1, 4, 8), dtype=torch.uint8)
     built = WorkspaceStream(traffic, workspace, 0, NUM_LAYERS, *flows, SystemRuntime(), deadline_s)  # type: ignore[arg-type]
     assert len(traffic.loads) == 2, "the second layer loads beside the first one's compute"

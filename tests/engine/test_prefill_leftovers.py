@@ -12,7 +12,7 @@ import pytest
 
 from dualpath.core.errors import EngineLostError
 from dualpath.core.geometry import KvGeometry
-from dualpath.core.ids import EngineId, NodeId, RequestId
+from dualpath.core.ids import EngineId, NodeId, RequestId, peer_id
 from dualpath.core.plan import Role
 from dualpath.core.request import Request, SamplingParams
 from dualpath.core.runtime import SystemRuntime
@@ -46,9 +46,8 @@ class Cluster:
         manager = self.decode[decode]
         slots = tuple(await manager.slots.acquire(NUM_BLOCKS, 1.0))
         request = Request(request_id, PROMPT, SamplingParams(max_tokens=2, temperature=0.0, ignore_eos=True))
-        tokens = [
-            event async for event in self.prefill.prefill(PrefillOrder(request, 0, frozenset(), decode, slots)) if event
-        ]
+        order = PrefillOrder(request, 0, frozenset(), manager.peer_id, slots, ())
+        tokens = [event async for event in self.prefill.prefill(order) if event]
         payload = self.payload(decode, slots)
         manager.slots.release(slots)
         return request_id, tokens[0].token_id, payload
@@ -87,10 +86,10 @@ async def running(model_dir: Path) -> AsyncIterator[Cluster]:
             namespace_digest=b"n" * 16,
             num_slots=3 * NUM_BLOCKS,
             num_write_slots=1,
-            transport=fabric.transport(engine_id),
+            transport=fabric.transport(peer_id(engine_id, "1")),
             open_io=lambda transport: store.open_io(transport.agent),
             storage_nic=StorageNic(None, clock),
-            clock=clock,
+            runtime=clock,
         )
 
     decode = {engine_id: manager(engine_id, Role.DECODE) for engine_id in DECODE}

@@ -10,6 +10,7 @@ from tests.traffic.rig import Rig, key_of, make_rig, wait_until
 
 from dualpath.core.errors import DeadlineExceededError
 from dualpath.core.ids import RequestId
+from dualpath.core.runtime import SystemRuntime
 from dualpath.engine.staged import StagedReads
 
 REQUEST = RequestId("r")
@@ -29,7 +30,7 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
 
 
 async def test_late_blocks_get_slots_that_nothing_can_touch(rig: Rig) -> None:
-    staged = StagedReads(rig.decode.manager, 1.0, is_written_by_peers=True)
+    staged = StagedReads(rig.decode.manager, 1.0, SystemRuntime(), is_written_by_peers=True)
     old = await staged.reserve(REQUEST, 3)
     outcome = await staged.read(REQUEST, BLOCKS)
     assert (outcome.ok, outcome.failed) == ({0}, {1, 2})
@@ -43,7 +44,7 @@ async def test_late_blocks_get_slots_that_nothing_can_touch(rig: Rig) -> None:
 
 
 async def test_without_other_slots_it_is_an_error_and_none_has_moved(rig: Rig) -> None:
-    staged = StagedReads(rig.decode.manager, 1.0, is_written_by_peers=True)
+    staged = StagedReads(rig.decode.manager, 1.0, SystemRuntime(), is_written_by_peers=True)
     pool = rig.decode.manager.slots
     others = await pool.acquire(4)
     old = await staged.reserve(REQUEST, 3)
@@ -55,7 +56,7 @@ async def test_without_other_slots_it_is_an_error_and_none_has_moved(rig: Rig) -
 
 
 async def test_slots_that_no_peer_writes_stay_and_nobody_waits_for_others(rig: Rig) -> None:
-    staged = StagedReads(rig.decode.manager, 1.0, is_written_by_peers=False)
+    staged = StagedReads(rig.decode.manager, 1.0, SystemRuntime(), is_written_by_peers=False)
     others = await rig.decode.manager.slots.acquire(5)
     old = await staged.reserve(REQUEST, 3)
     outcome = await staged.read(REQUEST, BLOCKS)

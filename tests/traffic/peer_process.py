@@ -15,7 +15,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tests.traffic.rig import DECODE, GEOMETRY, Engine, make_engine, make_store
+from tests.traffic.rig import DECODE, DECODE_PEER, GEOMETRY, Engine, make_engine, make_store
 
 from dualpath.core.plan import Role
 from dualpath.traffic.nixl_transport import NixlTransport
@@ -27,7 +27,7 @@ def sums(engine: Engine, slots: list[int]) -> str:
 
 
 def main() -> None:
-    engine = make_engine(DECODE, Role.DECODE, NixlTransport(DECODE), make_store("memory", Path()))
+    engine = make_engine(DECODE, Role.DECODE, NixlTransport(DECODE_PEER), make_store("memory", Path()))
     slots = sorted(asyncio.run(engine.manager.slots.acquire(8)))
     for slot in slots:
         engine.payload(slot)[:] = (np.arange(GEOMETRY.num_layers) + slot * GEOMETRY.num_layers)[:, None]

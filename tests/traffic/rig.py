@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from dualpath.core.geometry import KvGeometry
-from dualpath.core.ids import BlockKey, EngineId, NodeId
+from dualpath.core.ids import BlockKey, EngineId, NodeId, PeerId, peer_id
 from dualpath.core.plan import Role
 from dualpath.core.runtime import Clock, SystemRuntime
 from dualpath.store.contract import BlockStore, IoRequest, IoTicket, StoreIo
@@ -35,13 +35,15 @@ UNIT_BYTES = GEOMETRY.layer_block_bytes
 NAMESPACE = b"n" * 16
 ROOT = BlockKey(b"r" * 16)
 PREFILL, DECODE = EngineId("prefill-0"), EngineId("decode-0")
+PREFILL_PEER, DECODE_PEER = peer_id(PREFILL, "1"), peer_id(DECODE, "1")
 _names = itertools.count()
 
 
-class ManualClock:
+class ManualClock(SystemRuntime):
     """Time that stands still until a test moves it."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.time_s = 1000.0
 
     def now_s(self) -> float:
@@ -93,7 +95,7 @@ class Engine:
 
     def write(self, keys: Sequence[BlockKey], slots: Sequence[int]) -> None:
         for transfer in self.manager.write_blocks([(k, ROOT, s, 4) for k, s in zip(keys, slots, strict=True)]):
-            assert transfer.result(5) == OBJECT_BYTES
+            assert transfer.future.result(5) == OBJECT_BYTES
 
 
 @dataclass
@@ -136,7 +138,7 @@ def make_engine(
     transport: Transport,
     store: BlockStore,
     *,
-    clock: Clock | None = None,
+    clock: SystemRuntime | None = None,
     nic: StorageNic | None = None,
     num_slots: int = 8,
     **settings: Any,
@@ -159,7 +161,7 @@ def make_engine(
         transport=transport,
         open_io=open_io,
         storage_nic=nic or StorageNic(None, clock),
-        clock=clock,
+        runtime=clock,
         **settings,
     )
     device = torch.zeros(num_slots * GEOMETRY.num_layers, UNIT_BYTES, dtype=torch.uint8)
@@ -168,12 +170,14 @@ def make_engine(
     return Engine(manager, ios[0], device)
 
 
-def make_rig(transport: str, store: str, directory: Path, *, clock: Clock | None = None, **settings: Any) -> Rig:
+def make_rig(
+    transport: str, store: str, directory: Path, *, clock: SystemRuntime | None = None, **settings: Any
+) -> Rig:
     blocks = make_store(store, directory)
     fabric = FakeFabric(clock) if transport == "fake" else None
-    make: Callable[[EngineId], Transport] = fabric.transport if fabric else NixlTransport
-    prefill = make_engine(PREFILL, Role.PREFILL, make(PREFILL), blocks, clock=clock, **settings)
-    decode = make_engine(DECODE, Role.DECODE, make(DECODE), blocks, clock=clock, **settings)
+    make: Callable[[PeerId], Transport] = fabric.transport if fabric else NixlTransport
+    prefill = make_engine(PREFILL, Role.PREFILL, make(PREFILL_PEER), blocks, clock=clock, **settings)
+    decode = make_engine(DECODE, Role.DECODE, make(DECODE_PEER), blocks, clock=clock, **settings)
     prefill.manager.add_peer(decode.manager.metadata())
     decode.manager.add_peer(prefill.manager.metadata())
     return Rig(blocks, fabric, prefill, decode)

@@ -30,11 +30,11 @@ def test_blocks_go_there_and_back(rig: Rig) -> None:
     for number, slot in enumerate(slots):
         device = np.arange(number * LAYERS, (number + 1) * LAYERS, dtype=np.int32)
         transfer = engine.manager.copy("staging", engine.manager.staging_units_all_layers(slot), "device", device)
-        assert transfer.result(10) == LAYERS * UNIT_BYTES
+        assert transfer.future.result(10) == LAYERS * UNIT_BYTES
         assert engine.device[number * LAYERS : (number + 1) * LAYERS].numpy().tobytes() == payloads[number]
     engine.device.add_(1)  # wraps around
     back = np.arange(LAYERS, dtype=np.int32)
-    engine.manager.copy("device", back, "staging", engine.manager.staging_units_all_layers(slots[2])).result(10)
+    engine.manager.copy("device", back, "staging", engine.manager.staging_units_all_layers(slots[2])).future.result(10)
     assert torch.equal(torch.from_numpy(engine.payload(slots[2]).copy()), engine.device[:LAYERS])
     assert engine.payload(slots[1]).tobytes() == payloads[1]
     engine.manager.slots.release(slots)
@@ -45,7 +45,7 @@ def test_they_count_as_copies_not_as_network(rig: Rig) -> None:
     slots = engine.take(1)
     engine.manager.copy(
         "staging", engine.manager.staging_units_all_layers(slots[0]), "device", np.arange(LAYERS, dtype=np.int32)
-    ).result(10)
+    ).future.result(10)
     stats = engine.manager.stats()
     assert stats.local_copy_bytes == LAYERS * UNIT_BYTES
     assert sum(stats.kv_transfer_bytes.values()) == 0
@@ -63,7 +63,7 @@ def test_both_ends_in_staging_are_held_until_it_ends(rig: Rig) -> None:
     )
     manager.slots.release(slots)
     assert manager.slots.num_free == 7  # of 8: the transfer may still read it
-    transfer.result(10)
+    transfer.future.result(10)
     assert manager.slots.num_free == 8
 
 
@@ -71,4 +71,4 @@ def test_closed_is_closed(rig: Rig) -> None:
     rig.prefill.manager.close()
     units = np.arange(LAYERS, dtype=np.int32)
     with pytest.raises(TransferError):
-        rig.prefill.manager.copy("device", units, "device", units + LAYERS).result(10)
+        rig.prefill.manager.copy("device", units, "device", units + LAYERS).future.result(10)

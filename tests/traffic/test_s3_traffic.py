@@ -40,7 +40,7 @@ def rig(proxy: FaultyProxy, tmp_path: Path) -> Iterator[Rig]:
 
 def fails(transfer: Future[int], error: type[Exception]) -> bool:
     with pytest.raises(error):
-        transfer.result(30)
+        transfer.future.result(30)
     return True
 
 
@@ -51,7 +51,7 @@ def test_what_one_engine_writes_another_reads_back(rig: Rig) -> None:
     rig.decode.write(keys, slots)
     mine = rig.prefill.take(4)
     transfers = rig.prefill.manager.read_blocks(list(zip(keys, mine, strict=True)))
-    assert [transfer.result(30) for transfer in transfers] == [OBJECT_BYTES] * 4
+    assert [transfer.future.result(30) for transfer in transfers] == [OBJECT_BYTES] * 4
     assert [rig.prefill.payload(slot).tobytes() for slot in mine] == payloads
     assert rig.prefill.manager.stats().storage_read_bytes == 4 * OBJECT_BYTES
 
@@ -105,7 +105,7 @@ def test_a_deadline_holds_while_the_server_is_stopped(rig: Rig, server: S3Server
         server.go_on()
     wait_until(lambda: read.quiescent.done() and write.quiescent.done(), 60)
     (again,) = rig.decode.manager.read_blocks([(key_of(1), other)])
-    assert again.result(30) == OBJECT_BYTES
+    assert again.future.result(30) == OBJECT_BYTES
 
 
 def test_the_emulated_nic_paces_objects_of_s3_too(server: S3Server, tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_the_emulated_nic_paces_objects_of_s3_too(server: S3Server, tmp_path: Pa
         rig.decode.write(keys, slots)
         written_s = time.monotonic()
         for transfer in rig.decode.manager.read_blocks(list(zip(keys, slots, strict=True))):
-            assert transfer.result(30) == OBJECT_BYTES
+            assert transfer.future.result(30) == OBJECT_BYTES
         assert written_s - start_s >= num_blocks / 20 * 0.99
         assert time.monotonic() - written_s >= num_blocks / 20 * 0.99
         stats = rig.decode.manager.stats()

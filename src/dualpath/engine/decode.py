@@ -6,7 +6,6 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Coroutine
 from collections.abc import Sequence as Seq
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -16,11 +15,11 @@ import torch
 
 from dualpath.core.errors import DualPathError, EngineLostError, PreemptedError
 from dualpath.core.geometry import KvGeometry
-from dualpath.core.ids import BlockKey, EngineId, NodeId, RequestId
+from dualpath.core.ids import BlockKey, EngineId, NodeId, PeerId, RequestId
 from dualpath.core.keys import Namespace, root_key
 from dualpath.core.plan import Role
 from dualpath.core.request import TokenEvent
-from dualpath.core.runtime import Clock, SystemRuntime
+from dualpath.core.runtime import Runtime, SystemRuntime
 from dualpath.core.stats import EngineStats
 from dualpath.engine.api import DecodeOrder, DecodeStep, EngineInfo, ReadOutcome
 from dualpath.engine.block_pool import BlockPool, device_units
@@ -36,6 +35,8 @@ from dualpath.models.seam import DecodeBatch, Model
 from dualpath.traffic.manager import TrafficManager
 
 log = logging.getLogger(__name__)
+
+_FORWARD_END_S = 60.0  # that closing waits for the forward under way
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,27 +61,27 @@ class DecodeEngine:
         namespace: Namespace,
         traffic: TrafficManager,
         config: DecodeConfig,
-        clock: Clock | None = None,
+        runtime: Runtime | None = None,
         trace: ChromeTrace | None = None,
     ) -> None:
         self._engine_id, self._node_id = engine_id, node_id
         self._model, self._geometry, self._namespace = model, geometry, namespace
         self._traffic, self._config = traffic, config
-        self._clock, self._trace = clock or SystemRuntime(), trace
+        self._runtime, self._trace = runtime or SystemRuntime(), trace
         self._pool = BlockPool(geometry, geometry.blocks_for(config.device_kv_tokens), model.device)
         traffic.register_device(self._pool.tensor.view(-1, geometry.layer_block_bytes))
-        self._staged = StagedReads(traffic, config.slot_deadline_s, is_written_by_peers=True)
-        self._persister = Persister(traffic, geometry, config.slot_deadline_s, self._free_if_unused)
+        self._staged = StagedReads(traffic, config.slot_deadline_s, self._runtime, is_written_by_peers=True)
+        self._persister = Persister(traffic, geometry, config.slot_deadline_s, self._runtime, self._free_if_unused)
         self._expecting: dict[RequestId, ExitStack] = {}  # requests whose prompt a prefill engine may be moving
         self._roster = Roster(self._pool, geometry, config.max_batch_requests)
         self._work = asyncio.Event()
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix=f"{engine_id}-model")
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._worker = self._runtime.worker(f"{engine_id}-model")
+        self._tasks: dict[asyncio.Task[None], None] = {}
         self._loop_task: asyncio.Task[None] | None = None
         self._num_forwards = 0
 
     async def start(self) -> None:
-        self._traffic.start()
+        await self._runtime.to_thread(self._traffic.start)
         self._loop_task = asyncio.create_task(self._run(), name=f"{self._engine_id}-loop")
 
     async def close(self) -> None:
@@ -90,8 +91,8 @@ class DecodeEngine:
         await self._persister.close()
         for seq in self._roster:
             seq.steps.put_nowait(EngineLostError(f"{self._engine_id} is closing"))
-        await asyncio.to_thread(self._worker.shutdown, True)
-        await asyncio.to_thread(self._traffic.close)
+        await self._runtime.to_thread(self._worker.close, _FORWARD_END_S)
+        await self._runtime.to_thread(self._traffic.close)
 
     @property
     def info(self) -> EngineInfo:
@@ -99,11 +100,20 @@ class DecodeEngine:
         rows = self._pool.num_blocks * self._geometry.block_tokens
         # The first decoded token needs a row behind the prompt.
         return EngineInfo(
-            self._engine_id, self._node_id, Role.DECODE, min(slots, rows - 1), rows, self._traffic.metadata()
+            self._engine_id,
+            self._traffic.peer_id,
+            self._node_id,
+            Role.DECODE,
+            min(slots, rows - 1),
+            rows,
+            self._traffic.metadata(),
         )
 
     async def add_peer(self, peer_metadata: bytes) -> None:
-        await asyncio.to_thread(self._traffic.add_peer, peer_metadata)
+        await self._runtime.to_thread(self._traffic.add_peer, peer_metadata)
+
+    async def remove_peer(self, peer: PeerId) -> None:
+        await self._runtime.to_thread(self._traffic.remove_peer, peer)
 
     async def reserve(self, request_id: RequestId, num_slots: int) -> tuple[int, ...]:
         slots = await self._staged.reserve(request_id, num_slots)
@@ -186,7 +196,7 @@ class DecodeEngine:
             seq.error = EngineLostError(f"{self._engine_id}: copy to device failed: {error}")
         finally:
             seq.num_copies -= 1
-            self._roster.joining.discard(seq)
+            self._roster.joining.pop(seq, None)
         self._staged.release(seq.request_id)
         if seq.ended or seq.error is not None:
             self._end(seq)
@@ -221,8 +231,8 @@ class DecodeEngine:
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = None
+        task.add_done_callback(lambda ended: self._tasks.pop(ended, None))
 
     # -- the loop -------------------------------------------------------------------------------------------------
 
@@ -243,7 +253,7 @@ class DecodeEngine:
             self._admit()  # what came up meanwhile is told once
             return
         try:
-            events = await asyncio.get_running_loop().run_in_executor(self._worker, self._decode_blocking, batch)
+            events = await self._worker.call(self._decode_blocking, batch)
         except Exception as error:  # a bug or an out-of-memory in the model must not end the engine's loop
             log.exception("%s: decode failed", self._engine_id)
             self._roster.stepping = []
@@ -261,12 +271,14 @@ class DecodeEngine:
 
     def _decode_blocking(self, batch: Seq[Sequence]) -> list[TokenEvent]:
         """Model thread: one forward, one token per request."""
-        start_s = self._clock.now_s()
+        start_s = self._runtime.now_s()
         logits = self._model.decode(decode_batch(batch, self._model.device), self._pool.tensor)
         events = sample(logits, [SampleJob(seq.params, len(seq.tokens)) for seq in batch])
         self._num_forwards += 1
         if self._trace is not None:
-            self._trace.span(self._engine_id, "decode", "step", start_s, self._clock.now_s(), {"requests": len(batch)})
+            self._trace.span(
+                self._engine_id, "decode", "step", start_s, self._runtime.now_s(), {"requests": len(batch)}
+            )
         return events
 
     def _deliver(self, seq: Sequence, event: TokenEvent) -> None:

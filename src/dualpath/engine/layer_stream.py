@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from dualpath.core.errors import TransferTimeoutError
-from dualpath.core.ids import EngineId
-from dualpath.core.runtime import Clock
+from dualpath.core.ids import PeerId
+from dualpath.core.runtime import Runtime
 from dualpath.engine.trace import ChromeTrace
 from dualpath.traffic.contract import Transfer, Units
 from dualpath.traffic.manager import TrafficManager
@@ -28,12 +29,12 @@ NUM_WORKSPACES = 2
 class Flow:
     """One set of Layer Blocks that moves in every layer: workspace block i to or from staging slot i."""
 
-    peer: EngineId | None  # None: this engine's own staging buffer
+    peer: PeerId | None  # None: this engine's own staging buffer
     workspace_blocks: Units
     slots: Units
 
     @staticmethod
-    def of(peer: EngineId | None, pairs: Sequence[tuple[int, int]]) -> Flow:
+    def of(peer: PeerId | None, pairs: Sequence[tuple[int, int]]) -> Flow:
         columns = np.array(pairs, dtype=np.int32).reshape(-1, 2)
         return Flow(peer, columns[:, 0].copy(), columns[:, 1].copy())
 
@@ -53,7 +54,7 @@ class WorkspaceStream:
         num_layers: int,
         loads: Sequence[Flow],
         pushes: Sequence[Flow],
-        clock: Clock,
+        runtime: Runtime,
         deadline_s: float,
         trace: ChromeTrace | None = None,
         track: str = "prefill",
@@ -63,10 +64,10 @@ class WorkspaceStream:
         self._num_workspaces = workspace.shape[0]
         self._num_layers = num_layers
         self._loads, self._pushes = loads, pushes
-        self._clock = clock
+        self._runtime = runtime
         self._deadline_s = deadline_s
         self._trace, self._track = trace, track
-        self._started = [threading.Event() for _ in range(num_layers)]
+        self._started: list[Future[None]] = [Future() for _ in range(num_layers)]
         self._load_transfers: list[list[Transfer[int]]] = [[] for _ in range(num_layers)]
         self._push_transfers: list[list[Transfer[int]]] = [[] for _ in range(num_layers)]
         self._lock = threading.Lock()  # a layer is started as a whole, or not at all once the stream is closed
@@ -77,16 +78,19 @@ class WorkspaceStream:
             self._start_layer(layer)
 
     def acquire(self, layer: int) -> torch.Tensor:
-        start_s = self._clock.now_s()
+        start_s = self._runtime.now_s()
         if layer:
             self._span(f"compute layer {layer - 1}", "compute", self._acquired_at_s, start_s)
-        if not self._started[layer].wait(self._deadline_s):
+        try:
+            self._runtime.wait(self._started[layer], self._deadline_s)
+        except TimeoutError:
             # The pushes that free this workspace did not end: surface their error, which has its own deadline.
             self._wait(self._push_transfers[layer - self._num_workspaces])
-            raise TransferTimeoutError(f"layer {layer} did not begin to load within {self._deadline_s} s")
+            text = f"layer {layer} did not begin to load within {self._deadline_s} s"
+            raise TransferTimeoutError(text) from None
         self._wait(self._push_transfers[layer - self._num_workspaces] if layer >= self._num_workspaces else [])
         self._wait(self._load_transfers[layer])
-        self._acquired_at_s = self._clock.now_s()
+        self._acquired_at_s = self._runtime.now_s()
         self.wait_s += self._acquired_at_s - start_s
         if self._acquired_at_s - start_s > 20e-6:
             self._span(f"wait for layer {layer}", "compute", start_s, self._acquired_at_s)
@@ -95,8 +99,9 @@ class WorkspaceStream:
     def release(self, layer: int) -> None:
         if self._workspace.is_cuda:
             torch.cuda.current_stream(self._workspace.device).synchronize()  # the NIC reads what the kernels wrote
-        transfers = [self._push(flow, layer) for flow in self._pushes]
-        self._push_transfers[layer] = transfers
+        transfers = self._push_transfers[layer]
+        for flow in self._pushes:
+            transfers.append(self._push(flow, layer))
         follower = layer + self._num_workspaces
         if follower >= self._num_layers:
             return
@@ -113,7 +118,7 @@ class WorkspaceStream:
         self._await_pushes()
 
     def _compute_ended(self) -> None:
-        self._span(f"compute layer {self._num_layers - 1}", "compute", self._acquired_at_s, self._clock.now_s())
+        self._span(f"compute layer {self._num_layers - 1}", "compute", self._acquired_at_s, self._runtime.now_s())
 
     def _await_pushes(self) -> None:
         for transfers in self._push_transfers[-self._num_workspaces :]:
@@ -123,13 +128,22 @@ class WorkspaceStream:
         """After a failure: start no more layers, wait until no transfer touches the workspace. False: too late."""
         with self._lock:
             self._closed = True
-        end_s = self._clock.now_s() + deadline_s
+        end_s = self._runtime.now_s() + deadline_s
         for transfer in [t for ts in (*self._load_transfers, *self._push_transfers) for t in ts]:
             try:
-                transfer.quiescent.result(max(0.0, end_s - self._clock.now_s()))
+                self._runtime.wait(transfer.quiescent, max(0.0, end_s - self._runtime.now_s()))
             except TimeoutError:
                 return False
         return True
+
+    def unsettled(self) -> dict[PeerId, list[Transfer[int]]]:
+        """By peer, the pushes that may still write there. Once nothing more is pushed."""
+        found: dict[PeerId, list[Transfer[int]]] = {}
+        for transfers in self._push_transfers:
+            for flow, transfer in zip(self._pushes, transfers, strict=False):  # fewer where submitting one has failed
+                if flow.peer is not None and not transfer.settled.done():
+                    found.setdefault(flow.peer, []).append(transfer)
+        return found
 
     def _start_layer(self, layer: int) -> None:
         """Submit the layer's loads. Model thread, or the traffic thread when the last push of layer - 2 has ended."""
@@ -137,7 +151,7 @@ class WorkspaceStream:
             if not self._closed:
                 for flow in self._loads:
                     self._load_transfers[layer].append(self._load(flow, layer))
-        self._started[layer].set()
+        self._started[layer].set_result(None)
 
     def _load(self, flow: Flow, layer: int) -> Transfer[int]:
         local = self._workspace_units(flow, layer)
@@ -160,7 +174,7 @@ class WorkspaceStream:
         limit_s = self._deadline_s * 2  # a transfer between engines ends at its own deadline, a local copy has none
         try:
             for transfer in transfers:
-                transfer.result(limit_s)
+                self._runtime.wait(transfer.future, limit_s)
         except TimeoutError:
             raise TransferTimeoutError(f"a transfer did not end within {limit_s} s") from None
 
@@ -179,10 +193,10 @@ class WholeStream(WorkspaceStream):
     def acquire(self, layer: int) -> torch.Tensor:
         if layer == 0:
             assert self._num_workspaces == self._num_layers
-            start_s = self._clock.now_s()
+            start_s = self._runtime.now_s()
             for transfers in self._load_transfers:
                 self._wait(transfers)
-            self.wait_s += self._clock.now_s() - start_s
+            self.wait_s += self._runtime.now_s() - start_s
         return super().acquire(layer)
 
     def release(self, layer: int) -> None:

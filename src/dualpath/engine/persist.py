@@ -10,6 +10,7 @@ from typing import Any
 from dualpath.core.errors import DualPathError
 from dualpath.core.geometry import KvGeometry
 from dualpath.core.ids import BlockKey
+from dualpath.core.runtime import Clock
 from dualpath.engine.api import DecodeStep
 from dualpath.engine.block_pool import device_units
 from dualpath.engine.repeated_warning import RepeatedWarning
@@ -28,13 +29,14 @@ class Persister:
         traffic: TrafficManager,
         geometry: KvGeometry,
         slot_deadline_s: float,
+        clock: Clock,
         on_copied: Callable[[Sequence], None],
     ) -> None:
         self._traffic, self._geometry = traffic, geometry
         self._slot_deadline_s = slot_deadline_s
         self._on_copied = on_copied  # a device block has left for the staging buffer
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._failures = RepeatedWarning(log)
+        self._tasks: dict[asyncio.Task[None], None] = {}
+        self._failures = RepeatedWarning(log, clock)
 
     def write_prompt(self, seq: Sequence, root: BlockKey) -> None:
         """Write the prompt's new Full Blocks straight from the decode buffer's slots, where prefill has put them."""
@@ -98,8 +100,8 @@ class Persister:
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = None
+        task.add_done_callback(lambda ended: self._tasks.pop(ended, None))
 
     async def close(self) -> None:
         for task in self._tasks:

@@ -5,17 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
 
-from dualpath.core.errors import DualPathError, EngineLostError, TransferError
+from dualpath.core.errors import DualPathError, EngineLostError, KvCorruptError, PathBrokenError, TransferError
 from dualpath.core.geometry import KvGeometry
-from dualpath.core.ids import BlockKey, EngineId, NodeId, RequestId
+from dualpath.core.ids import BlockKey, EngineId, NodeId, PeerId, RequestId
 from dualpath.core.plan import Role
 from dualpath.core.request import TokenEvent
-from dualpath.core.runtime import Clock, SystemRuntime
+from dualpath.core.runtime import Runtime, SystemRuntime
 from dualpath.core.stats import EngineStats
 from dualpath.engine.api import EngineInfo, PrefillOrder, ReadOutcome
 from dualpath.engine.batch import BatchLimits, Quota, no_quota
@@ -28,20 +27,21 @@ from dualpath.engine.stats import engine_stats
 from dualpath.engine.trace import ChromeTrace
 from dualpath.engine.workspace import Workspace
 from dualpath.models.seam import Model
+from dualpath.traffic.contract import Transfer
 from dualpath.traffic.manager import TrafficManager
 
 log = logging.getLogger(__name__)
 
+_FORWARD_END_S = 60.0  # that closing waits for the forward under way
 _SET_ASIDE_AFTER_S = 1.0  # that a failed forward's transfers take to end, where another workspace is there
 
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
-    """A failed forward whose transfers have not ended: they may touch its workspace and its decode buffers."""
+    """A failed forward whose transfers have not ended: they may touch its workspace."""
 
     stream: WorkspaceStream
     workspace: int
-    request_ids: frozenset[RequestId]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,41 +67,43 @@ class PrefillEngine:
         geometry: KvGeometry,
         traffic: TrafficManager,
         config: PrefillConfig,
-        clock: Clock | None = None,
+        runtime: Runtime | None = None,
         quota: Quota = no_quota,
         trace: ChromeTrace | None = None,
     ) -> None:
         self._engine_id, self._node_id = engine_id, node_id
         self._model, self._geometry, self._traffic = model, geometry, traffic
-        self._config, self._clock = config, clock or SystemRuntime()
+        self._config, self._runtime = config, runtime or SystemRuntime()
         self._quota, self._trace = quota, trace
         self._workspace = workspace = Workspace(
             geometry,
             config.workspace_tokens,
             model.device,
             streams_layers=config.streams_layers,
-            clock=self._clock,
+            clock=self._runtime,
             deadline_s=config.slot_deadline_s,
         )
         traffic.register_device(workspace.tensor.view(-1, geometry.layer_block_bytes))
         max_requests = model.spec.max_requests_per_forward
         self._limits = BatchLimits(config.max_batch_tokens, workspace.num_blocks, geometry.block_tokens, max_requests)
-        self._staged = StagedReads(traffic, config.slot_deadline_s, is_written_by_peers=False)
+        self._staged = StagedReads(traffic, config.slot_deadline_s, self._runtime, is_written_by_peers=False)
         self._ready: list[Job] = []
         self._running: list[Job] = []
         self._idle = asyncio.Event()  # no forward is running
         self._idle.set()
         self._work = asyncio.Event()
-        self._stuck: WorkspaceStream | None = None  # of the forward that has just failed
+        self._failed: WorkspaceStream | None = None  # of the forward that has just failed
+        self._is_stuck = False  # its transfers may touch the workspace
+        self._unsettled: dict[RequestId, list[Transfer[int]]] = {}  # pushes of failed forwards, where they may arrive
         self._leftovers: dict[Leftover, asyncio.Task[None]] = {}
         self._usable = asyncio.Event()  # there is a workspace that nothing touches
         self._usable.set()
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix=f"{engine_id}-model")
+        self._worker = self._runtime.worker(f"{engine_id}-model")
         self._loop_task: asyncio.Task[None] | None = None
         self._num_forwards = 0
 
     async def start(self) -> None:
-        self._traffic.start()
+        await self._runtime.to_thread(self._traffic.start)
         self._loop_task = asyncio.create_task(self._run(), name=f"{self._engine_id}-loop")
 
     async def close(self) -> None:
@@ -109,18 +111,24 @@ class PrefillEngine:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.to_thread(self._worker.shutdown, True)
+        await self._runtime.to_thread(self._worker.close, _FORWARD_END_S)
         self._workspace.close()
         for job in [*self._ready, *self._running]:
             job.events.put_nowait(EngineLostError(f"{self._engine_id} is closing"))
-        await asyncio.to_thread(self._traffic.close)
+        await self._runtime.to_thread(self._traffic.close)
 
     @property
     def info(self) -> EngineInfo:
         slots = self._traffic.slots.num_slots * self._geometry.block_tokens
         rows = self._limits.workspace_blocks * self._geometry.block_tokens
         return EngineInfo(
-            self._engine_id, self._node_id, Role.PREFILL, min(slots, rows), rows, self._traffic.metadata()
+            self._engine_id,
+            self._traffic.peer_id,
+            self._node_id,
+            Role.PREFILL,
+            min(slots, rows),
+            rows,
+            self._traffic.metadata(),
         )
 
     @property
@@ -129,10 +137,13 @@ class PrefillEngine:
         return self._model.lost
 
     async def add_peer(self, peer_metadata: bytes) -> None:
-        await asyncio.to_thread(self._traffic.add_peer, peer_metadata)
+        await self._runtime.to_thread(self._traffic.add_peer, peer_metadata)
 
-    async def remove_peer(self, peer: EngineId) -> None:
-        await asyncio.to_thread(self._traffic.remove_peer, peer)
+    async def remove_peer(self, peer: PeerId) -> None:
+        await self._runtime.to_thread(self._traffic.remove_peer, peer)
+
+    async def peer_at_rest(self, peer: PeerId) -> None:
+        await self._runtime.to_thread(self._traffic.peer_at_rest, peer)
 
     async def reserve(self, request_id: RequestId, num_slots: int, num_prompt_blocks: int) -> None:
         self._check_alive()
@@ -168,8 +179,9 @@ class PrefillEngine:
     async def release(self, request_id: RequestId) -> bool:
         if any(job.order.request.request_id == request_id for job in self._running):
             await self._idle.wait()
-        if any(request_id in leftover.request_ids for leftover in self._leftovers):
-            return False  # transfers that its forward left behind may still write decode buffers
+        if not all(transfer.settled.done() for transfer in self._unsettled.get(request_id, ())):
+            return False  # what its forward left behind may still write decode buffers
+        self._unsettled.pop(request_id, None)
         self._staged.release(request_id)
         self._workspace.release(request_id)
         return True
@@ -233,23 +245,23 @@ class PrefillEngine:
                 job.events.put_nowait(None)
         self._workspace.set_batch(blocks_used(batch, self._geometry))
         self._num_forwards += 1
-        return await asyncio.get_running_loop().run_in_executor(self._worker, self._forward_blocking, batch)
+        return await self._worker.call(self._forward_blocking, batch)
 
     def _forward_blocking(self, batch: Batch) -> torch.Tensor:
         """Model thread. No transfer touches the workspace afterwards, or the stream is stuck."""
-        start_s, has_spare = self._clock.now_s(), self._workspace.has_spare
+        start_s, has_spare = self._runtime.now_s(), self._workspace.has_spare
         stream = self._open_stream(batch)
         try:
             items = [job.item(chunk, self._geometry.block_tokens) for job, chunk in batch]
             logits = self._model.prefill(items, stream)
             stream.finish()
         except BaseException:
-            if not stream.abandon(_SET_ASIDE_AFTER_S if has_spare else self._config.transfer_deadline_s):
-                self._stuck = stream
+            patience_s = _SET_ASIDE_AFTER_S if has_spare else self._config.transfer_deadline_s
+            self._failed, self._is_stuck = stream, not stream.abandon(patience_s)
             raise
         if self._trace is not None:
             args = {"requests": len(batch), "new_tokens": sum(c.num_new for _, c in batch), "wait_s": stream.wait_s}
-            self._trace.span(self._engine_id, "forward", "forward", start_s, self._clock.now_s(), args)
+            self._trace.span(self._engine_id, "forward", "forward", start_s, self._runtime.now_s(), args)
         return logits
 
     def _open_stream(self, batch: Batch) -> WorkspaceStream:
@@ -260,7 +272,7 @@ class PrefillEngine:
             self._geometry.num_layers,
             loads,
             pushes,
-            self._clock,
+            self._runtime,
             self._config.transfer_deadline_s,
             self._trace,
             self._engine_id,
@@ -286,33 +298,45 @@ class PrefillEngine:
             job.events.put_nowait(finish_reason(event, job.order.request.sampling, 1, self._model.spec))
 
     def _after_failure(self, batch: Batch, error: DualPathError) -> None:
-        """A lone request is told; several are run again one by one, so that only the one at fault fails."""
-        log.warning("%s: a forward of %d requests failed: %s", self._engine_id, len(batch), error)
-        is_stuck = self._set_aside(batch)
-        if len(batch) == 1 or is_stuck or not isinstance(error, TransferError):
-            for job, _ in batch:
-                job.events.put_nowait(EngineLostError(f"{self._engine_id}: prefill failed: {error}"))
-            return
-        for job, _ in batch:
-            job.alone = True
-        self._ready = [*(job for job, _ in batch if not job.cancelled), *self._ready]
+        """A lone request is told; several are run again one by one, so that only the one at fault fails.
 
-    def _set_aside(self, batch: Batch) -> bool:
-        """Leave a stuck forward's workspace to its transfers. False: it is not stuck."""
-        stream, self._stuck = self._stuck, None
-        if stream is None:
-            return False
-        ids = frozenset(job.order.request.request_id for job, _ in batch)
-        leftover = Leftover(stream, self._workspace.set_aside(), ids)
+        But not into a decode buffer where pushes of this forward may still arrive.
+        """
+        log.warning("%s: a forward of %d requests failed: %s", self._engine_id, len(batch), error)
+        stream, self._failed = self._failed, None
+        unsettled = {} if stream is None else stream.unsettled()
+        if stream is not None and self._is_stuck:
+            self._set_aside(stream)
+        again: list[Job] = []
+        for job, _ in batch:
+            left = unsettled.get(job.order.decode_peer)
+            if left:
+                self._unsettled.setdefault(job.order.request.request_id, []).extend(left)
+            if left or len(batch) == 1 or self._is_stuck or not isinstance(error, TransferError):
+                job.events.put_nowait(self._explain(job, error))
+            elif not job.cancelled:
+                job.alone = True
+                again.append(job)
+        self._is_stuck = False
+        self._ready = [*again, *self._ready]
+
+    def _explain(self, job: Job, error: DualPathError) -> DualPathError:
+        if isinstance(error, KvCorruptError):
+            return error
+        kind = PathBrokenError if isinstance(error, TransferError) else EngineLostError
+        return kind(f"{self._engine_id}: prefill with {job.order.decode_peer} failed: {error}")
+
+    def _set_aside(self, stream: WorkspaceStream) -> None:
+        """Leave a stuck forward's workspace to its transfers."""
+        leftover = Leftover(stream, self._workspace.set_aside())
         self._leftovers[leftover] = asyncio.create_task(self._await_end(leftover))
         if self._workspace.is_usable:
             log.warning("%s: transfers of a failed forward do not end; goes on in the spare workspace", self._engine_id)
         else:
             self._usable.clear()
-        return True
 
     async def _await_end(self, leftover: Leftover) -> None:
-        while not await asyncio.to_thread(leftover.stream.abandon, 1.0):
+        while not await self._runtime.to_thread(leftover.stream.abandon, 1.0):
             pass
         del self._leftovers[leftover]
         self._workspace.take_back(leftover.workspace)

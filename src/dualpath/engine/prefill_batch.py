@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from dualpath.core.geometry import KvGeometry
-from dualpath.core.ids import EngineId
+from dualpath.core.ids import PeerId
 from dualpath.core.request import TokenEvent
 from dualpath.engine.api import PrefillOrder
 from dualpath.engine.batch import BatchLimits, Chunk, Quota, ReadyItem, pack
@@ -55,10 +55,10 @@ def flows(batch: Batch, geometry: KvGeometry) -> tuple[list[Flow], list[Flow]]:
     the hits read on the prefill side.
     """
     local: list[tuple[int, int]] = []
-    pulls: dict[EngineId, list[tuple[int, int]]] = {}
-    pushes: dict[EngineId, list[tuple[int, int]]] = {}
+    pulls: dict[PeerId, list[tuple[int, int]]] = {}
+    pushes: dict[PeerId, list[tuple[int, int]]] = {}
     for job, chunk in batch:
-        peer, remote, first = job.order.decode_engine, job.order.decode_slots, chunk.first_block
+        peer, remote, first = job.order.decode_peer, job.order.decode_slots, chunk.first_block
         for block in range(geometry.blocks_for(job.num_done)):
             if block in job.slots:
                 local.append((first + block, job.slots[block]))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable
+
+from dualpath.core.runtime import Clock
 
 INTERVAL_S = 10.0
 
@@ -15,15 +15,13 @@ class RepeatedWarning:
     Counters, not logs, tell how many there were altogether: what fails after the last line is not logged.
     """
 
-    def __init__(
-        self, logger: logging.Logger, interval_s: float = INTERVAL_S, now_s: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._logger, self._interval_s, self._now_s = logger, interval_s, now_s
+    def __init__(self, logger: logging.Logger, clock: Clock, interval_s: float = INTERVAL_S) -> None:
+        self._logger, self._clock, self._interval_s = logger, clock, interval_s
         self._next_s = float("-inf")
         self._num_unsaid = 0
 
     def log(self, text: str) -> None:
-        now_s = self._now_s()
+        now_s = self._clock.now_s()
         if now_s < self._next_s:
             self._num_unsaid += 1
             return

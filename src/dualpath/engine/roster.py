@@ -18,9 +18,9 @@ class Roster:
     def __init__(self, pool: BlockPool, geometry: KvGeometry, max_requests: int) -> None:
         self._pool, self._geometry, self._max_requests = pool, geometry, max_requests
         self.waiting: list[Sequence] = []  # first come, first served
-        self.joining: set[Sequence] = set()
+        self.joining: dict[Sequence, None] = {}
         self.running: list[Sequence] = []  # in order of admission
-        self.leaving: set[Sequence] = set()
+        self.leaving: dict[Sequence, None] = {}
         self.stepping: list[Sequence] = []  # in the step under way
 
     def __iter__(self) -> Iterator[Sequence]:
@@ -40,7 +40,7 @@ class Roster:
             blocks = self._pool.allocate(needed)
             assert blocks is not None
             seq.blocks = blocks
-            self.joining.add(seq)
+            self.joining[seq] = None
             admitted.append(seq)
         return admitted
 
@@ -72,9 +72,9 @@ class Roster:
         if not seq.ended or not seq.blocks:
             return False
         if seq.num_copies or seq in self.stepping:
-            self.leaving.add(seq)
+            self.leaving[seq] = None
             return False
-        self.leaving.discard(seq)
+        self.leaving.pop(seq, None)
         self._pool.free(seq.blocks)
         seq.blocks = []
         return True

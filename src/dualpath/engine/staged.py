@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from dualpath.core.errors import BlockCorruptError, BlockMissingError, DeadlineExceededError, DualPathError
 from dualpath.core.ids import BlockKey, RequestId
+from dualpath.core.runtime import Clock
 from dualpath.engine.api import ReadOutcome
 from dualpath.engine.repeated_warning import RepeatedWarning
 from dualpath.traffic.manager import TrafficManager
@@ -30,12 +31,14 @@ class StagedReads:
     ``is_written_by_peers``: what could not be read here comes from another engine, into the same block's slot.
     """
 
-    def __init__(self, traffic: TrafficManager, slot_deadline_s: float, *, is_written_by_peers: bool) -> None:
+    def __init__(
+        self, traffic: TrafficManager, slot_deadline_s: float, clock: Clock, *, is_written_by_peers: bool
+    ) -> None:
         self._traffic = traffic
         self._is_written_by_peers = is_written_by_peers
         self._slot_deadline_s = slot_deadline_s
         self._held: dict[RequestId, Held] = {}
-        self._failures = RepeatedWarning(log)
+        self._failures = RepeatedWarning(log, clock)
 
     def slots(self, request_id: RequestId) -> dict[int, int]:
         """Block of the prompt -> staging slot."""

@@ -36,11 +36,11 @@ class EmbeddedCluster(Cluster):
 
     async def _start_nodes(self) -> Nodes:
         plans = embedded_plans(self._config.cluster, self._config.model.device)
-        base = Foundation(self._config, plans, self.system, self._clock, self._progress, self.trace)
+        base = Foundation(self._config, plans, self.system, self._runtime, self._progress, self.trace)
         self._foundation = base
         await base.load()
         for plan in plans:
-            host = NodeHost(plan, base, self._clock, self._progress)
+            host = NodeHost(plan, base, self._runtime, self._progress)
             self._hosts.append(host)
             await host.start()
         return Nodes(

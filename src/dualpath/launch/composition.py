@@ -51,7 +51,7 @@ class Cluster(ABC):
         self._config = config
         self._progress = progress
         self.system = system_policy(config.cluster.system, config.cluster.path)
-        self._clock = SystemRuntime()
+        self._runtime = SystemRuntime()
         self.model_dir: Path = config.model.dir
         self._nodes: Nodes | None = None
         self._service: Service | None = None
@@ -102,7 +102,7 @@ class Cluster(ABC):
         if self.system.skips_io:
             log.warning("system %s moves no KV: every answer is invalid", self.system.name)
         nodes = self._nodes = await self._start_nodes()
-        index = await asyncio.to_thread(self._index, nodes.store)
+        index = await self._runtime.to_thread(self._index, nodes.store)
         self._service = Service(
             prefill_engines=nodes.prefill_engines,
             decode_engines=nodes.decode_engines,
@@ -111,7 +111,7 @@ class Cluster(ABC):
             namespace=nodes.namespace,
             model_name=nodes.model_name,
             config=nodes.scheduler,
-            clock=self._clock,
+            runtime=self._runtime,
             max_context_tokens=nodes.max_context_tokens,
             describe_nodes=self._describe_nodes,
         )
@@ -130,7 +130,7 @@ class Cluster(ABC):
 
     def _index(self, store: BlockStore) -> BlockIndex:
         """Find the blocks that earlier runs have stored; objects of a wrong size go."""
-        index = BlockIndex(object_bytes(store.geometry), self._clock)
+        index = BlockIndex(object_bytes(store.geometry), self._runtime)
         for key in index.rebuild(store):
             store.delete(key)
         self._progress(f"store {store.url}: {len(index)} blocks found")

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from dualpath.config import ServeConfig
+from dualpath.core.ids import peer_id
 from dualpath.core.keys import Namespace
 from dualpath.core.plan import Role
-from dualpath.core.runtime import Clock
+from dualpath.core.runtime import Runtime
 from dualpath.engine.batch import Quota
 from dualpath.engine.decode import DecodeConfig, DecodeEngine
 from dualpath.engine.prefill import PrefillConfig, PrefillEngine
@@ -33,7 +34,7 @@ class EngineBuilder:
     sizes: Sizes
     namespace: Namespace
     store: BlockStore
-    clock: Clock
+    runtime: Runtime
     trace: ChromeTrace | None
     system: SystemPolicy
     quota: Quota
@@ -53,7 +54,7 @@ class EngineBuilder:
                 slot_deadline_s=deadlines.slot_s,
                 transfer_deadline_s=deadlines.transfer_s,
             ),
-            clock=self.clock,
+            runtime=self.runtime,
             quota=self.quota,
             trace=self.trace,
         )
@@ -67,13 +68,13 @@ class EngineBuilder:
             namespace=self.namespace,
             traffic=self._traffic(place, nic),
             config=DecodeConfig(self.sizes.decode_kv_tokens, slot_deadline_s=self.config.deadlines.slot_s),
-            clock=self.clock,
+            runtime=self.runtime,
             trace=self.trace,
         )
 
     def _traffic(self, place: Place, nic: StorageNic) -> TrafficManager:
         is_prefill, deadlines = place.role is Role.PREFILL, self.config.deadlines
-        transport = NixlTransport(place.engine_id)
+        transport = NixlTransport(peer_id(place.engine_id, self.runtime.unique_id()[:8]))
         kind = StillTrafficManager if self.system.skips_io else TrafficManager
         traffic = kind(
             engine_id=place.engine_id,
@@ -86,7 +87,7 @@ class EngineBuilder:
             transport=transport,
             open_io=lambda _: self.store.open_io(transport.agent),
             storage_nic=nic,
-            clock=self.clock,
+            runtime=self.runtime,
             copies_by_nic=self.config.memory.copies == "nic",
             storage_deadline_s=deadlines.storage_read_s,
             transfer_deadline_s=deadlines.transfer_s,

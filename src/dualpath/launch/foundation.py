@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Sequence
 from typing import TypeVar
@@ -12,7 +11,7 @@ import torch
 from dualpath.config import ServeConfig
 from dualpath.core.errors import DualPathError
 from dualpath.core.keys import Namespace
-from dualpath.core.runtime import Clock
+from dualpath.core.runtime import Runtime
 from dualpath.engine.trace import ChromeTrace
 from dualpath.launch.copies import check_copies
 from dualpath.launch.engines import EngineBuilder
@@ -43,11 +42,11 @@ class Foundation:
         config: ServeConfig,
         plans: Sequence[NodePlan],
         system: SystemPolicy,
-        clock: Clock,
+        runtime: Runtime,
         progress: Progress,
         trace: ChromeTrace | None = None,
     ) -> None:
-        self._config, self._system, self._clock = config, system, clock
+        self._config, self._system, self._runtime = config, system, runtime
         self._progress, self._trace = progress, trace
         self._places = [place for plan in plans for place in plan.places]
         self._nic_bytes_per_s = min((p.nic_bytes_per_s for p in plans if p.nic_bytes_per_s is not None), default=None)
@@ -65,7 +64,9 @@ class Foundation:
         check_parallel_places(config.cluster, places)
         threads = config.cluster.threads_per_engine or max(1, (os.cpu_count() or 1) // len(places))
         torch.set_num_threads(threads)
-        models = await asyncio.to_thread(load_models, config.model, config.cluster, places, self._clock, self._progress)
+        models = await self._runtime.to_thread(
+            load_models, config.model, config.cluster, places, self._runtime, self._progress
+        )
         self._models = dict(zip(places, models, strict=True))
         spec, device = models[0].spec, models[0].device
         self.model_name = config.model.served_name or spec.name
@@ -74,11 +75,17 @@ class Foundation:
         sizes = self._sizes = derive_sizes(config.memory, geometry, spec.max_context_tokens, free_bytes)
         dtype = str(spec.kv_dtype).removeprefix("torch.")
         self._namespace = Namespace(spec.fingerprint, dtype, geometry, device.type)
-        self._store = await asyncio.to_thread(open_store, config.store.url, self._namespace, geometry)
+        self._store = await self._runtime.to_thread(open_store, config.store.url, self._namespace, geometry)
         finder = LimitsFinder(
-            config, self._system, geometry, sizes.max_context_tokens, self._nic_bytes_per_s, self._clock, self._progress
+            config,
+            self._system,
+            geometry,
+            sizes.max_context_tokens,
+            self._nic_bytes_per_s,
+            self._runtime,
+            self._progress,
         )
-        self._limits = await asyncio.to_thread(finder.find, models[0], threads)
+        self._limits = await self._runtime.to_thread(finder.find, models[0], threads)
 
     def close(self) -> None:
         if self._store is not None:
@@ -112,7 +119,7 @@ class Foundation:
             sizes=self.sizes,
             namespace=self.namespace,
             store=self.store,
-            clock=self._clock,
+            runtime=self._runtime,
             trace=self._trace,
             system=self._system,
             quota=self.limits.quota,

@@ -88,16 +88,16 @@ class NodeProcess:
             self._trace.write(out.with_name(f"{out.stem}-{self._node.name}{out.suffix}"))
 
     async def _start(self) -> None:
-        config, clock = self._config, SystemRuntime()
-        await asyncio.to_thread(_import_engines)
+        config, runtime = self._config, SystemRuntime()
+        await runtime.to_thread(_import_engines)
         from dualpath.launch.foundation import Foundation
         from dualpath.launch.node_host import NodeHost
         from dualpath.launch.places import node_plan
 
         plan = node_plan(self._node, config.cluster, config.model.device)
         system = system_policy(config.cluster.system, config.cluster.path)
-        self._foundation = Foundation(config, [plan], system, clock, self._say, self._trace)
-        self._host = NodeHost(plan, self._foundation, clock, self._say)
+        self._foundation = Foundation(config, [plan], system, runtime, self._say, self._trace)
+        self._host = NodeHost(plan, self._foundation, runtime, self._say)
         try:
             await self._foundation.load()
             await self._host.start()

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from dualpath.core.errors import TransferError
-from dualpath.core.ids import EngineId
+from dualpath.core.ids import PeerId
 
 T = TypeVar("T")
 Units = npt.NDArray[np.int32]  # indexes of Layer Blocks inside a region
@@ -55,7 +55,7 @@ class Transport(Protocol):
     Until that thread runs, its creator's takes its place: it opens the store's I/O and registers memory.
     """
 
-    engine_id: EngineId
+    peer_id: PeerId  # our own name among peers
     agent: Any  # the NIXL agent for ``BlockStore.open_io``; None where there is none
 
     def register(self, region: Region) -> None:
@@ -66,26 +66,33 @@ class Transport(Protocol):
         """What a peer needs to reach all regions registered so far."""
         ...
 
-    def add_peer(self, metadata: bytes) -> EngineId:
-        """Learn a peer and prepare descriptors of all its units. Other metadata than before replaces the peer.
+    def add_peer(self, metadata: bytes) -> PeerId:
+        """Learn a peer and prepare descriptors of all its units. Again with the same metadata: no change.
 
-        Raises PeerLostError where the peer is gone, TransferError where the metadata is not a peer's, or where
-        transfers with the former peer have not come to rest.
+        Raises PeerLostError where the peer is gone, TransferError where the metadata is not a peer's.
         """
         ...
 
-    def remove_peer(self, peer: EngineId) -> None:
-        """Forget a peer, known or not. No transfer with it is in progress."""
+    def remove_peer(self, peer: PeerId) -> None:
+        """Forget a peer, known or not; transfers with it that are in progress have FAILED. It may be added again.
+
+        On return nothing that the peer began, and nothing of our transfers with it, moves in our memory any more. What
+        our pushes still write at the peer, only the peer's own ``remove_peer`` ends.
+        """
         ...
 
     def post(
-        self, op: Op, peer: EngineId, local_region: str, local_units: Units, remote_region: str, remote_units: Units
+        self, op: Op, peer: PeerId, local_region: str, local_units: Units, remote_region: str, remote_units: Units
     ) -> Any:
         """Start a transfer; returns an opaque handle. Raises PeerLostError or TransferError, and then nothing moves."""
         ...
 
     def poll(self, handle: Any) -> TransferState:
-        """Where a transfer stands. DONE and FAILED are final: no byte of it moves any more."""
+        """Where a transfer stands. DONE is final and at rest.
+
+        FAILED is final too, but bytes of it may still move until ``remove_peer`` has returned on the side where they
+        arrive: ours for a pull, the peer's for a push.
+        """
         ...
 
     def failure(self, handle: Any) -> TransferError:
@@ -93,7 +100,7 @@ class Transport(Protocol):
         ...
 
     def release(self, handle: Any) -> bool:
-        """Free a handle. For one still in progress: try to abort. True when no byte of it can move any more."""
+        """Free a handle. For one still in progress: try to abort. False: it goes on, call again later."""
         ...
 
     def progress(self) -> None:
@@ -107,28 +114,26 @@ class Transport(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Transfer(Generic[T]):
-    """Handle of a submitted transfer: poll it, await it, or wait for it in a plain thread.
+    """Handle of a submitted transfer: poll it, await it, or let a worker's thread wait (``Runtime.wait``).
 
-    ``result`` ends in the value, or in TransferError / TransferTimeoutError / StoreError. ``quiescent`` ends when none
-    of the transfer's memory can be touched by it any more: just before ``future``, except after a timeout, a removed
-    peer or a closed manager, when it comes later. Dropping the handle or cancelling a task that awaits it cancels
-    nothing.
+    ``future`` ends in the value, or in TransferError / TransferTimeoutError / StoreError. ``quiescent`` ends when the
+    transfer can touch none of *our* memory any more: just before ``future``, except after a timeout or a closed
+    manager, when it comes later. ``settled`` ends when it can touch no memory at all: with ``quiescent``, except for a
+    push that did not succeed, whose bytes may arrive at the peer until that is known to be at rest. Dropping the handle
+    or cancelling a task that awaits it cancels nothing.
     """
 
     future: Future[T] = field(default_factory=Future)
     quiescent: Future[None] = field(default_factory=Future)
+    settled: Future[None] = field(default_factory=Future)
 
     def __post_init__(self) -> None:
         # A running future cannot be cancelled: asyncio.wrap_future passes its own cancellation on to it.
-        self.future.set_running_or_notify_cancel()
-        self.quiescent.set_running_or_notify_cancel()
+        for future in (self.future, self.quiescent, self.settled):
+            future.set_running_or_notify_cancel()
 
     def done(self) -> bool:
         return self.future.done()
-
-    def result(self, timeout_s: float | None = None) -> T:
-        """Block the calling thread (never the event loop's). The transfer's own deadline bounds the wait."""
-        return self.future.result(timeout_s)
 
     def __await__(self) -> Generator[Any, None, T]:
         # A task that stops waiting must not cancel the transfer: its bytes move all the same.

@@ -8,12 +8,11 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
-from dualpath.core.errors import TransferError
-from dualpath.core.runtime import Clock
+from dualpath.core.errors import KvCorruptError, TransferError
+from dualpath.core.runtime import Runtime
 from dualpath.traffic.contract import Region, Units
 from dualpath.traffic.counters import Counters
 from dualpath.traffic.jobs import Job
-from dualpath.traffic.worker import Worker
 
 Run = tuple[int, int, int]  # source address, destination address, bytes
 
@@ -21,28 +20,35 @@ Run = tuple[int, int, int]  # source address, destination address, bytes
 class Copier:
     """Submit from any thread; copies run and end in order, on the copier's thread."""
 
-    def __init__(self, name: str, clock: Clock, counters: Counters, on_span: Callable[[str, Job], None]) -> None:
-        self._worker = Worker(name)
-        self._clock, self._counters, self._on_span = clock, counters, on_span
+    def __init__(self, name: str, runtime: Runtime, counters: Counters, on_span: Callable[[str, Job], None]) -> None:
+        self._worker = runtime.worker(name)
+        self._clock, self._counters, self._on_span = runtime, counters, on_span
         self._is_closing = False
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
-
-    def start(self) -> None:
-        self._worker.start()
 
     def close(self) -> None:
         """Fail what has not begun. Waits for the copy under way."""
         self._is_closing = True
         self._worker.close()
 
-    def submit(self, job: Job, source: Region, source_units: Units, target: Region, target_units: Units) -> bool:
-        """Queue a copy. False: closed, the job is the caller's to fail."""
+    def submit(
+        self,
+        job: Job,
+        source: Region,
+        source_units: Units,
+        target: Region,
+        target_units: Units,
+        after: Callable[[], None] | None = None,
+    ) -> bool:
+        """Queue a copy, and ``after`` it a comparison with what was meant. False: closed, the caller fails the job."""
 
         def call() -> None:
             if self._is_closing:
                 raise TransferError("the engine is closing")
             job.start_s = self._clock.now_s()
             self._copy(source, source_units, target, target_units)
+            if after is not None:
+                after()
 
         return self._worker.run(call, lambda error: self._end(job, error))
 
@@ -52,6 +58,7 @@ class Copier:
             self._on_span("copy", job)
             job.succeed()
         else:
+            self._counters.kv_corrupt += isinstance(error, KvCorruptError)
             job.fail(error if isinstance(error, TransferError) else TransferError(f"local copy failed: {error}"))
 
     def _copy(self, source: Region, source_units: Units, target: Region, target_units: Units) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from dualpath.core.errors import BlockCorruptError, BlockMissingError
+from dualpath.core.ids import PeerId
 from dualpath.core.plan import Direction, Role
 from dualpath.traffic.contract import Op
 
@@ -21,15 +22,21 @@ class TrafficStats:
     blocks_corrupt: int
     blocks_failed: int
     blocks_not_persisted: int
+    kv_corrupt: int
     read_queue_tokens: int  # tokens of submitted, unfinished storage reads
     num_in_flight: int = 0  # transfers that somebody waits for, queued ones included
     num_lingering: int = 0  # transfers that nobody waits for any more but that may still touch memory
+    broken_peers: tuple[PeerId, ...] = ()  # removed after a failure, and not known to be at rest
+    storage_stalled_s: float = 0.0  # how long the oldest file-system call has had no answer
     nic_read_bytes: int = 0  # through the storage NIC of the node, by all of its engines, up to this moment
 
 
 @dataclass(slots=True)
 class Counters:
-    """Written by the traffic thread, except: ``reads_submitted`` by submitters, ``local_copy_bytes`` by the copier."""
+    """Written by the traffic thread, except: ``reads_submitted`` by submitters, ``local_copy_bytes`` by the copier.
+
+    ``kv_corrupt`` by whoever notices; two at the same moment may count as one.
+    """
 
     storage_read_bytes: int = 0
     storage_write_bytes: int = 0
@@ -39,6 +46,7 @@ class Counters:
     blocks_corrupt: int = 0
     blocks_failed: int = 0
     blocks_not_persisted: int = 0
+    kv_corrupt: int = 0
     reads_submitted: int = 0
     reads_ended: int = 0
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dualpath.core.ids import EngineId
+from dualpath.core.ids import PeerId
 from dualpath.store.contract import IoRequest, IoTicket
 from dualpath.traffic.contract import Op, Transfer, Units
 from dualpath.traffic.slots import SlotPool
@@ -27,13 +27,13 @@ class Job:
     deadline_at_s: float = 0.0
 
     def succeed(self) -> None:
-        self.quiesce()
+        self.settle()
         if not self.transfer.future.done():
             self.transfer.future.set_result(self.num_bytes)
 
     def fail(self, error: Exception) -> None:
         """It has ended, and nothing of it moves any more."""
-        self.quiesce()
+        self.settle()
         self.abandon(error)
 
     def abandon(self, error: Exception) -> None:
@@ -41,7 +41,14 @@ class Job:
         if not self.transfer.future.done():
             self.transfer.future.set_exception(error)
 
+    def settle(self) -> None:
+        """Nothing of it moves anywhere any more."""
+        self.quiesce()
+        if not self.transfer.settled.done():
+            self.transfer.settled.set_result(None)
+
     def quiesce(self) -> None:
+        """Nothing of it moves in our memory any more."""
         if not self.transfer.quiescent.done():
             for pool, slots in self.holds:
                 pool.unhold(slots)
@@ -53,11 +60,12 @@ class PeerJob(Job):
     """Layer Blocks between this engine and a peer."""
 
     op: Op
-    peer: EngineId
+    peer: PeerId
     local_region: str
     local_units: Units
     remote_region: str
     remote_units: Units
+    after: Callable[[], None] | None = None  # compares what has arrived with what was sent; raises KvCorruptError
     handle: Any = None
 
 

@@ -1,4 +1,4 @@
-"""The traffic thread: takes commands from a queue, polls what is in flight, and sleeps as long as it can afford.
+"""The traffic thread's work: takes commands from a queue, polls what is in flight, waits as long as it can afford.
 
 The longer nothing has happened, the longer it waits between two looks (a quarter of that time, 20 us to 1 ms), so that
 a small transfer is noticed at once and a slow one costs little. A new command ends any wait.
@@ -6,27 +6,22 @@ a small transfer is noticed at once and a slow one costs little. A new command e
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
-from queue import Empty, SimpleQueue
 from typing import TypeVar
 
 from dualpath.core.errors import StoreError, TransferError
 from dualpath.core.plan import Role
-from dualpath.core.runtime import Clock
+from dualpath.core.runtime import Command, Runtime
 from dualpath.store.contract import StoreIo
 from dualpath.traffic.contract import Transport
 from dualpath.traffic.counters import Counters
-from dualpath.traffic.jobs import Job, StorageJob
+from dualpath.traffic.jobs import Job, PeerJob, StorageJob
 from dualpath.traffic.peer_lane import PeerLane
 from dualpath.traffic.storage_lane import StorageLane
 from dualpath.traffic.storage_nic import NicDirection, StorageNic
-from dualpath.traffic.worker import Worker
 
 R = TypeVar("R")
 log = logging.getLogger(__name__)
@@ -40,7 +35,7 @@ _EXPECTING_WAIT_S = 1e-3
 _LINGERING_WAIT_S = 5e-3
 _IDLE_WAIT_S = 50e-3  # how late an idle engine may notice a new peer's connection
 _HURRY_S = 50e-3
-_PR_SET_TIMERSLACK = 29
+_END_GRACE_S = 5.0  # beyond the deadline of closing: a call into a transport that does not return is left behind
 
 
 class TrafficLoop:
@@ -53,17 +48,17 @@ class TrafficLoop:
         transport: Transport,
         io: StoreIo,
         nic: StorageNic,
-        clock: Clock,
+        runtime: Runtime,
         counters: Counters,
         on_span: Callable[[str, Job], None],
         max_reads_in_flight: int,
         max_writes_in_flight: int,
     ) -> None:
-        self._transport, self._io, self._clock, self._counters = transport, io, clock, counters
-        self._on_span = on_span
-        self._hasher = Worker(f"{name}-hash")
-        self.peers = PeerLane(transport, role, clock, counters, on_span)
-        common = (nic, self._hasher, self._deliver, clock, self._is_hurried)
+        self._name, self._transport, self._io, self._runtime = name, transport, io, runtime
+        self._counters, self._on_span = counters, on_span
+        self._hasher = runtime.worker(f"{name}-hash")
+        self.peers = PeerLane(transport, role, runtime, counters, self._compare, on_span)
+        common = (nic, self._hasher, self._deliver, runtime, self._is_hurried)
         self.reads = StorageLane(
             NicDirection.READ, io, io.submit_reads, *common, max_reads_in_flight, self._on_read_end
         )
@@ -71,14 +66,14 @@ class TrafficLoop:
             NicDirection.WRITE, io, io.submit_writes, *common, max_writes_in_flight, self._on_write_end
         )
         self._lanes = (self.peers, self.reads, self.writes)
-        self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name=f"{name}-traffic", daemon=True)
+        self._driver = runtime.driver(f"{name}-traffic", self)
+        self._is_started = False
         self._lock = threading.Lock()
         self._num_expecting = 0
         self._is_open = False  # takes new transfers
         self._closing_deadline_s: float | None = None
         self._is_quiet = True
-        self._moved_at_s = 0.0  # perf_counter of the last event
+        self._moved_at_s = 0.0  # the last event
 
     @property
     def is_open(self) -> bool:
@@ -93,22 +88,21 @@ class TrafficLoop:
         return sum(lane.num_lingering for lane in self._lanes)
 
     def start(self) -> None:
-        self._hasher.start()
-        self._thread.start()
-        self._is_open = True
+        self._driver.start()
+        self._is_started = self._is_open = True
 
     def submit(self, jobs: Sequence[Job], command: Callable[[], None]) -> None:
         """Run ``command`` on the traffic thread; when that does not run (any more), fail the jobs instead."""
         with self._lock:
             if self._is_open:
-                self._commands.put(command)
+                self._driver.put(command)
                 return
         for job in jobs:
             job.fail(TransferError(NOT_RUNNING))
 
     def call(self, function: Callable[[], R]) -> R:
         """Run ``function`` on the traffic thread and wait for its result."""
-        if threading.current_thread() is self._thread:
+        if self._driver.is_here:
             raise RuntimeError("the traffic thread cannot wait for itself")
         outcome: Future[R] = Future()
 
@@ -121,69 +115,56 @@ class TrafficLoop:
         with self._lock:
             if not self._is_open:
                 raise TransferError(NOT_RUNNING)
-            self._commands.put(command)
-        return outcome.result()
+            self._driver.put(command)
+        return self._runtime.wait(outcome)
 
     def expect(self, change: int) -> None:
         with self._lock:
             self._num_expecting += change
-        self._commands.put(_nothing)
+        self._driver.put(_nothing)
 
     def close(self, deadline_s: float) -> bool:
         """Fail everything, wait for rest, stop. False: something may still write our memory."""
         with self._lock:
             self._is_open = False
-        if self._thread.is_alive():
-            self._commands.put(lambda: self._begin_close(deadline_s))
-            self._thread.join()
-        self._hasher.close()
+        if self._is_started:
+            self._driver.put(lambda: self._begin_close(deadline_s))
+            try:
+                self._runtime.wait(self._driver.ended, deadline_s + _END_GRACE_S)
+            except TimeoutError:
+                log.error("%s: traffic does not end; its memory is left behind", self._name)
+                return False
+        self._hasher.close(_END_GRACE_S)
         self._io.close()
         self._transport.close()
         return self._is_quiet
 
     def _deliver(self, call: Callable[[Exception | None], None], error: Exception | None) -> None:
-        self._commands.put(lambda: call(error))
+        self._driver.put(lambda: call(error))
 
     def _begin_close(self, deadline_s: float) -> None:
-        self._closing_deadline_s = time.monotonic() + deadline_s
+        self._closing_deadline_s = self._runtime.now_s() + deadline_s
         for lane in self._lanes:
             lane.fail_all(TransferError(NOT_RUNNING))
 
-    def _run(self) -> None:
-        _tighten_timers()
-        while not self._is_finished():
+    # -- turns (see ``core.runtime.Turns``) ------------------------------------------------------------------------
+
+    def turn(self, commands: Sequence[Command]) -> None:
+        """One look at everything: what is queued, transfers, peers."""
+        moved = False
+        for step in (*commands, *(lane.step for lane in self._lanes), self._transport.progress):
             try:
-                self._turn()
+                moved = bool(step()) or moved
             except Exception:
-                log.exception("traffic of %s: unexpected error, failing everything in flight", self._thread.name)
+                log.exception("%s: unexpected error, failing everything in flight", self._name)
                 for lane in self._lanes:
                     lane.fail_all(TransferError("internal error of the traffic manager"))
+        if moved or commands:
+            self._moved_at_s = self._runtime.now_s()
 
-    def _turn(self) -> None:
-        """One look at everything: the queue (waiting if nothing is urgent), transfers, peers."""
-        moved = self._take_commands()
-        for lane in self._lanes:
-            moved = lane.step() or moved
-        self._transport.progress()
-        if moved:
-            self._moved_at_s = time.perf_counter()
-
-    def _take_commands(self) -> bool:
-        """Run what is queued, after waiting for it where nothing is urgent. True when there was something."""
-        wait_s = self._wait_s()
-        num_taken = 0
-        with suppress(Empty):
-            command = self._commands.get(wait_s > 0, wait_s)
-            while True:
-                num_taken += 1
-                command()
-                command = self._commands.get_nowait()
-        return num_taken > 0
-
-    def _wait_s(self) -> float:
-        """How long to wait for a command before the next look."""
-        idle_s = time.perf_counter() - self._moved_at_s
-        if self.peers.num_active or self.reads.num_startable or self.writes.num_startable:
+    def wait_s(self) -> float:
+        idle_s = self._runtime.now_s() - self._moved_at_s
+        if self.peers.num_moving or self.reads.num_startable or self.writes.num_startable:
             return 0.0 if idle_s < _SPIN_S else min(max(idle_s / 4, _MIN_WAIT_S), _MAX_WAIT_S)
         if self.reads.num_moving or self.writes.num_moving:
             return min(max(idle_s / 4, _MIN_STORAGE_WAIT_S), _MAX_WAIT_S)
@@ -195,18 +176,28 @@ class TrafficLoop:
 
     def _is_hurried(self) -> bool:
         """Transfers between engines are going on: a layer's compute may wait for one."""
-        return self.peers.num_active > 0 or self._clock.now_s() - self.peers.posted_at_s < _HURRY_S
+        return self.peers.num_moving > 0 or self._runtime.now_s() - self.peers.posted_at_s < _HURRY_S
 
     def _pacing_wait_s(self) -> float:
         """Until the NIC's emulation releases the next block; at most a millisecond, for the clock may not be real."""
         ends_s = [end_s for end_s in (self.reads.next_end_s(), self.writes.next_end_s()) if end_s is not None]
-        return min(max(min(ends_s) - self._clock.now_s(), 0.0), _MAX_WAIT_S)
+        return min(max(min(ends_s) - self._runtime.now_s(), 0.0), _MAX_WAIT_S)
 
-    def _is_finished(self) -> bool:
+    @property
+    def is_idle(self) -> bool:
+        return self.num_active + self.num_lingering == 0
+
+    @property
+    def is_finished(self) -> bool:
         if self._closing_deadline_s is None:
             return False
-        self._is_quiet = self.num_active + self.num_lingering == 0
-        return self._is_quiet or time.monotonic() > self._closing_deadline_s
+        self._is_quiet = self.is_idle
+        return self._is_quiet or self._runtime.now_s() > self._closing_deadline_s
+
+    def _compare(self, job: PeerJob, then: Callable[[PeerJob, Exception | None], None]) -> None:
+        """What has arrived with what was sent, on the hash thread; ``then`` here."""
+        assert job.after is not None
+        self._hasher.run(job.after, lambda error: self._deliver(lambda e: then(job, e), error))
 
     def _on_read_end(self, job: StorageJob, error: Exception | None) -> None:
         self._counters.reads_ended += 1
@@ -228,11 +219,3 @@ class TrafficLoop:
 
 def _nothing() -> None:
     """A command that only ends a wait."""
-
-
-def _tighten_timers() -> None:
-    """Linux rounds this thread's short waits up by 50 us unless told otherwise."""
-    try:
-        ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1000, 0, 0, 0)
-    except (AttributeError, OSError):
-        return

@@ -8,7 +8,6 @@ manager blocks on its queue; one whose peers may be moving bytes polls every mil
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -19,9 +18,9 @@ import torch
 
 from dualpath.core.errors import TransferError
 from dualpath.core.geometry import KvGeometry
-from dualpath.core.ids import BlockKey, EngineId, NodeId
+from dualpath.core.ids import BlockKey, EngineId, NodeId, PeerId
 from dualpath.core.plan import Role
-from dualpath.core.runtime import Clock
+from dualpath.core.runtime import Runtime
 from dualpath.store.contract import StoreIo
 from dualpath.traffic.contract import Op, Transfer, Transport, Units
 from dualpath.traffic.copier import Copier, pin, unpin
@@ -58,7 +57,7 @@ class TrafficManager:
         transport: Transport,
         open_io: Callable[[Transport], StoreIo],
         storage_nic: StorageNic,
-        clock: Clock,
+        runtime: Runtime,
         copies_by_nic: bool = False,
         storage_deadline_s: float = 30.0,
         transfer_deadline_s: float = 30.0,
@@ -66,18 +65,19 @@ class TrafficManager:
         max_writes_in_flight: int = 16,
     ) -> None:
         self.engine_id, self.node_id, self.role, self.geometry = engine_id, node_id, role, geometry
-        self._memory = EngineMemory(geometry, namespace_digest, num_slots, num_write_slots, clock)
+        self.peer_id = transport.peer_id
+        self._memory = EngineMemory(geometry, namespace_digest, num_slots, num_write_slots, runtime)
         self._staging = self._memory.staging
         self.slots = self._memory.slots  # for prompts
         self.write_slots = self._memory.write_slots  # for persistence, so that writes never wait for prompts
         self.trace: Trace | None = None  # called on traffic threads with every ended transfer's span
-        self._clock = clock
+        self._runtime = runtime
         self._storage_deadline_s, self._transfer_deadline_s = storage_deadline_s, transfer_deadline_s
         self._transport, self._storage_nic = transport, storage_nic
         self._copies_by_nic = copies_by_nic
         self._counters = Counters()
-        self._copier = Copier(f"{engine_id}-copy", clock, self._counters, self._span)
-        io = open_io(transport)  # before registration: memory is registered with the backends that exist
+        self._copier = Copier(f"{engine_id}-copy", runtime, self._counters, self._span)
+        io = self._io = open_io(transport)  # before registration: memory is registered with the backends that exist
         transport.register(self._staging.region)
         self._loop = TrafficLoop(
             engine_id,
@@ -85,7 +85,7 @@ class TrafficManager:
             transport,
             io,
             storage_nic,
-            clock,
+            runtime,
             self._counters,
             self._span,
             max_reads_in_flight,
@@ -119,7 +119,6 @@ class TrafficManager:
 
     def start(self) -> None:
         self._metadata = self._transport.metadata()
-        self._copier.start()
         self._loop.start()
         if self._copies_by_nic:
             self.add_peer(self._metadata)  # transfers with ourselves
@@ -150,13 +149,23 @@ class TrafficManager:
             raise TransferError("the traffic manager has not been started")
         return self._metadata
 
-    def add_peer(self, metadata: bytes) -> EngineId:
-        """Learn a peer, or its new metadata. Blocks for milliseconds; not on a traffic thread, so not in a callback."""
+    def add_peer(self, metadata: bytes) -> PeerId:
+        """Learn a peer. Blocks for milliseconds: a worker's or ``to_thread``'s thread, so not in a callback.
+
+        Raises TransferError while pushes to it that failed are not known to be at rest.
+        """
         return self._loop.call(lambda: self._loop.peers.add_peer(metadata))
 
-    def remove_peer(self, engine_id: EngineId) -> None:
-        """Forget a peer; its transfers fail with PeerLostError. Blocks like ``add_peer``."""
-        self._loop.call(lambda: self._loop.peers.remove_peer(engine_id))
+    def remove_peer(self, peer: PeerId) -> None:
+        """Forget a peer; transfers with it fail with PeerLostError. Blocks like ``add_peer``.
+
+        On return nothing that it began, and none of our transfers with it, moves in our memory any more.
+        """
+        self._loop.call(lambda: self._loop.peers.remove_peer(peer))
+
+    def peer_at_rest(self, peer: PeerId) -> None:
+        """Nothing that was pushed to the removed peer moves there any more: it says so, or it is gone."""
+        self._loop.call(lambda: self._loop.peers.peer_at_rest(peer))
 
     @contextmanager
     def expecting_peers(self) -> Iterator[None]:
@@ -169,19 +178,23 @@ class TrafficManager:
 
     def pull(
         self,
-        peer: EngineId,
+        peer: PeerId,
         local_region: str,
         local_units: Units,
         remote_region: str,
         remote_units: Units,
         deadline_s: float | None = None,
+        after: Callable[[], None] | None = None,
     ) -> Transfer[int]:
-        """Bring a peer's units into ours, one by one. The value is the number of bytes."""
-        return self._move(Op.PULL, peer, local_region, local_units, remote_region, remote_units, deadline_s)
+        """Bring a peer's units into ours, one by one. The value is the number of bytes.
+
+        ``after`` runs on a helper thread when all have arrived; it raises KvCorruptError where they are not right.
+        """
+        return self._move(Op.PULL, peer, local_region, local_units, remote_region, remote_units, deadline_s, after)
 
     def push(
         self,
-        peer: EngineId,
+        peer: PeerId,
         local_region: str,
         local_units: Units,
         remote_region: str,
@@ -205,7 +218,7 @@ class TrafficManager:
         with self._lock:
             self._counters.reads_submitted += len(blocks)
         transfers: list[Transfer[int]] = []
-        for chunk in _chunks(blocks):
+        for chunk in self._chunks(blocks):
             jobs = [self._memory.read_job(key, slot, deadline_s) for key, slot in chunk]
             self._loop.submit(jobs, partial(self._loop.reads.add, jobs))
             transfers.extend(job.transfer for job in jobs)
@@ -221,7 +234,7 @@ class TrafficManager:
         deadline_s = self._storage_deadline_s if deadline_s is None else deadline_s
         self._memory.hold_slots([slot for _, _, slot, _ in blocks])
         transfers: list[Transfer[int]] = []
-        for chunk in _chunks(blocks):
+        for chunk in self._chunks(blocks):
             jobs = [self._memory.write_job(*block, deadline_s) for block in chunk]
             self._loop.submit(jobs, partial(self._loop.writes.add, jobs))
             transfers.extend(job.transfer for job in jobs)
@@ -229,8 +242,17 @@ class TrafficManager:
 
     # --- local ----------------------------------------------------------------------------------------------------
 
-    def copy(self, src_region: str, src_units: Units, dst_region: str, dst_units: Units) -> Transfer[int]:
+    def copy(
+        self,
+        src_region: str,
+        src_units: Units,
+        dst_region: str,
+        dst_units: Units,
+        after: Callable[[], None] | None = None,
+    ) -> Transfer[int]:
         """Copy between our own regions, by the copier or through the compute NIC. Copies may overtake each other.
+
+        ``after`` as in ``pull``.
 
         By the NIC as well, a copy has no deadline: device memory is used again when a copy has failed, so failure must
         mean that it has ended.
@@ -244,17 +266,18 @@ class TrafficManager:
                 deadline_s=float("inf"),
                 holds=holds,
                 op=Op.PULL,
-                peer=self.engine_id,
+                peer=self.peer_id,
                 local_region=dst_region,
                 local_units=dst_units,
                 remote_region=src_region,
                 remote_units=src_units,
+                after=after,
             )
             return self._post(loop)
         job = Job(num_bytes=len(src_units) * source.unit_bytes, holds=holds)
         if not len(src_units):
             job.succeed()
-        elif not self._loop.is_open or not self._copier.submit(job, source, src_units, target, dst_units):
+        elif not self._loop.is_open or not self._copier.submit(job, source, src_units, target, dst_units, after):
             job.fail(TransferError(NOT_RUNNING))
         return job.transfer
 
@@ -270,21 +293,24 @@ class TrafficManager:
             blocks_corrupt=c.blocks_corrupt,
             blocks_failed=c.blocks_failed,
             blocks_not_persisted=c.blocks_not_persisted,
+            kv_corrupt=c.kv_corrupt,
             read_queue_tokens=num_reading * self.geometry.block_tokens,
             num_in_flight=self._loop.num_active,
             num_lingering=self._loop.num_lingering,
+            broken_peers=self._loop.peers.broken_peers,
             nic_read_bytes=self._storage_nic.passed_bytes(NicDirection.READ),
         )
 
     def _move(
         self,
         op: Op,
-        peer: EngineId,
+        peer: PeerId,
         local_region: str,
         local_units: Units,
         remote_region: str,
         remote_units: Units,
         deadline_s: float | None,
+        after: Callable[[], None] | None = None,
     ) -> Transfer[int]:
         region, local_units = self._memory.select(local_region, local_units, len(remote_units))
         job = PeerJob(
@@ -297,6 +323,7 @@ class TrafficManager:
             local_units=local_units,
             remote_region=remote_region,
             remote_units=np.ascontiguousarray(remote_units, dtype=np.int32),
+            after=after,
         )
         return self._post(job)
 
@@ -309,12 +336,11 @@ class TrafficManager:
 
     def _span(self, name: str, job: Job) -> None:
         if self.trace is not None:
-            self.trace(name, job.start_s, self._clock.now_s(), {"bytes": job.num_bytes})
+            self.trace(name, job.start_s, self._runtime.now_s(), {"bytes": job.num_bytes})
 
-
-def _chunks(blocks: Sequence[B]) -> Iterator[Sequence[B]]:
-    """A few blocks at a time: the first are on their way while the others' handles are still being made."""
-    for start in range(0, len(blocks), _SUBMIT_BLOCKS):
-        if start:
-            time.sleep(0)  # leave the interpreter to the traffic thread for a moment
-        yield blocks[start : start + _SUBMIT_BLOCKS]
+    def _chunks(self, blocks: Sequence[B]) -> Iterator[Sequence[B]]:
+        """A few blocks at a time: the first are on their way while the others' handles are still being made."""
+        for start in range(0, len(blocks), _SUBMIT_BLOCKS):
+            if start:
+                self._runtime.give_way()  # to the traffic thread
+            yield blocks[start : start + _SUBMIT_BLOCKS]

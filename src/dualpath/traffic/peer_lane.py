@@ -1,20 +1,23 @@
 """Transfers between engines: posted at once, polled until they end, abandoned at their deadline but never forgotten.
 
-Traffic thread only. A transfer that passed its deadline, or whose peer was removed, fails for whoever waits and joins
-the lingering ones; there it is polled until the transport says that no byte of it can move any more.
+Traffic thread only. A transfer that passed its deadline fails for whoever waits and joins the lingering ones; there it
+is polled until it ends. One that failed is not at rest: its peer is removed at once, which ends everything with it on
+our side. What pushes may still write over there is unsettled until somebody says that the peer is at rest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from dualpath.core.errors import PeerLostError, TransferError, TransferTimeoutError
-from dualpath.core.ids import EngineId
+from dualpath.core.ids import PeerId
 from dualpath.core.plan import Role
 from dualpath.core.runtime import Clock
-from dualpath.traffic.contract import TransferState, Transport
+from dualpath.traffic.contract import Op, TransferState, Transport
 from dualpath.traffic.counters import Counters, direction_of
 from dualpath.traffic.jobs import PeerJob
+
+Outcome = Callable[[PeerJob, Exception | None], None]
 
 
 class PeerLane:
@@ -24,76 +27,110 @@ class PeerLane:
         role: Role,
         clock: Clock,
         counters: Counters,
+        check: Callable[[PeerJob, Outcome], None],  # runs ``job.after`` beside the traffic thread, the outcome on it
         on_span: Callable[[str, PeerJob], None],
     ) -> None:
         self._transport, self._role, self._clock = transport, role, clock
-        self._counters, self._on_span = counters, on_span
-        self._active: list[PeerJob] = []
-        self._lingering: list[PeerJob] = []
+        self._counters, self._check, self._on_span = counters, check, on_span
+        self._moving: dict[PeerJob, None] = {}
+        self._checking: dict[PeerJob, None] = {}  # arrived, being compared with what was sent
+        self._lingering: dict[PeerJob, None] = {}
+        self._unsettled: dict[PeerId, list[PeerJob]] = {}  # ended badly: may still move until the peer is at rest
         self.posted_at_s = float("-inf")  # when the last transfer began
-        self._leaving: set[EngineId] = set()  # removed, but a transfer with them lingers
+
+    @property
+    def num_moving(self) -> int:
+        return len(self._moving)
 
     @property
     def num_active(self) -> int:
-        return len(self._active)
+        return len(self._moving) + len(self._checking)
 
     @property
     def num_lingering(self) -> int:
-        return len(self._lingering)
+        """Transfers that nobody waits for any more, and that can touch our memory."""
+        refused = (job for jobs in self._unsettled.values() for job in jobs if not job.transfer.quiescent.done())
+        return len(self._lingering) + sum(1 for _ in refused)
+
+    @property
+    def broken_peers(self) -> tuple[PeerId, ...]:
+        return tuple(self._unsettled)
 
     def post(self, job: PeerJob) -> None:
         self.posted_at_s = job.start_s = self._clock.now_s()
         job.deadline_at_s = job.start_s + job.deadline_s
         try:
-            if job.peer in self._leaving:
-                raise PeerLostError(f"{job.peer} was removed")
             job.handle = self._transport.post(
                 job.op, job.peer, job.local_region, job.local_units, job.remote_region, job.remote_units
             )
         except TransferError as error:
             job.fail(error)
             return
-        if not self._check(job):
-            self._active.append(job)
+        if not self._has_ended(job):
+            self._moving[job] = None
 
     def step(self) -> bool:
         """Poll everything once. True when something ended."""
-        num_before = len(self._active) + len(self._lingering)
-        if self._active:
-            now_s = self._clock.now_s()
-            self._active = [job for job in self._active if not self._check(job) and not self._is_late(job, now_s)]
-        if self._lingering:
-            self._lingering = [job for job in self._lingering if not self._is_quiet(job)]
-            self._forget_leaving()
-        return len(self._active) + len(self._lingering) < num_before
+        num_before = len(self._moving) + len(self._lingering)
+        now_s = self._clock.now_s()
+        for lane in (self._moving, self._lingering):
+            for job in tuple(lane):
+                if job in lane and (self._has_ended(job) or (lane is self._moving and self._is_late(job, now_s))):
+                    lane.pop(job, None)
+        return len(self._moving) + len(self._lingering) < num_before
 
-    def add_peer(self, metadata: bytes) -> EngineId:
+    def add_peer(self, metadata: bytes) -> PeerId:
+        """Raises TransferError while pushes to the peer are unsettled: they could write what is given out next."""
         peer = self._transport.add_peer(metadata)
-        self._leaving.discard(peer)
+        if peer in self._unsettled:
+            self._transport.remove_peer(peer)
+            raise TransferError(f"{peer} has not come to rest; try again later")
         return peer
 
-    def remove_peer(self, peer: EngineId) -> None:
-        self._leaving.add(peer)
-        self._abandon([job for job in self._active if job.peer == peer], PeerLostError(f"{peer} was removed"))
-        self._forget_leaving()
+    def remove_peer(self, peer: PeerId) -> None:
+        if problem := self._break(peer, (), PeerLostError(f"{peer} was removed")):
+            raise problem
+
+    def peer_at_rest(self, peer: PeerId) -> None:
+        for job in self._unsettled.pop(peer, ()):
+            job.settle()
 
     def fail_all(self, error: TransferError) -> None:
-        self._abandon(list(self._active), error)
+        """Tell everybody who waits, and let go of all peers with which something moves."""
+        for job in self._checking:
+            job.abandon(error)  # the hash thread looks at it for a moment longer
+        for peer in dict.fromkeys(job.peer for job in (*self._moving, *self._lingering)):
+            self._break(peer, (), error)
 
-    def _check(self, job: PeerJob) -> bool:
-        """Has the transfer ended? Then tell whoever waits."""
+    def _has_ended(self, job: PeerJob) -> bool:
+        """Is the transfer over? Then tell whoever waits."""
         state = self._transport.poll(job.handle)
         if state is TransferState.IN_PROGRESS:
             return False
-        error = self._transport.failure(job.handle) if state is TransferState.FAILED else None
+        if state is TransferState.FAILED:
+            self._break(job.peer, (job,), self._transport.failure(job.handle))
+            return True
         self._transport.release(job.handle)
-        if error is not None:
-            job.fail(error)
+        if job.transfer.future.done():  # given up: nobody uses what has come
+            job.settle()
+            return True
+        self._count(job)
+        if job.after is None:
+            self._arrived(job, None)
         else:
-            self._count(job)
-            job.succeed()
-        self._on_span("copy" if self._is_copy(job) else job.op.value, job)
+            self._checking[job] = None
+            self._check(job, self._arrived)
         return True
+
+    def _arrived(self, job: PeerJob, error: Exception | None) -> None:
+        """All bytes are here; ``error``: but not as they were sent."""
+        self._checking.pop(job, None)
+        self._on_span("copy" if self._is_copy(job) else job.op.value, job)
+        if error is None:
+            job.succeed()
+        else:
+            self._counters.kv_corrupt += 1
+            job.fail(error)
 
     def _count(self, job: PeerJob) -> None:
         if self._is_copy(job):
@@ -103,38 +140,41 @@ class PeerLane:
 
     def _is_copy(self, job: PeerJob) -> bool:
         """Host-device copies through the compute NIC are transfers with ourselves."""
-        return job.peer == self._transport.engine_id
+        return job.peer == self._transport.peer_id
 
     def _is_late(self, job: PeerJob, now_s: float) -> bool:
         if now_s < job.deadline_at_s:
             return False
         text = f"{job.op.value} of {job.num_bytes} bytes with {job.peer} took longer than {job.deadline_s} s"
-        self._linger(job, TransferTimeoutError(text))
+        job.abandon(TransferTimeoutError(text))
+        self._on_span(f"{job.op.value} (late)", job)
+        self._lingering[job] = None
         return True
 
-    def _abandon(self, jobs: list[PeerJob], error: TransferError) -> None:
-        self._active = [job for job in self._active if job not in jobs]
-        for job in jobs:
-            self._linger(job, error)
+    def _break(self, peer: PeerId, failed: Sequence[PeerJob], error: TransferError) -> TransferError | None:
+        """Nothing with the peer can be relied on: end it all on our side, and remember what may move on the other.
 
-    def _linger(self, job: PeerJob, error: TransferError) -> None:
-        self._on_span(f"{job.op.value} (abandoned)", job)
-        if self._is_quiet(job):
-            job.fail(error)
-        else:
-            job.abandon(error)
-            self._lingering.append(job)
-
-    def _is_quiet(self, job: PeerJob) -> bool:
-        """Try to end an abandoned transfer. Its slots are free from then on."""
-        self._transport.poll(job.handle)
-        if not self._transport.release(job.handle):
-            return False
-        job.quiesce()
-        return True
-
-    def _forget_leaving(self) -> None:
-        busy = {job.peer for job in self._lingering}
-        for peer in self._leaving - busy:
-            self._leaving.discard(peer)
+        Returns why the peer could not be removed; then our memory is not at rest either until it has been.
+        """
+        jobs = dict.fromkeys((*failed, *(j for j in (*self._moving, *self._lingering) if j.peer == peer)))
+        problem: TransferError | None = None
+        try:
             self._transport.remove_peer(peer)
+        except TransferError as refused:
+            problem = refused
+        for job in jobs:
+            self._moving.pop(job, None)
+            self._lingering.pop(job, None)
+            self._transport.poll(job.handle)
+            self._transport.release(job.handle)
+            self._on_span(f"{job.op.value} (failed)", job)
+            if problem is None:
+                job.quiesce()
+            if job.op is Op.PULL and problem is None:
+                job.settle()
+            else:
+                self._unsettled.setdefault(peer, []).append(job)
+            job.abandon(error)
+        if peer == self._transport.peer_id:
+            self._transport.add_peer(self._transport.metadata())
+        return problem

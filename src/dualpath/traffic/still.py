@@ -7,9 +7,9 @@ the memory held before, every answer is invalid.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from dualpath.core.ids import BlockKey, EngineId
+from dualpath.core.ids import BlockKey, PeerId
 from dualpath.traffic.contract import Transfer, Units
 from dualpath.traffic.jobs import Job
 from dualpath.traffic.manager import TrafficManager
@@ -36,18 +36,19 @@ class StillTrafficManager(TrafficManager):
 
     def pull(
         self,
-        peer: EngineId,
+        peer: PeerId,
         local_region: str,
         local_units: Units,
         remote_region: str,
         remote_units: Units,
         deadline_s: float | None = None,
+        after: Callable[[], None] | None = None,
     ) -> Transfer[int]:
         return _done()
 
     def push(
         self,
-        peer: EngineId,
+        peer: PeerId,
         local_region: str,
         local_units: Units,
         remote_region: str,
@@ -56,5 +57,12 @@ class StillTrafficManager(TrafficManager):
     ) -> Transfer[int]:
         return _done()
 
-    def copy(self, src_region: str, src_units: Units, dst_region: str, dst_units: Units) -> Transfer[int]:
+    def copy(
+        self,
+        src_region: str,
+        src_units: Units,
+        dst_region: str,
+        dst_units: Units,
+        after: Callable[[], None] | None = None,
+    ) -> Transfer[int]:
         return _done()

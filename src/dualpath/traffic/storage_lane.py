@@ -13,11 +13,10 @@ from collections.abc import Callable, Sequence
 from itertools import count
 
 from dualpath.core.errors import StoreError, TransferTimeoutError
-from dualpath.core.runtime import Clock
+from dualpath.core.runtime import Clock, Worker
 from dualpath.store.contract import IoRequest, IoState, IoTicket, StoreIo
 from dualpath.traffic.jobs import StorageJob
 from dualpath.traffic.storage_nic import NicDirection, StorageNic
-from dualpath.traffic.worker import Worker
 
 Deliver = Callable[[Callable[[Exception | None], None], Exception | None], None]
 Stage = Callable[[StorageJob], Callable[[], None] | None]
