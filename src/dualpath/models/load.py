@@ -37,7 +37,7 @@ def load_model(
     _check_dtype(dtype)
     family = check_model_dir(path)
     target = _device(device)
-    config = read(lambda: AutoConfig.from_pretrained(path, local_files_only=True), path)
+    config = read(lambda: AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False), path)
     kind = torch_dtype(dtype, config)
     model = load_weights(path, kind)
     model.to(target)  # type: ignore[arg-type]  # its decorator hides the overloads
@@ -84,6 +84,7 @@ def load_weights(path: Path, dtype: torch.dtype, **options: Any) -> PreTrainedMo
             path,
             dtype=dtype,
             local_files_only=True,
+            trust_remote_code=False,  # unset, transformers would ask whoever sits at the terminal
             attn_implementation=ATTENTION_NAME,
             output_loading_info=True,
             **options,

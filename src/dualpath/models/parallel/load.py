@@ -70,4 +70,6 @@ def _check_heads(model: Any, shares: Shares, model_dir: Path) -> None:
 
 
 def _config(model_dir: Path) -> Any:
-    return read(lambda: AutoConfig.from_pretrained(model_dir, local_files_only=True), model_dir)
+    return read(
+        lambda: AutoConfig.from_pretrained(model_dir, local_files_only=True, trust_remote_code=False), model_dir
+    )
