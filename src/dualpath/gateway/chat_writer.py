@@ -36,6 +36,7 @@ class _Answer:
     started: bool = False
     content: list[str] = field(default_factory=list)
     calls: list[ToolCall] = field(default_factory=list)
+    arguments: list[list[str]] = field(default_factory=list)  # of each call, in pieces
     tokens: list[TokenEvent] = field(default_factory=list)
     last: Delta | None = None
 
@@ -91,9 +92,10 @@ class ChatWriter(Writer):
             if isinstance(piece, str):
                 answer.content.append(piece)
             elif piece.call_id is not None:
-                answer.calls.append(ToolCall(piece.call_id, Function(piece.arguments, piece.name or "")))
+                answer.calls.append(ToolCall(piece.call_id, Function("", piece.name or "")))
+                answer.arguments.append([piece.arguments])
             else:
-                answer.calls[-1].function.arguments += piece.arguments
+                answer.arguments[-1].append(piece.arguments)
         answer.tokens += delta.tokens
         answer.last = delta
 
@@ -108,6 +110,8 @@ class ChatWriter(Writer):
         message = ChatMessage(content if content or not answer.calls else None)
         if answer.calls:
             message.tool_calls = answer.calls
+            for call, pieces in zip(answer.calls, answer.arguments, strict=True):
+                call.function.arguments = "".join(pieces)
         logprobs = self._logprobs_of(index, answer.tokens)
         choice = ChatChoice(index, message, logprobs, answer.finish_reason(last), last.stop_reason)
         if self.output.return_token_ids:

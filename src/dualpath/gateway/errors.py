@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import msgspec
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from dualpath.core.errors import DualPathError, InvalidRequestError, OverloadedError
 
@@ -15,6 +16,7 @@ logger = logging.getLogger(__name__)
 
 INVALID_REQUEST = "invalid_request_error"
 SERVER_ERROR = "server_error"
+ERROR_CODE = "dualpath.error_code"  # in the ASGI scope: what kind of error the answer is
 
 
 class ApiError(Exception):
@@ -40,10 +42,27 @@ class ApiError(Exception):
 
     def body(self) -> bytes:
         error = {"message": self.message, "type": self.error_type, "param": self.param, "code": self.code}
-        return msgspec.json.encode({"error": error})
+        return msgspec.json.encode({"error": {name: value and encodable(value) for name, value in error.items()}})
 
     def response(self) -> Response:
-        return Response(self.body(), self.status, headers=self.headers, media_type="application/json")
+        return _ErrorResponse(self)
+
+
+class _ErrorResponse(Response):
+    """Leaves its code in the scope, for whoever counts errors."""
+
+    def __init__(self, error: ApiError) -> None:
+        super().__init__(error.body(), error.status, headers=error.headers, media_type="application/json")
+        self._code = error.code
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope[ERROR_CODE] = self._code
+        await super().__call__(scope, receive, send)
+
+
+def encodable(text: str) -> str:
+    """``text`` with a mark in place of lone surrogates, which JSON can spell and UTF-8 cannot."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def invalid(message: str, param: str | None = None, code: str | None = None) -> InvalidRequestError:

@@ -12,7 +12,11 @@ import uuid
 from dataclasses import dataclass
 from enum import Enum
 
+from dualpath.gateway.errors import encodable
+
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
+# A longer header is read at the closing tag only, so that its beginning is not looked at again with every token.
+MAX_HEADER_CHARS = 1024
 # The line break before a call belongs to the markup: chat templates write one there.
 _OPENINGS = ("\n" + OPEN, OPEN)
 _HEADER = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"arguments"\s*:\s*(?=\{)')
@@ -46,6 +50,7 @@ class ToolCallParser:
         self._max_calls = max_calls
         self._mode = _Mode.CONTENT
         self._buffer = ""
+        self._long: list[str] = []  # what of a long header has been looked through, before the buffer
         self._out: list[Piece] = []
         self._depth = 0
         self._in_string = False
@@ -60,8 +65,10 @@ class ToolCallParser:
     def close(self) -> list[Piece]:
         if self._mode is _Mode.CONTENT:
             self._content(self._buffer)
-        elif self._mode is _Mode.HEADER and not self._whole_call(self._buffer):
-            self._content(OPEN + self._buffer)
+        elif self._mode is _Mode.HEADER:
+            body = self._take_long() + self._buffer
+            if not self._whole_call(body):
+                self._content(OPEN + body)
         self._buffer = ""
         return self._take()
 
@@ -92,18 +99,28 @@ class ToolCallParser:
         return False
 
     def _in_header(self) -> bool:
-        header = _HEADER.match(self._buffer)
-        if header:
-            self._call(str(json.loads(header.group(1), strict=False)), "")
+        header = None if self._long else _HEADER.match(self._buffer, 0, MAX_HEADER_CHARS)
+        name = _name(header.group(1)) if header else None
+        if header and name is not None:
+            self._call(name, "")
             self._buffer, self._mode = self._buffer[header.end() :], _Mode.ARGUMENTS
             return True
         body, found, after = self._buffer.partition(CLOSE)
         if not found:
+            if len(self._buffer) >= MAX_HEADER_CHARS:
+                self._long.append(self._buffer[: 1 - len(CLOSE)])
+                self._buffer = self._buffer[1 - len(CLOSE) :]
             return False
+        body = self._take_long() + body
         if not self._whole_call(body):
             self._content(OPEN + body + CLOSE)
         self._buffer, self._mode = after, _Mode.CONTENT
         return True
+
+    def _take_long(self) -> str:
+        text = "".join(self._long)
+        self._long.clear()
+        return text
 
     def _in_arguments(self) -> bool:
         end = self._scan_object(self._buffer)
@@ -147,13 +164,13 @@ class ToolCallParser:
         """A call whose members come in another order or whose arguments are not an object."""
         try:
             call = json.loads(text, strict=False)
-        except ValueError:
+            if not isinstance(call, dict) or not isinstance(call.get("name"), str):
+                return False
+            arguments = call.get("arguments", call.get("parameters", {}))
+            written = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+        except (ValueError, RecursionError):
             return False
-        if not isinstance(call, dict) or not isinstance(call.get("name"), str):
-            return False
-        arguments = call.get("arguments", call.get("parameters", {}))
-        written = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-        self._call(call["name"], written)
+        self._call(encodable(call["name"]), encodable(written))
         return True
 
     def _content(self, text: str) -> None:
@@ -172,6 +189,14 @@ class ToolCallParser:
 
     def _muted(self) -> bool:
         return self._max_calls is not None and self.num_calls > self._max_calls
+
+
+def _name(literal: str) -> str | None:
+    """What a JSON string says; None where its escapes are none."""
+    try:
+        return encodable(json.loads(literal, strict=False))
+    except ValueError:
+        return None
 
 
 def _num_overlapping(text: str, pattern: str) -> int:
