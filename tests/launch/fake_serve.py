@@ -54,7 +54,7 @@ class Tokenizer:
         return f"tokenizer of {model_dir.name}"
 
 
-def create_app(backend: Any, tokenizer: Any, settings: GatewaySettings) -> FastAPI:
+def create_app(backend: Any, tokenizer: Any, settings: GatewaySettings, _: object) -> FastAPI:
     app = FastAPI()
 
     @app.get("/given")

@@ -4,12 +4,12 @@ Precedence, weakest first: the default in the dataclass, the file given with ``-
 Imports ``core.errors`` only. ``launch`` reads these and hands every other package its own small config.
 """
 
+from dualpath.config.gateway import GatewayConfig
 from dualpath.config.load import load_config
 from dualpath.config.nodes import NodeConfig, RayConfig
 from dualpath.config.serve import (
     ClusterConfig,
     DeadlineConfig,
-    GatewayConfig,
     MemoryConfig,
     ModelConfig,
     ObserveConfig,

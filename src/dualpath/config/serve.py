@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from dualpath.config.fields import Table, setting
+from dualpath.config.gateway import GatewayConfig
 from dualpath.config.nodes import NodeConfig, RayConfig, check_nodes
 from dualpath.core.errors import ConfigError
 
@@ -166,23 +167,6 @@ class MemoryConfig(Table):
         help="what copies KV between host and device: the CPU, CUDA, or the compute NIC by loopback RDMA, where its "
         "traffic classes order copies too",
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class GatewayConfig(Table):
-    """The HTTP server that clients talk to."""
-
-    TABLE = "gateway"
-    host: str = setting("127.0.0.1", help="address to listen on; 0.0.0.0 for all, then better with --api-key")
-    port: int = setting(8000, minimum=0, maximum=65535, help="TCP port; 0 takes a free one and prints it")
-    api_keys: tuple[str, ...] = setting(
-        (),
-        flag="api-key",
-        metavar="KEY",
-        none_means="open to all",
-        help="a key that clients must send as bearer token; may be repeated; keep it out of sight with --config",
-    )
-    drain_s: float = setting(30.0, minimum=0, maximum=3600, help="seconds that running requests get after Ctrl-C")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,27 +11,40 @@ from starlette.requests import ClientDisconnect
 
 from dualpath import __version__
 from dualpath.core.errors import DualPathError
+from dualpath.gateway.admission import Admission
 from dualpath.gateway.auth import BearerAuth
 from dualpath.gateway.backend import Backend
 from dualpath.gateway.context import Gateway
 from dualpath.gateway.errors import ApiError, as_api_error
 from dualpath.gateway.metrics import Metrics
 from dualpath.gateway.plan import Planner
+from dualpath.gateway.refusals import CountRefusals
 from dualpath.gateway.routes_openai import openai_router
 from dualpath.gateway.routes_status import status_router
 from dualpath.gateway.settings import GatewaySettings
+from dualpath.gateway.tenants import Tenants
 from dualpath.gateway.tokenizer import Tokenizer
 
 CLIENT_CLOSED_REQUEST = 499  # nobody will read it
 
 
-def create_app(backend: Backend, tokenizer: Tokenizer, settings: GatewaySettings | None = None) -> FastAPI:
-    """An app over ``backend``; several may live in one process. The tokenizer's threads end with the app."""
+def create_app(
+    backend: Backend,
+    tokenizer: Tokenizer,
+    settings: GatewaySettings | None = None,
+    metrics: Metrics | None = None,
+) -> FastAPI:
+    """An app over ``backend``; several may live in one process. The tokenizer's threads end with the app.
+
+    ``metrics``: to be shared with the server, which has errors of its own to count.
+    """
     settings = settings or GatewaySettings()
-    metrics = Metrics()
+    metrics = metrics or Metrics()
     backend.on_finished(metrics.observe)
     planner = Planner(backend.model_name, backend.max_context_tokens, tokenizer, settings)
-    gateway = Gateway(backend, tokenizer, settings, metrics, planner)
+    admission = Admission(settings, backend.max_context_tokens, tokenizer)
+    tenants = Tenants(settings.api_keys, settings.admin_keys, share_cache=settings.share_cache)
+    gateway = Gateway(backend, tokenizer, settings, metrics, planner, admission, tenants)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -46,8 +59,9 @@ def create_app(backend: Backend, tokenizer: Tokenizer, settings: GatewaySettings
         app.add_exception_handler(error_type, _on_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)
-    if settings.api_keys:
-        app.add_middleware(BearerAuth, api_keys=settings.api_keys)
+    if tenants:
+        app.add_middleware(BearerAuth, tenants=tenants)
+    app.add_middleware(CountRefusals, refusals=metrics.refusals)  # the last one is the outermost
     return app
 
 
@@ -58,9 +72,11 @@ async def _on_error(_: Request, error: Exception) -> Response:
 async def _on_http_error(request: Request, error: Exception) -> Response:
     """No such path, or not with this method."""
     assert isinstance(error, HTTPException)
-    message = f"{error.detail}: {request.method} {request.url.path}"
-    return ApiError(error.status_code, message, headers=error.headers).response()
+    # Not request.url: it is put together from a Host header that may be anything.
+    message = f"{error.detail}: {request.method} {request.scope['path']}"
+    code = "".join(char if char.isalnum() else "_" for char in error.detail.lower())
+    return ApiError(error.status_code, message, code=code, headers=error.headers).response()
 
 
 async def _on_disconnect(_: Request, error: Exception) -> Response:
-    return Response(status_code=CLIENT_CLOSED_REQUEST)
+    return ApiError(CLIENT_CLOSED_REQUEST, "the client is gone", code="client_closed_request").response()

@@ -1,27 +1,32 @@
-"""Bearer keys, checked before anything else reads the request."""
+"""Bearer keys, checked before anything else reads the request; whose key it is goes with the request from here on."""
 
 from __future__ import annotations
 
-import hmac
-from collections.abc import Sequence
-
 from starlette.datastructures import Headers
+from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dualpath.gateway.errors import ApiError
+from dualpath.gateway.tenants import EVERYBODY, Tenant, Tenants
 
 OPEN_PATHS = frozenset({"/health", "/metrics"})  # load balancers and scrapers have no keys
+_TENANT = "dualpath.tenant"  # in the ASGI scope
 
 
 class BearerAuth:
     """ASGI middleware; it never touches bodies, so streams pass at full speed."""
 
-    def __init__(self, app: ASGIApp, api_keys: Sequence[str]) -> None:
+    def __init__(self, app: ASGIApp, tenants: Tenants) -> None:
         self._app = app
-        self._keys = [key.encode() for key in api_keys]
+        self._tenants = tenants
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in OPEN_PATHS or self._accepts(Headers(scope=scope)):
+        if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
+            await self._app(scope, receive, send)
+            return
+        tenant = self._tenant_of(Headers(scope=scope))
+        if tenant is not None:
+            scope[_TENANT] = tenant
             await self._app(scope, receive, send)
             return
         message = (
@@ -32,10 +37,18 @@ class BearerAuth:
         error = ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
         await error.response()(scope, receive, send)
 
-    def _accepts(self, headers: Headers) -> bool:
+    def _tenant_of(self, headers: Headers) -> Tenant | None:
         scheme, _, given = headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer":
-            return False
-        # All keys are compared, each in constant time: neither key nor position shows in the timing.
-        matches = [hmac.compare_digest(given.strip().encode(), key) for key in self._keys]
-        return any(matches)
+            return None
+        return self._tenants.find(given.strip().encode("latin-1"))  # the bytes that were sent
+
+
+def tenant_of(request: Request) -> Tenant:
+    tenant: Tenant = request.scope.get(_TENANT, EVERYBODY)
+    return tenant
+
+
+def require_admin(request: Request) -> None:
+    if not tenant_of(request).is_admin:
+        raise ApiError(403, "This needs an admin key.", error_type="permission_error", code="admin_key_required")

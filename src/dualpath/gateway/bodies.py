@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 import msgspec
 
 from dualpath.gateway.errors import ApiError, invalid
+from dualpath.gateway.json_size import ContainerLimit
 
 
 class Refused(msgspec.Struct, kw_only=True):
@@ -171,8 +172,9 @@ _PATH = re.compile(r" - at `\$\.?(.*)`$")
 _FIELD = re.compile(r"field `([^`]+)`")
 
 
-def parse_body(raw: bytes, body_type: type[Body]) -> Body:
+def parse_body(raw: bytes, body_type: type[Body], max_containers: int) -> Body:
     """The body, or ApiError 400: malformed JSON without a param, wrong types and missing fields with theirs."""
+    ContainerLimit(max_containers).check(raw)
     try:
         body = msgspec.json.decode(raw, type=body_type)
     except msgspec.ValidationError as error:

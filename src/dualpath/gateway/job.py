@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ MAX_QUEUED_DELTAS = 64  # of all choices together; a slow client holds its own c
 @dataclass(frozen=True, slots=True)
 class Prompt:
     token_ids: tuple[int, ...]
-    text: str | None = None  # None: the client sent ids
+    text: str | None = None  # kept where it is to be echoed; None: the client sent ids
 
 
 @dataclass(slots=True)
@@ -53,10 +52,6 @@ class Job:
         records = (backend.record(choice.request.request_id) for choice in self.choices[:: self.num_per_prompt])
         num_cached = sum(record.num_hit_tokens for record in records if record is not None)
         return Usage(num_prompt, num_generated, num_prompt + num_generated, CachedTokens(num_cached))
-
-
-def new_job_id(prefix: str) -> str:
-    return f"{prefix}-{uuid.uuid4().hex}"
 
 
 def request_id_of(job_id: str, choice_index: int, num_choices: int) -> RequestId:

@@ -8,11 +8,15 @@ from typing import Any
 
 from dualpath.gateway.bodies import ChatBody, TokenizeBody
 from dualpath.gateway.errors import invalid
+from dualpath.gateway.json_size import ContainerLimit
 from dualpath.gateway.tokenizer import Tokenizer
 
 
-def conversation_text(tokenizer: Tokenizer, body: ChatBody | TokenizeBody) -> str:
-    """The prompt's text: messages and tools through the model's chat template."""
+def conversation_text(tokenizer: Tokenizer, body: ChatBody | TokenizeBody, max_containers: int) -> str:
+    """The prompt's text: messages and tools through the model's chat template.
+
+    ``max_containers``: objects and arrays in all arguments of tool calls, which are JSON inside of JSON.
+    """
     add_prompt = body.add_generation_prompt is not False
     continue_final = bool(body.continue_final_message)
     if add_prompt and continue_final:
@@ -23,7 +27,8 @@ def conversation_text(tokenizer: Tokenizer, body: ChatBody | TokenizeBody) -> st
         )
     if not body.messages:
         raise invalid("messages must not be empty", "messages")
-    messages = [_message(tokenizer, message, f"messages[{i}]") for i, message in enumerate(body.messages)]
+    limit = ContainerLimit(max_containers)
+    messages = [_message(tokenizer, message, limit, f"messages[{i}]") for i, message in enumerate(body.messages)]
     for i, tool in enumerate(body.tools or []):
         _check_tool(tool, f"tools[{i}]")
     return tokenizer.render_chat(
@@ -42,7 +47,7 @@ def _template_kwargs(body: ChatBody | TokenizeBody) -> dict[str, Any]:
     return kwargs
 
 
-def _message(tokenizer: Tokenizer, message: dict[str, Any], where: str) -> dict[str, Any]:
+def _message(tokenizer: Tokenizer, message: dict[str, Any], limit: ContainerLimit, where: str) -> dict[str, Any]:
     role = message.get("role")
     if not isinstance(role, str) or not role:
         raise invalid(f"{where}.role must be a string", f"{where}.role")
@@ -54,7 +59,7 @@ def _message(tokenizer: Tokenizer, message: dict[str, Any], where: str) -> dict[
         calls = out["tool_calls"]
         if not isinstance(calls, list):
             raise invalid(f"{where}.tool_calls must be an array", f"{where}.tool_calls")
-        out["tool_calls"] = [_call(tokenizer, call, f"{where}.tool_calls[{i}]") for i, call in enumerate(calls)]
+        out["tool_calls"] = [_call(tokenizer, call, limit, f"{where}.tool_calls[{i}]") for i, call in enumerate(calls)]
     return out
 
 
@@ -79,14 +84,15 @@ def _part_text(part: object, where: str) -> str:
     return text
 
 
-def _call(tokenizer: Tokenizer, call: object, where: str) -> dict[str, Any]:
+def _call(tokenizer: Tokenizer, call: object, limit: ContainerLimit, where: str) -> dict[str, Any]:
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(call, dict) or not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise invalid(f"{where} must be an object with a function and its name", where)
     arguments = function.get("arguments", "{}")
     if isinstance(arguments, str) and not tokenizer.template_keeps_arguments:
+        limit.check(arguments.encode("utf-8", "replace"), where)
         # If what the model wrote was no JSON, let it see its own mistake.
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             arguments = json.loads(arguments or "{}")
     return {**call, "function": {**function, "arguments": arguments}}
 

@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 from dualpath.core.plan import Direction
 from dualpath.core.request import RequestRecord
 from dualpath.core.stats import ClusterStats, EngineStats
+from dualpath.gateway.refusals import Refusals
 
 _TTFT_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0)
 _TPOT_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0)
@@ -55,6 +56,7 @@ class Metrics:
         self.registry = registry = CollectorRegistry()
         self._cluster = _ClusterCollector()
         registry.register(self._cluster)
+        self.refusals = Refusals(registry)
         self._requests = Counter("dualpath_requests", "Requests by outcome", ["outcome"], registry=registry)
         for outcome in _OUTCOMES:
             self._requests.labels(outcome)  # shown as 0 from the start

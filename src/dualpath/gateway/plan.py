@@ -6,19 +6,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dualpath.core.request import Request
-from dualpath.gateway.bodies import ChatBody, CompletionBody, Generation, parse_body
+from dualpath.gateway.bodies import Body, ChatBody, CompletionBody, Generation, TokenizeBody, parse_body
 from dualpath.gateway.chat_writer import ChatWriter
 from dualpath.gateway.choice import Choice
 from dualpath.gateway.completion_writer import CompletionWriter
 from dualpath.gateway.detokenize import Decode
 from dualpath.gateway.errors import ApiError, invalid
-from dualpath.gateway.job import Job, Prompt, new_job_id, request_id_of
+from dualpath.gateway.job import Job, Prompt, request_id_of
 from dualpath.gateway.messages import conversation_text
-from dualpath.gateway.sampling import Output, check_ranges, output_of, resolve_max_tokens, sampling_of
+from dualpath.gateway.sampling import Output, check_ranges, output_of, resolve_max_tokens, sampling_of, too_long
 from dualpath.gateway.settings import GatewaySettings
+from dualpath.gateway.tenants import EVERYBODY, Tenant
 from dualpath.gateway.tokenizer import Tokenizer
 from dualpath.gateway.tool_calls import CLOSE, OPEN
 from dualpath.gateway.writer import UsageIn, Writer
+
+SLACK_CONTAINERS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,15 +33,29 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Planner:
-    """Knows the model and the limits. Raises ApiError or InvalidRequestError for whatever cannot be served."""
+    """Knows the model and the limits. Raises ApiError or InvalidRequestError for whatever cannot be served.
+
+    What cannot fit the context is refused before it is tokenised, or built as objects.
+    """
 
     model_name: str
     max_context_tokens: int
     tokenizer: Tokenizer
     settings: GatewaySettings
 
-    def completion(self, raw: bytes) -> Plan:
-        body = parse_body(raw, CompletionBody)
+    @property
+    def max_containers(self) -> int:
+        """Objects and arrays in a body: a message, a part or a call that is worth sending takes a token or more."""
+        return self.max_context_tokens + SLACK_CONTAINERS
+
+    def parse(self, raw: bytes, body_type: type[Body]) -> Body:
+        return parse_body(raw, body_type, self.max_containers)
+
+    def conversation(self, body: ChatBody | TokenizeBody) -> str:
+        return conversation_text(self.tokenizer, body, self.max_containers)
+
+    def completion(self, raw: bytes, tenant: Tenant = EVERYBODY) -> Plan:
+        body = self.parse(raw, CompletionBody)
         self._check(body)
         if body.best_of not in (None, 1, body.n or 1):
             raise invalid("best_of is not supported", "best_of", "unsupported_parameter")
@@ -46,23 +63,23 @@ class Planner:
             raise invalid("echo with logprobs is not supported", "echo", "unsupported_parameter")
         output = output_of(body, self.settings)
         decode = self.tokenizer.decoder(output.skip_special_tokens)
-        job = self._job("cmpl", body, output, self._prompts(body), decode)
+        job = self._job(tenant.new_id("cmpl"), body, output, self._prompts(body), decode, tenant)
         writer = CompletionWriter(job, self.tokenizer, output, echo=bool(body.echo), usage=_usage_in(body))
         return Plan(job, writer, bool(body.stream))
 
-    def chat(self, raw: bytes) -> Plan:
-        body = parse_body(raw, ChatBody)
+    def chat(self, raw: bytes, tenant: Tenant = EVERYBODY) -> Plan:
+        body = self.parse(raw, ChatBody)
         self._check(body)
         parse_tools = _parse_tools(body)
         output = output_of(body, self.settings)
-        text = conversation_text(self.tokenizer, body)
-        ids = self.tokenizer.encode(text, add_special_tokens=bool(body.add_special_tokens))
+        ids = self._encode(self.conversation(body), "messages", add_special_tokens=bool(body.add_special_tokens))
         # Tool markup that the tokenizer counts as special would be dropped before it can be parsed.
         hide_special = output.skip_special_tokens and not (
             parse_tools and {OPEN, CLOSE} & self.tokenizer.special_tokens
         )
         decode = self.tokenizer.decoder(hide_special)
-        job = self._job("chatcmpl", body, output, [self._prompt(ids, text, "messages")], decode)
+        prompt = self._prompt(ids, None, "messages")
+        job = self._job(tenant.new_id("chatcmpl"), body, output, [prompt], decode, tenant)
         writer = ChatWriter(
             job,
             self.tokenizer,
@@ -90,23 +107,37 @@ class Planner:
             raise invalid(f"at most {limit} choices (prompts x n) are allowed, not {num_choices}", "n")
         for item in items:
             if isinstance(item, str):
-                ids: Sequence[int] = self.tokenizer.encode(item, add_special_tokens=special)
-                prompts.append(self._prompt(ids, item, "prompt"))
+                ids: Sequence[int] = self._encode(item, "prompt", add_special_tokens=special)
+                prompts.append(self._prompt(ids, item if body.echo else None, "prompt"))
             else:
                 prompts.append(self._prompt(item, None, "prompt"))
         return prompts
 
+    def _encode(self, text: str, param: str, *, add_special_tokens: bool) -> list[int]:
+        if self.tokenizer.has_more_than(text, self.max_context_tokens):
+            raise too_long(self.max_context_tokens, f"more than {2 * self.max_context_tokens}", param)
+        return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+
     def _prompt(self, ids: Sequence[int], text: str | None, param: str) -> Prompt:
         if not ids:
             raise invalid(f"{param} must have at least one token", param)
+        if len(ids) >= self.max_context_tokens:
+            raise too_long(self.max_context_tokens, len(ids), param)
         self.tokenizer.check_ids(ids, param)
         return Prompt(tuple(ids), text)
 
     def _job(
-        self, prefix: str, body: CompletionBody | ChatBody, output: Output, prompts: list[Prompt], decode: Decode
+        self,
+        job_id: str,
+        body: CompletionBody | ChatBody,
+        output: Output,
+        prompts: list[Prompt],
+        decode: Decode,
+        tenant: Tenant,
     ) -> Job:
-        job = Job(new_job_id(prefix), self.model_name, prompts, body.n or 1, [])
+        job = Job(job_id, self.model_name, prompts, body.n or 1, [])
         num_choices = len(prompts) * job.num_per_prompt
+        cache_salt = tenant.cache_salt(body.cache_salt or "")
         for prompt in prompts:
             max_tokens = resolve_max_tokens(body, len(prompt.token_ids), self.max_context_tokens)
             for k in range(job.num_per_prompt):
@@ -115,7 +146,7 @@ class Planner:
                     request_id_of(job.job_id, index, num_choices),
                     prompt.token_ids,
                     sampling_of(body, output, max_tokens, k, self.settings.sampling),
-                    body.cache_salt or "",
+                    cache_salt,
                 )
                 job.choices.append(_choice(index, request, decode, output))
         return job

@@ -8,12 +8,15 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from dualpath.gateway.bodies import DetokenizeBody, TokenizeBody, parse_body
+from dualpath.gateway.auth import tenant_of
+from dualpath.gateway.bodies import DetokenizeBody, TokenizeBody
 from dualpath.gateway.context import Gateway, json_response
 from dualpath.gateway.errors import invalid, not_ready
-from dualpath.gateway.messages import conversation_text
 from dualpath.gateway.plan import Plan
 from dualpath.gateway.respond import GenerationResponse
+from dualpath.gateway.tenants import Tenant
+
+MAX_TOKENIZED_CONTEXTS = 2  # longest contexts that one text to be counted may have
 
 
 def openai_router(gateway: Gateway) -> APIRouter:
@@ -48,10 +51,11 @@ def openai_router(gateway: Gateway) -> APIRouter:
     return router
 
 
-async def _generate(gateway: Gateway, request: Request, plan_of: Callable[[bytes], Plan]) -> Response:
+async def _generate(gateway: Gateway, request: Request, plan_of: Callable[[bytes, Tenant], Plan]) -> Response:
     if not gateway.backend.ready():
         raise not_ready()
-    plan = await gateway.on_body(request, plan_of)
+    tenant = tenant_of(request)
+    plan = await gateway.on_body(request, lambda raw: plan_of(raw, tenant))
     return GenerationResponse(
         plan.job,
         plan.writer,
@@ -74,15 +78,18 @@ def _model_card(gateway: Gateway, *, created_unix_s: int) -> dict[str, Any]:
 
 
 def _tokenize(gateway: Gateway, raw: bytes) -> dict[str, Any]:
-    body = parse_body(raw, TokenizeBody)
+    body = gateway.planner.parse(raw, TokenizeBody)
     gateway.planner.check_model(body.model)
     if (body.prompt is None) == (body.messages is None):
         raise invalid("give either prompt or messages", "prompt")
     tokenizer = gateway.tokenizer
     # As in generation: a prompt gets the tokenizer's special tokens by default, a template writes its own.
     is_prompt = body.prompt is not None
-    text = body.prompt if body.prompt is not None else conversation_text(tokenizer, body)
+    text = body.prompt if body.prompt is not None else gateway.planner.conversation(body)
     special = is_prompt if body.add_special_tokens is None else body.add_special_tokens
+    max_tokens = MAX_TOKENIZED_CONTEXTS * gateway.backend.max_context_tokens
+    if tokenizer.has_more_than(text, max_tokens):
+        raise invalid(f"the text has more than {max_tokens} tokens", "prompt" if is_prompt else "messages")
     ids = tokenizer.encode(text, add_special_tokens=special)
     return {
         "count": len(ids),
@@ -93,7 +100,7 @@ def _tokenize(gateway: Gateway, raw: bytes) -> dict[str, Any]:
 
 
 def _detokenize(gateway: Gateway, raw: bytes) -> dict[str, Any]:
-    body = parse_body(raw, DetokenizeBody)
+    body = gateway.planner.parse(raw, DetokenizeBody)
     gateway.planner.check_model(body.model)
     gateway.tokenizer.check_ids(body.tokens, "tokens")
     return {"prompt": gateway.tokenizer.decode(body.tokens, skip_special_tokens=False)}

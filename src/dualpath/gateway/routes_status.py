@@ -7,6 +7,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from dualpath import __version__
 from dualpath.core.errors import DualPathError
+from dualpath.gateway.auth import require_admin, tenant_of
 from dualpath.gateway.context import Gateway, json_response
 from dualpath.gateway.errors import invalid, not_ready
 
@@ -36,11 +37,16 @@ def status_router(gateway: Gateway) -> APIRouter:
 
     @router.get("/v1/dualpath/requests")
     async def requests(request: Request) -> Response:
-        records = gateway.backend.recent(_limit(request))
-        return json_response({"object": "list", "data": records})
+        limit, tenant = _limit(request), tenant_of(request)
+        # A tenant's own may be far between those of others.
+        records = gateway.backend.recent(limit if tenant.is_admin else MAX_RECENT)
+        own = [record for record in records if tenant.may_see(record.request_id)]
+        return json_response({"object": "list", "data": own[:limit]})
 
     @router.get("/v1/dualpath/stats")
-    async def cluster_stats() -> Response:
+    async def cluster_stats(request: Request) -> Response:
+        if gateway.tenants.has_admins:
+            require_admin(request)
         return json_response(await gateway.backend.stats())
 
     return router
@@ -48,6 +54,6 @@ def status_router(gateway: Gateway) -> APIRouter:
 
 def _limit(request: Request) -> int:
     given = request.query_params.get("limit", str(DEFAULT_RECENT))
-    if not given.isdecimal() or not 1 <= int(given) <= MAX_RECENT:
+    if not given.isdecimal() or len(given) > len(str(MAX_RECENT)) or not 1 <= int(given) <= MAX_RECENT:
         raise invalid(f"limit must be a number between 1 and {MAX_RECENT}", "limit")
     return int(given)

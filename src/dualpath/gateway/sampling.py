@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dualpath.core.errors import InvalidRequestError
 from dualpath.core.request import SamplingParams
 from dualpath.gateway.bodies import ChatBody, CompletionBody, Generation
 from dualpath.gateway.defaults import SamplingDefaults
@@ -16,7 +17,8 @@ MAX_TEMPERATURE = 2
 # A smaller temperature is 0, as in vLLM: the most likely token is drawn anyway, and dividing by it would overflow.
 MIN_TEMPERATURE = 1e-5
 SEED_LIMIT = 1 << 63
-MAX_STOP_CHARS = 4096
+MAX_STOP_CHARS = MAX_SALT_CHARS = 4096
+MAX_TOP_K = 1 << 31  # larger than any vocabulary; engines need not work with numbers of any size
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,12 @@ def check_ranges(body: Generation, settings: GatewaySettings, tokenizer: Tokeniz
     check_distribution(body.temperature, body.top_p, body.top_k, body.seed)
     _check_range("n", body.n, 1, settings.max_choices)
     _check_range("max_tokens", body.max_tokens, 1, None)
-    tokenizer.check_ids(body.stop_token_ids or [], "stop_token_ids")
+    stop_token_ids = body.stop_token_ids or []
+    if len(stop_token_ids) > settings.max_stop_tokens:
+        raise invalid(f"at most {settings.max_stop_tokens} stop_token_ids are allowed", "stop_token_ids")
+    tokenizer.check_ids(stop_token_ids, "stop_token_ids")
+    if len(body.cache_salt or "") > MAX_SALT_CHARS:
+        raise invalid(f"cache_salt must have at most {MAX_SALT_CHARS} characters", "cache_salt")
     if body.stream_options is not None and not body.stream:
         raise invalid("stream_options is only allowed when stream is true", "stream_options")
 
@@ -77,7 +84,7 @@ def sampling_of(
         max_tokens=max_tokens,
         temperature=resolve_temperature(defaults.temperature if body.temperature is None else body.temperature),
         top_p=defaults.top_p if body.top_p is None else body.top_p,
-        top_k=max(defaults.top_k if body.top_k is None else body.top_k, 0),  # -1 is vLLM's spelling of "all"
+        top_k=min(max(defaults.top_k if body.top_k is None else body.top_k, 0), MAX_TOP_K),  # -1: all, as in vLLM
         seed=seed,
         stop_token_ids=tuple(body.stop_token_ids or ()),
         ignore_eos=bool(body.ignore_eos),
@@ -93,12 +100,7 @@ def resolve_max_tokens(body: CompletionBody | ChatBody, num_prompt_tokens: int, 
     """How many tokens may be generated; InvalidRequestError when prompt and answer do not fit the context."""
     rest = max_context_tokens - num_prompt_tokens
     if rest < 1:
-        raise invalid(
-            f"This model's maximum context length is {max_context_tokens} tokens, but the prompt has "
-            f"{num_prompt_tokens} tokens and at least one is to be generated.",
-            "messages" if isinstance(body, ChatBody) else "prompt",
-            "context_length_exceeded",
-        )
+        raise too_long(max_context_tokens, num_prompt_tokens, "messages" if isinstance(body, ChatBody) else "prompt")
     param, asked = _asked_max_tokens(body)
     if asked is None:
         return rest if isinstance(body, ChatBody) else min(COMPLETION_MAX_TOKENS, rest)
@@ -110,6 +112,15 @@ def resolve_max_tokens(body: CompletionBody | ChatBody, num_prompt_tokens: int, 
             "context_length_exceeded",
         )
     return asked
+
+
+def too_long(max_context_tokens: int, num_prompt_tokens: int | str, param: str) -> InvalidRequestError:
+    return invalid(
+        f"This model's maximum context length is {max_context_tokens} tokens, but the prompt has "
+        f"{num_prompt_tokens} tokens and at least one is to be generated.",
+        param,
+        "context_length_exceeded",
+    )
 
 
 def _asked_max_tokens(body: CompletionBody | ChatBody) -> tuple[str, int | None]:

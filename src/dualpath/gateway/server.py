@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
 import signal
 import socket
 from collections.abc import Callable, Coroutine, Iterator
+from functools import partial
 from typing import Any, TypeVar
 
 import uvicorn
 from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
 
 from dualpath.core.errors import ConfigError
+from dualpath.gateway.http_protocol import Connections, HttpProtocol
+from dualpath.gateway.refusals import Refusals
+from dualpath.gateway.settings import ConnectionLimits
 
 T = TypeVar("T")
 
 BACKLOG = 2048
+MAX_CONNECTIONS = 4096  # unless a number is set
 POLL_S = 0.005
+_DEFAULT_LIMITS = ConnectionLimits()
 
 
 async def serve(
@@ -30,16 +38,20 @@ async def serve(
     handle_signals: bool = True,
     on_listening: Callable[[str, int], None] | None = None,
     access_log: bool = False,
+    limits: ConnectionLimits = _DEFAULT_LIMITS,
+    refusals: Refusals | None = None,
 ) -> None:
     """Returns after a graceful end: ``stop`` set or, where ``handle_signals``, SIGINT or SIGTERM.
 
     Requests still running ``drain_s`` seconds after the stop are cancelled; a second signal, or cancelling ``serve``,
     cancels them at once. In each case they have let go of everything on return. ``port`` 0 takes a free one, told to
-    ``on_listening``. Raises ConfigError if the address cannot be had.
+    ``on_listening``. ``refusals`` counts what the app never sees. Raises ConfigError if the address cannot be had.
     """
     sock = _listen(host, port)
     stop = stop or asyncio.Event()
-    server = _server(app, drain_s=drain_s, access_log=access_log)
+    max_connections = limits.max_connections or _affordable_connections()
+    shared = Connections(limits, max_connections, refusals or Refusals(CollectorRegistry()))
+    server = _server(app, shared, drain_s=drain_s, access_log=access_log)
     with sock, _signals(stop, server) if handle_signals else contextlib.nullcontext():
         running = asyncio.ensure_future(server.serve(sockets=[sock]))
         stopping = asyncio.ensure_future(stop.wait())
@@ -79,9 +91,20 @@ class _Server(uvicorn.Server):
             await asyncio.sleep(POLL_S)
 
 
-def _server(app: FastAPI, *, drain_s: float, access_log: bool) -> _Server:
+def _affordable_connections() -> int:
+    """Half of the files that the process may open: the store and the transports need the others."""
+    return min(MAX_CONNECTIONS, max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))
+
+
+def _server(app: FastAPI, shared: Connections, *, drain_s: float, access_log: bool) -> _Server:
     config = uvicorn.Config(
-        app, log_config=None, access_log=access_log, ws="none", timeout_graceful_shutdown=0, server_header=False
+        app,
+        http=partial(HttpProtocol, shared=shared),  # type: ignore[arg-type]  # it is called, and nothing else
+        log_config=None,
+        access_log=access_log,
+        ws="none",
+        timeout_graceful_shutdown=0,
+        server_header=False,
     )
     config.timeout_graceful_shutdown = drain_s  # type: ignore[assignment]  # waits take fractions too
     return _Server(config)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
+from functools import lru_cache
 
 
 class _Automaton:
@@ -11,13 +13,7 @@ class _Automaton:
     def __init__(self, pattern: str) -> None:
         self.pattern = pattern
         self.matched = 0
-        self._fallback = [0] * len(pattern)
-        length = 0
-        for i in range(1, len(pattern)):
-            while length and pattern[i] != pattern[length]:
-                length = self._fallback[length - 1]
-            length += pattern[i] == pattern[length]
-            self._fallback[i] = length
+        self._fallback = _fallback(pattern)
 
     def advance(self, char: str) -> bool:
         """True when the text now ends with the whole pattern; nothing may follow then."""
@@ -25,6 +21,22 @@ class _Automaton:
             self.matched = self._fallback[self.matched - 1]
         self.matched += char == self.pattern[self.matched]
         return self.matched == len(self.pattern)
+
+
+@lru_cache(maxsize=256)
+def _fallback(pattern: str) -> array[int]:
+    """For each beginning of the pattern, how long the longest shorter beginning is that it ends with.
+
+    Kept, as all choices of a request have the same stop strings, and there may be many of both.
+    """
+    out = array("H", [0]) * len(pattern)
+    length = 0
+    for i in range(1, len(pattern)):
+        while length and pattern[i] != pattern[length]:
+            length = out[length - 1]
+        length += pattern[i] == pattern[length]
+        out[i] = length
+    return out
 
 
 class StopMatcher:

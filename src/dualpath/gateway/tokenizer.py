@@ -16,7 +16,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-import jinja2
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from dualpath.core.errors import ConfigError, InvalidRequestError
@@ -25,6 +24,8 @@ from dualpath.gateway.detokenize import REPLACEMENT, Decode
 T = TypeVar("T")
 
 MAX_ERROR_CHARS = 300
+PIECE_CHARS = 16384
+MIN_BYTES_PER_TOKEN_TO_LOOK = 8  # ordinary text has 3 to 5, so prompts that fit are hardly ever tokenised twice
 _RESERVED_KWARGS = frozenset(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters) - {"kwargs"}
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 _ARGUMENTS_AS_STRING = re.compile(r"arguments\s+is\s+string")
@@ -58,7 +59,7 @@ class Tokenizer:
         if not path.is_dir():
             raise ConfigError(f"no such model directory: {path}")
         try:
-            inner = AutoTokenizer.from_pretrained(path, local_files_only=True)
+            inner = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
             raise ConfigError(f"cannot load the tokenizer in {path}: {_one_line(error)}") from error
         return cls(inner, vocab_size=_model_vocab_size(path))
@@ -75,6 +76,22 @@ class Tokenizer:
         except (TypeError, UnicodeEncodeError) as error:  # lone surrogates, which JSON can spell
             raise InvalidRequestError(f"the text cannot be tokenised: {_one_line(error)}") from error
         return list(encoding.ids)
+
+    def has_more_than(self, text: str, max_tokens: int) -> bool:
+        """Whether ``text`` has clearly more tokens, found out at the cost of twice ``max_tokens``, however long it is.
+
+        It is tokenised in pieces until there are twice as many: cutting changes the tokens next to the cuts, never
+        every second one. Text with few bytes for each of ``max_tokens`` is not looked at, as it costs little anyway.
+        """
+        num_bytes = len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
+        if num_bytes <= MIN_BYTES_PER_TOKEN_TO_LOOK * max_tokens:
+            return False
+        num_tokens = 0
+        for start in range(0, len(text), PIECE_CHARS):
+            num_tokens += len(self.encode(text[start : start + PIECE_CHARS], add_special_tokens=False))
+            if num_tokens > 2 * max_tokens:
+                return True
+        return False
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         return self.decoder(skip_special_tokens)(token_ids)
@@ -122,7 +139,7 @@ class Tokenizer:
                 tokenize=False,
                 **template_kwargs,
             )
-        except (jinja2.TemplateError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+        except Exception as error:  # the model's program, run on what a client sent: it can fail in any way
             raise InvalidRequestError(f"the chat template failed: {_one_line(error)}", param="messages") from error
         return str(text)
 

@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
-from dualpath.config import ServeConfig
+from dualpath.config import GatewayConfig, ServeConfig
 from dualpath.core.errors import ConfigError
 from dualpath.launch.setup import set_up_process
 from dualpath.launch.signals import Stopper
@@ -20,6 +20,8 @@ from dualpath.scheduler.systems import system_policy
 from dualpath.store.open import check_url
 
 if TYPE_CHECKING:
+    from dualpath.gateway.defaults import SamplingDefaults
+    from dualpath.gateway.settings import GatewaySettings
     from dualpath.launch.composition import Cluster
 
 
@@ -68,16 +70,16 @@ async def serve_cluster(
     """Start the cluster, serve it over HTTP until ``stop``, close it; ``closing_s`` says how long requests then get."""
     from dualpath.gateway.app import create_app
     from dualpath.gateway.defaults import read_defaults
+    from dualpath.gateway.metrics import Metrics
     from dualpath.gateway.server import serve
-    from dualpath.gateway.settings import GatewaySettings
     from dualpath.gateway.tokenizer import Tokenizer
 
     gateway = config.gateway
-    settings = GatewaySettings(api_keys=gateway.api_keys, sampling=read_defaults(config.model.dir))
+    settings, metrics = gateway_settings(gateway, read_defaults(config.model.dir)), Metrics()
     tokenizer = await asyncio.to_thread(Tokenizer.load, config.model.dir)
     await cluster.start()
     try:
-        app = create_app(cluster.service, tokenizer, settings)
+        app = create_app(cluster.service, tokenizer, settings, metrics)
         on_started()
         await serve(
             app,
@@ -87,9 +89,32 @@ async def serve_cluster(
             stop=stop,
             handle_signals=False,
             on_listening=on_listening,
+            limits=settings.connections,
+            refusals=metrics.refusals,
         )
     finally:
         await _shielded(cluster.close(closing_s()))
+
+
+def gateway_settings(gateway: GatewayConfig, sampling: SamplingDefaults) -> GatewaySettings:
+    from dualpath.gateway.settings import ConnectionLimits, GatewaySettings
+
+    return GatewaySettings(
+        api_keys=gateway.api_keys,
+        admin_keys=gateway.admin_keys,
+        share_cache=gateway.share_cache,
+        sampling=sampling,
+        max_body_bytes=gateway.max_body_bytes,
+        body_memory_bytes=gateway.body_memory_bytes,
+        admission_timeout_s=gateway.admission_timeout_s,
+        connections=ConnectionLimits(
+            max_connections=gateway.max_connections,
+            header_timeout_s=gateway.header_timeout_s,
+            body_timeout_s=gateway.body_timeout_s,
+            keep_alive_s=gateway.keep_alive_s,
+            send_timeout_s=gateway.send_timeout_s,
+        ),
+    )
 
 
 async def _shielded(work: Coroutine[Any, Any, None]) -> None:
