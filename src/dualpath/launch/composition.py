@@ -16,7 +16,7 @@ from pathlib import Path
 from dualpath.config import ServeConfig
 from dualpath.core.geometry import KvGeometry
 from dualpath.core.keys import Namespace
-from dualpath.core.runtime import SystemRuntime
+from dualpath.core.runtime import Runtime, SystemRuntime
 from dualpath.core.stats import NodeStats
 from dualpath.engine.api import DecodeEngineClient, PrefillEngineClient
 from dualpath.launch.setup import Progress
@@ -47,11 +47,11 @@ class Nodes:
 class Cluster(ABC):
     """Build with ``start``, take apart with ``close``; ``service`` serves requests in between."""
 
-    def __init__(self, config: ServeConfig, progress: Progress = log.info) -> None:
+    def __init__(self, config: ServeConfig, progress: Progress = log.info, runtime: Runtime | None = None) -> None:
         self._config = config
         self._progress = progress
         self.system = system_policy(config.cluster.system, config.cluster.path)
-        self._runtime = SystemRuntime()
+        self._runtime = runtime or SystemRuntime()
         self.model_dir: Path = config.model.dir
         self._nodes: Nodes | None = None
         self._service: Service | None = None

@@ -1,0 +1,176 @@
+"""An event loop on virtual time: the clock jumps to the next timer, and a seed draws the order of what is ready.
+
+Code may rely on nothing that a real loop does not promise, so callbacks that are ready at the same moment run in any
+order. A callback belongs to the process in whose context it was made; processes can be killed, so that nothing of them
+runs any more, not even ``finally``, and stopped, so that everything of them waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextvars
+import itertools
+import random
+from collections.abc import Callable, Coroutine
+from contextvars import Context, ContextVar
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True, eq=False)
+class Process:
+    """One that is simulated: whatever is started in its context is its own."""
+
+    name: str
+    is_alive: bool = True
+    is_stopped: bool = False
+    waiting: list[asyncio.Handle] = field(default_factory=list)  # what became due while it was stopped
+
+    def context(self) -> Context:
+        context = contextvars.copy_context()
+        context.run(current_process.set, self)
+        return context
+
+
+current_process: ContextVar[Process | None] = ContextVar("current_process", default=None)
+
+
+class Deadlock(AssertionError):
+    """Nothing is ready and no timer is set."""
+
+
+class _Ready(collections.deque[asyncio.Handle]):
+    """What is ready, taken in an order drawn from the seed."""
+
+    def __init__(self, loop: VirtualLoop) -> None:
+        super().__init__()
+        self._loop = loop
+
+    def popleft(self) -> asyncio.Handle:
+        if len(self) > 1:
+            self.rotate(-self._loop.order.randrange(len(self)))
+        return self._loop.admit(super().popleft())
+
+
+class _Task(asyncio.Task[Any]):
+    """Tasks in a set are in the same order in every run."""
+
+    _numbers = itertools.count()
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._number = next(self._numbers)
+
+    def __hash__(self) -> int:
+        return self._number
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+
+class _NoSelector:
+    """Where a real loop waits for sockets, this one moves its clock."""
+
+    def __init__(self, loop: VirtualLoop) -> None:
+        self._loop = loop
+
+    def select(self, timeout: float | None) -> list[Any]:
+        if timeout is None:
+            raise Deadlock("nothing is ready and no timer is set")
+        self._loop.now_s += timeout
+        return []
+
+
+class VirtualLoop(asyncio.base_events.BaseEventLoop):
+    """``now_s`` is its time. Not for I/O: it has none."""
+
+    def __init__(self, seed: int | str) -> None:
+        super().__init__()
+        self.order = random.Random(f"order {seed}")
+        self.now_s = 0.0
+        self.num_steps = 0
+        self.max_steps: int | None = None
+        self._clock_resolution = 1e-9
+        self._ready = _Ready(self)
+        self._selector = _NoSelector(self)
+        self._graveyard: list[object] = []  # what a killed process had: its code must never run again
+        self.set_task_factory(self._make_task)
+
+    def time(self) -> float:
+        return self.now_s
+
+    # -- processes ----------------------------------------------------------------------------------------------------
+
+    def admit(self, handle: asyncio.Handle) -> asyncio.Handle:
+        """The handle, unless its process is dead or stopped."""
+        self.num_steps += 1
+        if self.max_steps is not None and self.num_steps > self.max_steps:
+            raise AssertionError(f"no end after {self.max_steps} steps")
+        process: Process | None = handle._context.get(current_process)  # type: ignore[attr-defined]
+        if process is None or (process.is_alive and not process.is_stopped):
+            return handle
+        (process.waiting if process.is_alive else self._graveyard).append(handle)
+        return asyncio.Handle(_nothing, (), self)
+
+    def kill(self, process: Process) -> None:
+        process.is_alive = False
+        self._graveyard += process.waiting
+        process.waiting.clear()
+
+    def stop_process(self, process: Process) -> None:
+        process.is_stopped = True
+
+    def continue_process(self, process: Process) -> None:
+        process.is_stopped = False
+        waiting, process.waiting = process.waiting, []
+        self._ready.extend(waiting)
+
+    def bury(self, *things: object) -> None:
+        """Keep what must not be collected: a generator that is collected runs its ``finally``."""
+        self._graveyard.extend(things)
+
+    def _make_task(self, loop: Any, coroutine: Any, **kwargs: Any) -> asyncio.Task[Any]:
+        task = _Task(coroutine, loop=loop, **kwargs)
+        context: Context | None = kwargs.get("context")
+        process = current_process.get() if context is None else context.get(current_process)
+        if process is not None:
+            self._graveyard.append(task)
+        return task
+
+    # -- what a loop has ----------------------------------------------------------------------------------------------
+
+    def call_soon_threadsafe(self, callback: Callable[..., Any], *args: Any, context: Any = None) -> asyncio.Handle:
+        return self.call_soon(callback, *args, context=context)
+
+    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> Any:
+        raise AssertionError(f"{func} would run on a thread: take a Runtime's to_thread")
+
+    def _process_events(self, event_list: list[Any]) -> None:
+        assert not event_list
+
+    def _write_to_self(self) -> None:
+        """Nobody sleeps."""
+
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:
+        """There is none."""
+
+
+def run_virtual(seed: int | str, make: Callable[[VirtualLoop], Coroutine[Any, Any, T]]) -> T:
+    """Run to the end on a loop of its own."""
+    loops: list[VirtualLoop] = []
+
+    def new_loop() -> VirtualLoop:
+        loops.append(VirtualLoop(seed))
+        return loops[0]
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        loop = runner.get_loop()
+        assert isinstance(loop, VirtualLoop)
+        return runner.run(make(loop))
+
+
+def _nothing() -> None:
+    """In place of a callback whose process does not run."""
