@@ -52,6 +52,10 @@ class StoreError(DualPathError):
     """Storage could not be reached or refused an operation."""
 
 
+class StoreFullError(StoreError):
+    """Storage has no room for the block, or the quota is used up."""
+
+
 class BlockMissingError(StoreError):
     """The block is not on storage."""
 
@@ -61,7 +65,15 @@ class BlockCorruptError(StoreError):
 
 
 class EngineLostError(DualPathError):
-    """An engine died or dropped the request; the request can be resumed elsewhere."""
+    """An engine dropped the request, which can be resumed elsewhere. It tells nothing of what still moves."""
+
+
+class EngineGoneError(EngineLostError):
+    """The engine's process has ended, and with it all that it held. Only its link can know: no engine says it."""
+
+
+class EngineBugError(EngineLostError):
+    """An engine raised what it must not. It may live, hold and move everything as before."""
 
 
 class PathBrokenError(EngineLostError):

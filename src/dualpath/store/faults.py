@@ -1,4 +1,4 @@
-"""A StoreIo that misbehaves on request: failures, hangs, delays and flipped bits over any other StoreIo, for tests.
+"""A StoreIo that misbehaves on request: failures, hangs, delays, wrong and torn bytes over any other, for tests.
 
 Faults are set by key and direction and take effect on tickets already under way too, except that a ticket's own end is
 final. A hung ticket is the worst case that storage can offer: it stays IN_PROGRESS, ``release`` refuses, and after
@@ -8,10 +8,10 @@ final. A hung ticket is the worst case that storage can offer: it stays IN_PROGR
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from dualpath.core.errors import StoreError
+from dualpath.core.errors import StoreError, StoreFullError
 from dualpath.core.ids import BlockKey
 from dualpath.core.runtime import Clock, SystemRuntime
 from dualpath.store.contract import IoRequest, IoState, IoTicket, StoreIo
@@ -21,9 +21,11 @@ from dualpath.store.contract import IoRequest, IoState, IoTicket, StoreIo
 class FaultPlan:
     """What is to go wrong in one direction. None in place of a set of keys means every key."""
 
-    failing: set[BlockKey] | None = field(default_factory=set)
-    hanging: set[BlockKey] | None = field(default_factory=set)
-    corrupt: set[BlockKey] | None = field(default_factory=set)
+    failing: Container[BlockKey] | None = field(default_factory=set)
+    hanging: Container[BlockKey] | None = field(default_factory=set)
+    corrupt: Container[BlockKey] | None = field(default_factory=set)
+    torn: Container[BlockKey] | None = field(default_factory=set)  # says that it is done when half has moved
+    full: bool = False  # writes are refused
     delay_s: float = 0.0
 
 
@@ -34,6 +36,7 @@ class FaultyTicket:
     plan: FaultPlan
     inner: IoTicket
     due_s: float
+    is_write: bool
     error: Exception | None = None
     state: IoState = IoState.IN_PROGRESS
 
@@ -68,10 +71,10 @@ class FaultyIo:
         self.reads.hanging, self.writes.hanging = set(), set()
 
     def submit_reads(self, requests: Sequence[IoRequest]) -> Sequence[IoTicket]:
-        return self._wrap(requests, self._inner.submit_reads(requests), self.reads)
+        return self._wrap(requests, self._inner.submit_reads(requests), self.reads, is_write=False)
 
     def submit_writes(self, requests: Sequence[IoRequest]) -> Sequence[IoTicket]:
-        return self._wrap(requests, self._inner.submit_writes(requests), self.writes)
+        return self._wrap(requests, self._inner.submit_writes(requests), self.writes, is_write=True)
 
     def poll(self, ticket: IoTicket) -> IoState:
         assert isinstance(ticket, FaultyTicket)
@@ -86,30 +89,45 @@ class FaultyIo:
     def close(self) -> None:
         self._inner.close()
 
-    def _wrap(self, requests: Sequence[IoRequest], tickets: Sequence[IoTicket], plan: FaultPlan) -> list[FaultyTicket]:
+    def _wrap(
+        self, requests: Sequence[IoRequest], tickets: Sequence[IoTicket], plan: FaultPlan, *, is_write: bool
+    ) -> list[FaultyTicket]:
         due_s = self._clock.now_s() + plan.delay_s
-        return [FaultyTicket(r.key, r, plan, t, due_s) for r, t in zip(requests, tickets, strict=True)]
+        return [FaultyTicket(r.key, r, plan, t, due_s, is_write) for r, t in zip(requests, tickets, strict=True)]
 
     def _is_held_back(self, ticket: FaultyTicket) -> bool:
         return _holds(ticket.plan.hanging, ticket.key, ticket.state) or self._clock.now_s() < ticket.due_s
 
     def _advance(self, ticket: FaultyTicket) -> None:
         """A failing ticket fails once the inner one can no longer touch memory: FAILED means quiescent."""
-        if _holds(ticket.plan.failing, ticket.key, ticket.state):
+        if ticket.plan.full or _holds(ticket.plan.failing, ticket.key, ticket.state):
             if self._inner.release(ticket.inner):
-                ticket.error, ticket.state = StoreError(f"block {ticket.key.hex()}: injected"), IoState.FAILED
+                kind = StoreFullError if ticket.plan.full else StoreError
+                ticket.error, ticket.state = kind(f"block {ticket.key.hex()}: injected"), IoState.FAILED
             return
-        state = self._inner.poll(ticket.inner)
+        state = self._move(ticket)
         if state is IoState.DONE and _holds(ticket.plan.corrupt, ticket.key, ticket.state):
             last = ctypes.c_uint8.from_address(ticket.request.address + ticket.request.num_bytes - 1)
             last.value ^= 1
         ticket.error, ticket.state = ticket.inner.error, state
+
+    def _move(self, ticket: FaultyTicket) -> IoState:
+        if not _holds(ticket.plan.torn, ticket.key, ticket.state):
+            return self._inner.poll(ticket.inner)
+        request = ticket.request
+        start, num_bytes = request.address + request.num_bytes // 2, request.num_bytes - request.num_bytes // 2
+        before = ctypes.string_at(start, num_bytes)
+        if ticket.is_write:
+            ctypes.memset(start, 0, num_bytes)  # what is stored; the memory itself is as it was afterwards
+        state = self._inner.poll(ticket.inner)
+        ctypes.memmove(start, before, num_bytes)
+        return state
 
 
 def _as_set(keys: Iterable[BlockKey] | None) -> set[BlockKey] | None:
     return None if keys is None else set(keys)
 
 
-def _holds(keys: set[BlockKey] | None, key: BlockKey, state: IoState) -> bool:
+def _holds(keys: Container[BlockKey] | None, key: BlockKey, state: IoState) -> bool:
     """Whether a fault applies to a ticket of this key that is still on its way."""
     return state is IoState.IN_PROGRESS and (keys is None or key in keys)
