@@ -51,7 +51,7 @@ def create_app(
         yield
         tokenizer.close()
 
-    # Bodies are parsed by hand, so a generated schema would say nothing.
+    # Bodies are parsed by hand: gateway.openapi knows them, FastAPI does not.
     app = FastAPI(title="DualPath", version=__version__, lifespan=lifespan, openapi_url=None)
     app.include_router(openai_router(gateway))
     app.include_router(status_router(gateway))

@@ -103,8 +103,9 @@ class HttpProtocol(H11Protocol):
         self._look()
 
     def send_400_response(self, msg: str) -> None:
-        """Instead of uvicorn's text; the status is the one that h11 suggests, such as 431 for a long header."""
+        """Instead of uvicorn's text. What h11 says of the error is the status, such as 431 for a long header."""
         status = getattr(sys.exc_info()[1], "error_status_hint", 400)
+        status = status if 400 <= status < 500 else 400  # h11 has 501 for an unknown Transfer-Encoding: not our fault
         self._refuse(ApiError(status, msg, code="malformed_http"))
 
     def shutdown(self) -> None:

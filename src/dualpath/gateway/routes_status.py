@@ -10,6 +10,7 @@ from dualpath.core.errors import DualPathError
 from dualpath.gateway.auth import require_admin, tenant_of
 from dualpath.gateway.context import Gateway, json_response
 from dualpath.gateway.errors import invalid, not_ready
+from dualpath.gateway.openapi import openapi_document
 
 DEFAULT_RECENT, MAX_RECENT = 100, 10_000
 
@@ -26,6 +27,10 @@ def status_router(gateway: Gateway) -> APIRouter:
     @router.get("/version")
     async def version() -> Response:
         return json_response({"version": __version__})
+
+    @router.get("/openapi.json")
+    async def openapi() -> Response:
+        return json_response(openapi_document())
 
     @router.get("/metrics")
     async def metrics() -> Response:
