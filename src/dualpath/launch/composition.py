@@ -55,6 +55,7 @@ class Cluster(ABC):
         self.model_dir: Path = config.model.dir
         self._nodes: Nodes | None = None
         self._service: Service | None = None
+        self._index_of_blocks: BlockIndex | None = None
         self._learning: asyncio.Task[object] | None = None
 
     @abstractmethod
@@ -72,6 +73,11 @@ class Cluster(ABC):
     def service(self) -> Service:
         assert self._service is not None, "the cluster has not been started"
         return self._service
+
+    @property
+    def index(self) -> BlockIndex:
+        assert self._index_of_blocks is not None, "the cluster has not been started"
+        return self._index_of_blocks
 
     @property
     def nodes(self) -> Nodes:
@@ -102,7 +108,7 @@ class Cluster(ABC):
         if self.system.skips_io:
             log.warning("system %s moves no KV: every answer is invalid", self.system.name)
         nodes = self._nodes = await self._start_nodes()
-        index = await self._runtime.to_thread(self._index, nodes.store)
+        index = self._index_of_blocks = await self._runtime.to_thread(self._find_blocks, nodes.store)
         self._service = Service(
             prefill_engines=nodes.prefill_engines,
             decode_engines=nodes.decode_engines,
@@ -128,7 +134,7 @@ class Cluster(ABC):
         await self._close_nodes()
         self._nodes = None
 
-    def _index(self, store: BlockStore) -> BlockIndex:
+    def _find_blocks(self, store: BlockStore) -> BlockIndex:
         """Find the blocks that earlier runs have stored; objects of a wrong size go."""
         index = BlockIndex(object_bytes(store.geometry), self._runtime)
         for key in index.rebuild(store):

@@ -44,9 +44,10 @@ class FaultyTicket:
 class FaultyIo:
     """Wraps ``inner``; obeys the same contract, single-threaded. Setting faults is for the same thread, too."""
 
-    def __init__(self, inner: StoreIo, clock: Clock | None = None) -> None:
+    def __init__(self, inner: StoreIo, clock: Clock | None = None, *, default_delay_s: float = 0.0) -> None:
         self._inner = inner
         self._clock = clock or SystemRuntime()
+        self._default_delay_s = default_delay_s  # beside a plan's
         self.reads = FaultPlan()
         self.writes = FaultPlan()
 
@@ -86,13 +87,16 @@ class FaultyIo:
         assert isinstance(ticket, FaultyTicket)
         return not _holds(ticket.plan.hanging, ticket.key, ticket.state) and self._inner.release(ticket.inner)
 
+    def stalled_s(self) -> float:
+        return self._inner.stalled_s()
+
     def close(self) -> None:
         self._inner.close()
 
     def _wrap(
         self, requests: Sequence[IoRequest], tickets: Sequence[IoTicket], plan: FaultPlan, *, is_write: bool
     ) -> list[FaultyTicket]:
-        due_s = self._clock.now_s() + plan.delay_s
+        due_s = self._clock.now_s() + self._default_delay_s + plan.delay_s
         return [FaultyTicket(r.key, r, plan, t, due_s, is_write) for r, t in zip(requests, tickets, strict=True)]
 
     def _is_held_back(self, ticket: FaultyTicket) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,8 +15,9 @@ from typing import Any
 from dualpath.core.errors import BlockCorruptError, BlockMissingError, StoreError
 from dualpath.core.geometry import KvGeometry
 from dualpath.core.ids import BlockKey
+from dualpath.core.runtime import Clock, SystemRuntime
 from dualpath.store.contract import IoRequest, IoState, IoTicket, StoredBlock, StoreIo
-from dualpath.store.header import HEADER_BYTES
+from dualpath.store.header import HEADER_BYTES, verify
 
 
 @dataclass(slots=True)
@@ -33,13 +33,20 @@ class _Shelf:
                 raise BlockMissingError(f"block {key.hex()} is not stored")
             return self.objects[key][0]
 
-    def put(self, key: BlockKey, data: bytes) -> None:
+    def put(self, key: BlockKey, data: bytes, modified_unix_s: float) -> None:
         with self.lock:
-            self.objects[key] = (data, time.time())
+            self.objects[key] = (data, modified_unix_s)
 
 
 _shelves: dict[tuple[str, bytes], _Shelf] = {}
 _shelves_lock = threading.Lock()
+
+
+def forget(url: str) -> None:
+    """Free what is stored at ``url``, in all namespaces. Nobody may use it any more."""
+    with _shelves_lock:
+        for place in [place for place in _shelves if place[0] == url]:
+            del _shelves[place]
 
 
 class MemoryStore:
@@ -52,8 +59,8 @@ class MemoryStore:
         with _shelves_lock:
             self._shelf = _shelves.setdefault((url, namespace_digest), _Shelf())
 
-    def open_io(self, agent: Any = None) -> StoreIo:
-        return MemoryIo(self._shelf)
+    def open_io(self, agent: Any = None, runtime: Clock | None = None) -> StoreIo:
+        return MemoryIo(self._shelf, runtime or SystemRuntime())
 
     def list_blocks(self) -> Iterator[StoredBlock]:
         with self._shelf.lock:
@@ -77,12 +84,30 @@ class MemoryStore:
     def used_bytes(self) -> int:
         return sum(block.num_bytes for block in self.list_blocks())
 
+    def free_bytes(self) -> int | None:
+        return None
+
+    def try_write(self) -> None:
+        """There is always room."""
+
     def close(self) -> None:
         """The blocks stay for the next store of this URL."""
 
+    def raw(self, key: BlockKey) -> bytes:
+        """The whole object. Raises BlockMissingError."""
+        return self._shelf.get(key)
+
+    def is_sound(self, key: BlockKey) -> bool:
+        """Does the object's checksum hold?"""
+        try:
+            verify(memoryview(bytearray(self.raw(key))), self.namespace_digest, key, self.geometry)
+        except BlockCorruptError:
+            return False
+        return True
+
     def put_raw(self, key: BlockKey, data: bytes) -> None:
         """Place any bytes under ``key``: how tests make truncated and damaged objects."""
-        self._shelf.put(key, data)
+        self._shelf.put(key, data, 0.0)
 
 
 @dataclass(slots=True, eq=False)
@@ -97,8 +122,9 @@ class MemoryTicket:
 class MemoryIo:
     """Moves objects by memory copy: each at its first poll."""
 
-    def __init__(self, shelf: _Shelf) -> None:
+    def __init__(self, shelf: _Shelf, clock: Clock) -> None:
         self._shelf = shelf
+        self._clock = clock
 
     def submit_reads(self, requests: Sequence[IoRequest]) -> Sequence[IoTicket]:
         return [MemoryTicket(request.key, request, is_write=False) for request in requests]
@@ -119,7 +145,8 @@ class MemoryIo:
     def _move(self, ticket: MemoryTicket) -> None:
         request = ticket.request
         if ticket.is_write:
-            self._shelf.put(request.key, ctypes.string_at(request.address, request.num_bytes))
+            data = ctypes.string_at(request.address, request.num_bytes)
+            self._shelf.put(request.key, data, self._clock.unix_s())
             return
         data = self._shelf.get(request.key)
         if len(data) != request.num_bytes:
@@ -132,5 +159,8 @@ class MemoryIo:
         if ticket.state is IoState.IN_PROGRESS:
             ticket.error, ticket.state = StoreError("given up"), IoState.FAILED
         return True
+
+    def stalled_s(self) -> float:
+        return 0.0
 
     def close(self) -> None: ...

@@ -12,12 +12,10 @@ import collections
 import contextvars
 import itertools
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextvars import Context, ContextVar
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
-
-T = TypeVar("T")
+from typing import Any
 
 
 @dataclass(slots=True, eq=False)
@@ -132,6 +130,15 @@ class VirtualLoop(asyncio.base_events.BaseEventLoop):
         """Keep what must not be collected: a generator that is collected runs its ``finally``."""
         self._graveyard.extend(things)
 
+    def wind_up(self) -> None:
+        """The world is over: nothing of it runs any more, not even to clean up."""
+        self._ready.clear()
+        self._scheduled.clear()
+        for task in asyncio.all_tasks(self):
+            self._graveyard.append(task)
+            task._log_destroy_pending = False  # type: ignore[attr-defined]
+        self._graveyard.clear()
+
     def _make_task(self, loop: Any, coroutine: Any, **kwargs: Any) -> asyncio.Task[Any]:
         task = _Task(coroutine, loop=loop, **kwargs)
         context: Context | None = kwargs.get("context")
@@ -156,20 +163,6 @@ class VirtualLoop(asyncio.base_events.BaseEventLoop):
 
     async def shutdown_default_executor(self, timeout: float | None = None) -> None:
         """There is none."""
-
-
-def run_virtual(seed: int | str, make: Callable[[VirtualLoop], Coroutine[Any, Any, T]]) -> T:
-    """Run to the end on a loop of its own."""
-    loops: list[VirtualLoop] = []
-
-    def new_loop() -> VirtualLoop:
-        loops.append(VirtualLoop(seed))
-        return loops[0]
-
-    with asyncio.Runner(loop_factory=new_loop) as runner:
-        loop = runner.get_loop()
-        assert isinstance(loop, VirtualLoop)
-        return runner.run(make(loop))
 
 
 def _nothing() -> None:
