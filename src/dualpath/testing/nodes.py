@@ -1,0 +1,159 @@
+"""Simulated node processes and the lines to them: the real ``NodeProcess`` behind a channel that can break."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextvars import Context
+from typing import TypeVar
+
+from dualpath.config import NodeConfig, ServeConfig
+from dualpath.core.errors import DualPathError, EngineGoneError
+from dualpath.core.plan import Role
+from dualpath.core.runtime import Runtime
+from dualpath.launch.node_process import NodeProcess, Parts
+from dualpath.testing.loop import Process, VirtualLoop
+from dualpath.testing.parts import NodeWorks, Surroundings
+from dualpath.testing.runtime import VirtualRuntime
+
+T = TypeVar("T")
+
+_LATENCY_S = (2e-4, 3e-3)
+_NOTICED_S = 0.05  # after a process has ended, its connections break
+
+
+class SimNode:
+    """A node, over all its incarnations."""
+
+    def __init__(
+        self, around: Surroundings, config: ServeConfig, node: NodeConfig, loop: VirtualLoop, log: Callable[[str], None]
+    ) -> None:
+        self.name, self.role = node.name, Role(node.role)
+        self._around, self._config, self._node, self._loop, self._log = around, config, node, loop, log
+        self.num_lives = 0
+        self._pending: dict[asyncio.Future[bytes], None] = {}  # questions that the present life has been asked
+        self._start()
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        self.num_lives += 1
+        self.process = Process(f"{self.name}#{self.num_lives}")
+        self.context: Context = self.process.context()
+        runtime = VirtualRuntime(self._loop, f"{self._around.scenario.seed} {self.process.name}")
+        self.main: NodeProcess = self.context.run(self._make, runtime)
+        self._loop.create_task(self._watch_lease(self.process, self.main), context=self.context)
+
+    def kill(self) -> None:
+        """As SIGKILL; it starts again after a while."""
+        if self.process.is_alive:
+            Context().run(self._kill)  # whoever asks for it may be the one that dies
+
+    def _kill(self) -> None:
+        self._log(f"{self.process.name} killed")
+        self._loop.kill(self.process)
+        for engine_id in [e for e in self._around.engines if self._around.weather.node_of(e) == self.name]:
+            self._around.fabric.kill(engine_id)
+            self._loop.bury(self._around.engines.pop(engine_id))
+        self._loop.bury(self.main)
+        for question in self._pending:
+            self._loop.call_later(_NOTICED_S, _fail, question, DualPathError("the connection broke"))
+        self._pending = {}
+        self._loop.call_later(self._around.scenario.restarts_after_s, self._restart)
+
+    def stop(self, for_s: float) -> None:
+        """As SIGSTOP, and SIGCONT later."""
+        process = self.process
+        if process.is_alive and not process.is_stopped:
+            self._log(f"{process.name} stopped for {for_s:.3f} s")
+            self._loop.stop_process(process)
+            self._loop.call_later(for_s, self._continue, process, context=Context())
+
+    def _restart(self) -> None:
+        self._log(f"{self.name} starts again")
+        self._start()
+
+    def _continue(self, process: Process) -> None:
+        if process.is_alive:
+            self._log(f"{process.name} goes on")
+            self._loop.continue_process(process)
+
+    def _make(self, runtime: VirtualRuntime) -> NodeProcess:
+        async def build(_: ServeConfig, __: NodeConfig, ___: Runtime, ____: Callable[[str], None]) -> Parts:
+            return NodeWorks(self._around, self.name, self.role, runtime)
+
+        return NodeProcess(self._config, self._node, runtime, build)
+
+    async def _watch_lease(self, process: Process, main: NodeProcess) -> None:
+        lease_s = self._config.ray.lease_s
+        while main.silent_s < lease_s:
+            await asyncio.sleep(1.0)
+        self._log(f"{process.name} has not heard its scheduler for {lease_s:g} s")
+        if process is self.process:
+            self.kill()
+
+    # -- questions ----------------------------------------------------------------------------------------------------
+
+    async def carry_out(self, ask: Callable[[NodeProcess], Awaitable[bytes]]) -> bytes:
+        """Have the process answer, in its own context; never, if it is stopped or is killed meanwhile."""
+        answer: asyncio.Future[bytes] = self._loop.create_future()
+        self._pending[answer] = None
+
+        async def run(main: NodeProcess) -> None:
+            try:
+                result = await ask(main)
+            except Exception as error:  # over there; here it is what a connection carries
+                _fail(answer, DualPathError(str(error) or repr(error)))
+            else:
+                if not answer.done():
+                    answer.set_result(result)
+
+        self._loop.create_task(run(self.main), context=self.context)
+        try:
+            return await answer
+        finally:
+            self._pending.pop(answer, None)
+
+
+class SimChannel:
+    """``engine.remote.channel.Channel`` to a simulated node."""
+
+    def __init__(self, node: SimNode, around: Surroundings, runtime: VirtualRuntime) -> None:
+        self._node, self._weather, self._runtime = node, around.weather, runtime
+
+    async def open(self, session: str) -> bytes:
+        return await self._ask(lambda main: main.open(session))
+
+    async def send(self, session: str, batch: bytes) -> None:
+        async def send(main: NodeProcess) -> bytes:
+            await main.send(session, batch)
+            return b""
+
+        await self._ask(send)
+
+    async def poll(self, session: str, max_wait_s: float) -> bytes:
+        return await self._ask(lambda main: main.poll(session, max_wait_s))
+
+    def end_process(self) -> None:
+        self._node.kill()
+
+    async def _ask(self, ask: Callable[[NodeProcess], Awaitable[bytes]]) -> bytes:
+        await self._pass()
+        if not self._node.process.is_alive:
+            raise EngineGoneError(f"{self._node.process.name} has ended")
+        answer = await self._node.carry_out(ask)
+        await self._pass()
+        return answer
+
+    async def _pass(self) -> None:
+        """Cross the line, if it lets anything through."""
+        await asyncio.sleep(self._runtime.chance.uniform(*_LATENCY_S))
+        while self._weather.strength("hang line", self._node.name):
+            await asyncio.sleep(0.05)
+        if self._weather.meets("cut line", self._node.name):
+            raise DualPathError("the connection broke")
+
+
+def _fail(future: asyncio.Future[bytes], error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)

@@ -1,0 +1,165 @@
+"""What happens in a world, as data drawn from a seed: a cluster, agents with their turns, faults at their times.
+
+Plain data, so that a failing scenario can be made smaller piece by piece and still be replayed.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, replace
+
+PATHS = ("prefill", "decode", "shorter", "split", "split", "round_robin")
+STORM_S = 30.0  # faults begin within so long of the start
+
+# What each kind of fault does, and to what. A mild one leaves a way round: every request must be answered all the same.
+NODE_FAULTS = ("kill", "stop", "cut line", "hang line")
+PATH_FAULTS = ("fail transfers", "hang transfers", "flip on network", "tear on network")
+STORAGE_FAULTS = (
+    "fail reads",
+    "hang reads",
+    "flip reads",
+    "tear reads",
+    "fail writes",
+    "hang writes",
+    "tear writes",
+    "full",
+    "slow storage",
+)
+STORE_FAULTS = ("lose objects", "damage objects", "slow directory", "fail directory")
+OTHER_FAULTS = ("flip staging", "jump clock", "jump wall clock", "restart scheduler", "stop scheduler")
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    num_appended: int
+    num_tokens: int
+    pause_s: float = 0.0  # before it
+    abort_after: int | None = None  # tokens after which the client goes away
+    reads_slowly: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Agent:
+    number: int
+    tenant: str
+    start_s: float
+    prefix: int  # agents with the same prefix begin with the same tokens
+    turns: tuple[Turn, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    number: int
+    at_s: float
+    kind: str
+    target: int  # which of the nodes, or engines, or objects; modulo how many there are
+    for_s: float
+    strength: float  # 0 to 1: how many of the transfers, objects, blocks it meets
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    seed: int
+    is_remote: bool  # nodes are processes of their own
+    num_prefill: int
+    num_decode: int
+    engines_per_node: int
+    path: str
+    streams_layers: bool
+    num_prefill_slots: int
+    num_decode_slots: int
+    num_write_slots: int
+    workspace_tokens: int
+    device_kv_tokens: int
+    max_batch_tokens: int
+    capacity_blocks: int | None
+    storage_delay_s: float
+    network_delay_s: float
+    restarts_after_s: float  # a node that was killed
+    agents: tuple[Agent, ...]
+    faults: tuple[Fault, ...]
+
+    @property
+    def max_prompt_tokens(self) -> int:
+        from dualpath.testing.hash_model import BLOCK_TOKENS
+
+        slots = min(self.num_prefill_slots, self.num_decode_slots) * BLOCK_TOKENS
+        return min(slots, self.workspace_tokens, self.device_kv_tokens - 1)
+
+    def keep(self, agents: set[int] | None, faults: set[int] | None, turns: int | None) -> Scenario:
+        """A part of it; None: all."""
+        kept = [a for a in self.agents if agents is None or a.number in agents]
+        return replace(
+            self,
+            agents=tuple(replace(agent, turns=agent.turns[:turns]) for agent in kept),
+            faults=tuple(f for f in self.faults if faults is None or f.number in faults),
+        )
+
+
+def draw(seed: int) -> Scenario:
+    """The scenario of a seed."""
+    dice = random.Random(f"scenario {seed}")
+    is_remote = dice.random() < 0.5
+    num_prefill, num_decode = dice.choice([(1, 1), (1, 2), (1, 2), (2, 1), (2, 2)])
+    is_small = dice.random() < 0.3
+    slots = (24, 24, 1) if is_small else (60, 60, 2)
+    scenario = Scenario(
+        seed=seed,
+        is_remote=is_remote,
+        num_prefill=num_prefill,
+        num_decode=num_decode,
+        engines_per_node=2 if dice.random() < 0.15 else 1,
+        path=dice.choice(PATHS),
+        streams_layers=dice.random() < 0.85,
+        num_prefill_slots=slots[0],
+        num_decode_slots=slots[1],
+        num_write_slots=slots[2],
+        workspace_tokens=dice.choice([96, 160]),
+        device_kv_tokens=dice.choice([112, 160]) if is_small else 400,
+        max_batch_tokens=dice.choice([16, 64, 8192]),
+        capacity_blocks=dice.choice([None, None, 40, 100]),
+        storage_delay_s=dice.choice([0.0, 0.003, 0.01]),
+        network_delay_s=dice.choice([0.0, 0.001, 0.005]),
+        restarts_after_s=dice.choice([0.5, 3.0, 20.0]),
+        agents=(),
+        faults=(),
+    )
+    agents = tuple(_agent(dice, number, scenario.max_prompt_tokens) for number in range(dice.randint(2, 6)))
+    return replace(scenario, agents=agents, faults=_faults(dice, is_remote))
+
+
+def _agent(dice: random.Random, number: int, max_prompt_tokens: int) -> Agent:
+    turns: list[Turn] = []
+    length = 0
+    for _ in range(dice.randint(1, 4)):
+        turn = Turn(
+            num_appended=dice.randint(1, 12) if turns else dice.randint(3, 40),
+            num_tokens=dice.randint(1, 10),
+            pause_s=dice.choice([0.0, 0.0, dice.uniform(0, 2), dice.uniform(0, 10)]),
+            abort_after=dice.randint(0, 4) if dice.random() < 0.08 else None,
+            reads_slowly=dice.random() < 0.05,
+        )
+        length += turn.num_appended + turn.num_tokens
+        if length >= max_prompt_tokens:
+            break
+        turns.append(turn)
+    tenant, start_s = dice.choice(["", "", "red", "blue"]), dice.uniform(0, STORM_S / 3)
+    return Agent(number, tenant, start_s, dice.randint(0, 2), tuple(turns))
+
+
+def _faults(dice: random.Random, is_remote: bool) -> tuple[Fault, ...]:
+    kinds = [*PATH_FAULTS, *STORAGE_FAULTS, *STORE_FAULTS, *OTHER_FAULTS]
+    if is_remote:
+        kinds += 2 * NODE_FAULTS
+    chosen = dice.sample(kinds, dice.randint(1, 4))  # few kinds at a time: they hide each other
+    return tuple(
+        Fault(
+            number=number,
+            at_s=round(dice.uniform(0.0, STORM_S), 3),
+            kind=dice.choice(chosen),
+            target=dice.randrange(64),
+            for_s=round(dice.choice([0.01, 0.1, 0.5, 2.0, 6.0]) * dice.uniform(0.5, 2), 4),
+            strength=dice.choice([0.05, 0.3, 1.0]),
+        )
+        for number in range(dice.randint(0, 10))
+    )
