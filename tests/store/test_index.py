@@ -141,7 +141,9 @@ class IndexMachine(RuleBasedStateMachine):
                 break
             expected.append(next((leaf for leaf in leaves if self.is_cut_off(leaf)), leaves[0]))
             self.drop(expected[-1])
-        assert self.index.evict_to(num_blocks * SIZE_BYTES) == [key_of(number) for number in expected]
+        evicted = self.index.evict_to(num_blocks * SIZE_BYTES)
+        assert evicted == [key_of(number) for number in expected]
+        self.index.deleted(evicted)
 
     @rule(number=numbers)
     def match(self, number: int) -> None:
@@ -168,6 +170,54 @@ def test_a_use_after_it_became_a_leaf_saves_a_block() -> None:
         index.publish(key_of(number))
     index.touch([key_of(0)])
     assert index.evict_to(SIZE_BYTES) == [key_of(1), key_of(2)]
+
+
+def chain_of(num_blocks: int) -> tuple[BlockIndex, list[BlockKey]]:
+    """A stored chain."""
+    index, keys = BlockIndex(SIZE_BYTES), [key_of(number) for number in range(num_blocks)]
+    for key, parent in zip(keys, [None, *keys], strict=False):
+        index.begin_write(key, parent)
+        index.publish(key)
+    return index, keys
+
+
+def test_an_eviction_can_be_done_in_slices() -> None:
+    index, keys = chain_of(10)
+    assert index.evict_to(2 * SIZE_BYTES, 3) == keys[:6:-1]
+    index.check_integrity()
+    assert index.match(keys) == 7
+    assert index.evict_to(2 * SIZE_BYTES, 100) == keys[6:1:-1]
+    assert index.evict_to(2 * SIZE_BYTES, 100) == []
+
+
+def test_no_call_visits_more_than_a_few_of_the_blocks_behind_a_lost_one() -> None:
+    """And what is left to visit changes nothing but the order of eviction, which puts it right before it chooses."""
+    index, keys = chain_of(3000)
+    index.begin_write(key_of(-1), None)
+    index.publish(key_of(-1))  # a chain of its own, used last
+    index.forget(keys[0])
+    num_visited = sum(node.is_unreachable for node in index._nodes.values())
+    assert 0 < num_visited < 100
+    assert index.match(keys) == 0
+    index.touch(keys)
+    while not index.tidy(100):
+        num_before, num_visited = num_visited, sum(node.is_unreachable for node in index._nodes.values())
+        assert num_visited - num_before <= 100
+    index.check_integrity()
+    assert index.evict_to(2999 * SIZE_BYTES, 1) == keys[:-2:-1], "cut off, though used last"
+
+
+def test_stale_entries_of_the_eviction_queue_do_not_pile_up() -> None:
+    """Blocks that are lost and come back leave an entry each time; nothing is evicted meanwhile."""
+    index, keys = chain_of(200)
+    for _ in range(50):
+        for key in keys[-10:]:
+            index.forget(key)
+            index.begin_write(key, keys[keys.index(key) - 1])
+            index.publish(key)
+    assert len(index._queue._heap) < 3 * len(keys)
+    index.check_integrity()
+    assert index.evict_to(0) == keys[::-1]
 
 
 def stored(store: MemoryStore, *blocks: int) -> None:

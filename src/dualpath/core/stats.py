@@ -59,9 +59,23 @@ class NodeStats:
 
 
 @dataclass(frozen=True, slots=True)
+class StoreStats:
+    """Whether storage takes blocks, and how many, as the scheduler sees it."""
+
+    accepts_writes: bool = True
+    reason: str = ""  # why not
+    since_unix_s: float = 0.0  # since when it does, or does not
+    used_bytes: int = 0  # by blocks that can be hit
+    capacity_bytes: int | None = None  # beyond it the least recently used go; moves with the file system's free space
+    free_bytes: int | None = None  # what the file system still has; None: not known, or not asked
+    stalled_s: float = 0.0  # how long the oldest call into its directory has had no answer
+
+
+@dataclass(frozen=True, slots=True)
 class ClusterStats:
     engines: tuple[EngineStats, ...]
     num_queued_requests: int = 0
     num_running_requests: int = 0
     index_blocks: int = 0
     nodes: tuple[NodeStats, ...] = ()
+    store: StoreStats | None = None

@@ -1,49 +1,184 @@
-"""Keeps the block store below its capacity: the index chooses what goes, the objects are deleted off the event loop."""
+"""Keeps the block store below its capacity, makes room where it is full, and asks it about blocks that are in doubt.
+
+The index chooses what goes, a little at a time; objects are deleted beside the event loop. Capacity is a number of
+bytes, or a share of what the file system holds for us and has free: that moves when others fill it. Where writes fail
+all the same (a quota, others' data), a write of our own tells whether storage takes any; while it is full, some blocks
+go, less and less often as long as that does not help.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
 
+from dualpath.core.errors import StoreError, StoreFullError
 from dualpath.core.ids import BlockKey
+from dualpath.core.runtime import Runtime, SystemRuntime
+from dualpath.core.stats import StoreStats
 from dualpath.scheduler.blocks import IndexView
 from dualpath.store.contract import BlockStore
+from dualpath.store.directory_calls import DirectoryCalls
 
 _log = logging.getLogger(__name__)
 
+_LOOK_EVERY_S = 5.0
+_MAX_PAUSE_S = 300.0
+_KEYS_PER_CALL = 16
+_SHARE_FREED = 0.1  # of our blocks, when storage is full
+
 
 class Evictor:
-    """One patrol task; woken whenever blocks were published."""
+    """One patrol task; woken whenever blocks were published. Event loop only."""
 
-    def __init__(self, index: IndexView, store: BlockStore, capacity_bytes: int | None) -> None:
+    def __init__(
+        self,
+        index: IndexView,
+        store: BlockStore,
+        capacity_bytes: int | None,
+        runtime: Runtime | None = None,
+        *,
+        capacity_share: float | None = None,
+    ) -> None:
         self._index = index
         self._store = store
+        self._runtime = runtime or SystemRuntime()
         self._capacity_bytes = capacity_bytes
+        self._capacity_share = None if capacity_bytes is not None else capacity_share
+        self._free_bytes: int | None = None
+        self._calls = DirectoryCalls(self._runtime)
         self._due = asyncio.Event()
+        self._next_look_s = self._next_try_s = 0.0
+        self._pause_s = _LOOK_EVERY_S
+        self._num_failures_seen = 0
+        self._refusal: StoreError | None = None
+        self._since_unix_s = self._runtime.unix_s()
 
     def wake(self) -> None:
-        if self._capacity_bytes is not None:
-            self._due.set()
+        self._due.set()
+
+    @property
+    def stats(self) -> StoreStats:
+        return StoreStats(
+            accepts_writes=self._refusal is None,
+            reason="" if self._refusal is None else str(self._refusal),
+            since_unix_s=self._since_unix_s,
+            used_bytes=self._index.used_bytes(),
+            capacity_bytes=self._capacity_bytes,
+            free_bytes=self._free_bytes,
+            stalled_s=self._calls.stalled_s,
+        )
 
     async def run(self) -> None:
-        while True:
-            await self._due.wait()
-            self._due.clear()
-            await self.evict()
+        try:
+            while True:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_LOOK_EVERY_S):
+                        await self._due.wait()
+                self._due.clear()
+                await self.evict()
+        finally:
+            self._calls.close()
 
     async def evict(self) -> int:
-        """Evict now. Returns how many blocks went. An object that cannot be deleted is left to ``store gc``."""
-        if self._capacity_bytes is None:
-            return 0
-        keys = self._index.evict_to(self._capacity_bytes)
-        if keys:
-            await asyncio.to_thread(self._delete, keys)
-        return len(keys)
+        """One round. Returns how many blocks went. An object that cannot be deleted is left to ``store gc``."""
+        num_evicted = 0
+        try:
+            await self._measure()
+            if self._capacity_bytes is not None:
+                num_evicted += await self._evict_to(self._capacity_bytes)
+            num_evicted += await self._make_room()
+            await self._ask_about_doubts()
+        except StoreError as error:
+            _log.warning("the store's directory: %s", error)
+        while not self._index.tidy(_KEYS_PER_CALL):
+            await self._runtime.sleep_s(0)
+        return num_evicted
+
+    async def _measure(self) -> None:
+        """Our share of the file system, now."""
+        if self._capacity_share is None or self._runtime.now_s() < self._next_look_s:
+            return
+        self._next_look_s = self._runtime.now_s() + _LOOK_EVERY_S
+        self._free_bytes = await self._calls.call(self._store.free_bytes)
+        if self._free_bytes is not None:
+            self._capacity_bytes = int(self._capacity_share * (self._index.used_bytes() + self._free_bytes))
+
+    async def _evict_to(self, capacity_bytes: int) -> int:
+        """A few blocks at a time: meanwhile others have the event loop, and storage sets the pace."""
+        num_evicted = 0
+        deletions = []
+        while self._index.used_bytes() > capacity_bytes:
+            await self._calls.room()
+            keys = self._index.evict_to(capacity_bytes, _KEYS_PER_CALL)
+            if not keys:
+                break
+            num_evicted += len(keys)
+            deletions.append(self._calls.begin(self._delete, keys))
+            deletions[-1].add_done_callback(partial(self._deleted, keys))
+        for deletion in deletions:
+            if not deletion.done():
+                await self._calls.wait(deletion)
+        return num_evicted
 
     def _delete(self, keys: Sequence[BlockKey]) -> None:
+        errors = []
         for key in keys:
             try:
                 self._store.delete(key)
             except Exception as error:  # whatever it is, the next blocks must go, and the ones after them
-                _log.warning("evicted block %s stays on storage: %r", key.hex(), error)
+                errors.append(error)
+        if errors:
+            _log.warning("%d of %d evicted blocks stay on storage: %r", len(errors), len(keys), errors[0])
+
+    def _deleted(self, keys: Sequence[BlockKey], _: asyncio.Future[None]) -> None:
+        self._index.deleted(keys)
+        self.wake()  # for what was in doubt until now
+
+    async def _make_room(self) -> int:
+        """Where writes have failed since the last time: does storage take any? If it is full, some of ours go."""
+        has_failures = self._index.num_failed_writes != self._num_failures_seen
+        if self._runtime.now_s() < self._next_try_s or not (has_failures or self._refusal):
+            return 0
+        self._num_failures_seen = self._index.num_failed_writes
+        num_evicted = 0
+        if isinstance(await self._try_write(), StoreFullError):
+            num_evicted = await self._evict_to(int((1 - _SHARE_FREED) * self._index.used_bytes()))
+            await self._try_write()
+        is_still_full = isinstance(self._refusal, StoreFullError)
+        self._pause_s = min(2 * self._pause_s, _MAX_PAUSE_S) if is_still_full else _LOOK_EVERY_S
+        self._next_try_s = self._runtime.now_s() + self._pause_s
+        return num_evicted
+
+    async def _try_write(self) -> StoreError | None:
+        refusal: StoreError | None = None
+        try:
+            await self._calls.call(self._store.try_write)
+        except StoreError as error:
+            refusal = error
+        if (refusal is None) != (self._refusal is None):
+            self._since_unix_s = self._runtime.unix_s()
+            _log.warning("storage takes writes again" if refusal is None else f"storage takes no writes: {refusal}")
+        self._refusal = refusal
+        return refusal
+
+    async def _ask_about_doubts(self) -> None:
+        """Blocks written while they were being deleted: are they there?"""
+        while keys := self._index.doubts(_KEYS_PER_CALL):
+            there: Sequence[BlockKey] = ()
+            try:
+                there = await self._calls.call(self._which_exist, keys)
+            finally:
+                for key in keys:
+                    self._index.settle(key, is_stored=key in there)
+
+    def _which_exist(self, keys: Sequence[BlockKey]) -> list[BlockKey]:
+        return [key for key in keys if self._exists(key)]
+
+    def _exists(self, key: BlockKey) -> bool:
+        try:
+            return self._store.exists(key)
+        except StoreError:
+            return False

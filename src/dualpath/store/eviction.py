@@ -2,6 +2,7 @@
 
 An entry carries the last use of its block when it was pushed. Using a block only moves it back, so a stale entry
 comes up too early, never too late: it is put back at its right place then. Each such correction is paid for by a use.
+Where stale entries outnumber blocks, a fresh heap is filled beside the old one, a few blocks with each push.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ from dataclasses import dataclass
 from enum import Enum
 
 from dualpath.core.ids import BlockKey
+
+_REFILLED_PER_PUSH = 4
+_Entry = tuple[bool, int, BlockKey]
 
 
 class BlockState(Enum):
@@ -40,10 +44,13 @@ class EvictionQueue:
     def __init__(self, nodes: Mapping[BlockKey, Node], is_evictable: Callable[[Node], bool]) -> None:
         self._nodes = nodes
         self._is_evictable = is_evictable
-        self._heap: list[tuple[bool, int, BlockKey]] = []
+        self._heap: list[_Entry] = []
+        self._fresh: list[_Entry] | None = None  # takes the place of the heap once it has every block
+        self._to_refill: list[BlockKey] = []
 
     def clear(self) -> None:
         self._heap.clear()
+        self._fresh = None
 
     def offer(self, node: Node) -> None:
         """Tell that ``node`` may have become evictable."""
@@ -72,27 +79,36 @@ class EvictionQueue:
 
     def check_integrity(self) -> None:
         """Raise AssertionError where an evictable block would be overlooked or come up too late."""
-        entries = set(self._heap)
+        first: dict[BlockKey, _Entry] = {}
+        for entry in self._heap:
+            first[entry[2]] = min(entry, first.get(entry[2], entry))
         for node in self._nodes.values():
             if self._is_evictable(node):
                 assert node.is_queued, f"{node.key.hex()} is evictable and not queued"
-                assert any(e <= _entry(node) for e in entries if e[2] == node.key), "comes up too late"
+                assert first[node.key] <= _entry(node), "comes up too late"
 
     def _push(self, node: Node) -> None:
         node.is_queued = True
-        heapq.heappush(self._heap, _entry(node))
-        if len(self._heap) > 2 * len(self._nodes) + 64:
-            self._drop_stale_entries()
+        entry = _entry(node)
+        heapq.heappush(self._heap, entry)
+        if self._fresh is not None:
+            heapq.heappush(self._fresh, entry)
+            self._refill(self._fresh)
+        elif len(self._heap) > 2 * len(self._nodes) + 64:
+            self._fresh, self._to_refill = [], list(self._nodes)
 
-    def _drop_stale_entries(self) -> None:
-        """Linear, after at least as many pushes."""
-        self._heap.clear()
-        for node in self._nodes.values():
-            node.is_queued = self._is_evictable(node)
-            if node.is_queued:
-                self._heap.append(_entry(node))
-        heapq.heapify(self._heap)
+    def _refill(self, fresh: list[_Entry]) -> None:
+        """Blocks pushed since the fresh heap was begun are in both; here come the others."""
+        for key in self._to_refill[-_REFILLED_PER_PUSH:]:
+            node = self._nodes.get(key)
+            if node is not None:
+                node.is_queued = self._is_evictable(node)
+                if node.is_queued:
+                    heapq.heappush(fresh, _entry(node))
+        del self._to_refill[-_REFILLED_PER_PUSH:]
+        if not self._to_refill:
+            self._heap, self._fresh = fresh, None
 
 
-def _entry(node: Node) -> tuple[bool, int, BlockKey]:
+def _entry(node: Node) -> _Entry:
     return (not node.is_unreachable, node.last_use, node.key)

@@ -1,30 +1,37 @@
 """Which blocks exist: prefix matches, blocks on their way to storage, pins, and leaf-first LRU eviction, all in memory.
 
 Lives in the scheduler's process, on its event loop; never blocks and touches no storage itself but in ``rebuild``.
-What it says may be behind storage: a block it knows can be gone (the read fails; ``forget`` it), one it does not know
-is recomputed.
+
+A block that is STORED here is on storage, unless somebody else deleted it (then the read fails; ``forget`` it). For
+that the index knows what is being deleted: a block that is written meanwhile counts as being written until storage
+was asked whether it is there (``doubts``, ``settle``). One that is on storage and not known here is recomputed.
 
 Only leaves are evicted, the least recently used first, so that a prefix is never cut in the middle. Blocks behind a
 block that was lost cannot be matched any more and go before all others. After ``rebuild`` parents are not known, as
 reading every header would take too long: ``match`` teaches them in passing, and dualpath.store.parents reads the rest
 in the background. Until then a block of unknown parent counts as the first of a chain.
 
-Cost: O(1) per key, but evicting is O(log n) per block, and losing or restoring a block in mid-chain visits what lies
-behind it.
+Cost: O(1) per key, but evicting is O(log n) per block. Losing or restoring a block in mid-chain concerns whatever lies
+behind it: that is worked off a little with every call (``tidy``), and matters for the order of eviction only.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
+from itertools import islice
 
 from dualpath.core.ids import BlockKey
 from dualpath.core.runtime import Clock, SystemRuntime
+from dualpath.store.chains import Chains
 from dualpath.store.contract import BlockStore
+from dualpath.store.deletions import Deletions
 from dualpath.store.eviction import BlockState, EvictionQueue, Node
 from dualpath.store.header import object_bytes
 
 __all__ = ["BlockIndex", "BlockState"]
+
+_TIDIED_PER_EVICTION = 128
 
 
 class BlockIndex:
@@ -34,13 +41,16 @@ class BlockIndex:
         self.object_bytes = object_bytes
         self._clock = clock or SystemRuntime()
         self._nodes: dict[BlockKey, Node] = {}
-        self._children: dict[BlockKey, set[BlockKey]] = {}  # also of blocks that are not here (any more, or yet)
-        self._lost: set[BlockKey] = set()  # blocks that went while they had children
         self._pins: dict[BlockKey, int] = {}
         self._unknown: dict[BlockKey, None] = {}  # blocks whose parent is not known
         self._waiters: dict[BlockKey, asyncio.Event] = {}  # one per block being written that somebody waits for
+        self._deletions = Deletions()
+        self._doubts: dict[BlockKey, None] = {}  # said to be stored, while they may have been deleted
+        self._asked: dict[BlockKey, None] = {}  # doubts about which storage is being asked
+        self.num_failed_writes = 0
         self._num_uses = 0
         self._queue = EvictionQueue(self._nodes, self._is_evictable)
+        self._chains = Chains(self._nodes, self._queue.offer_again)
 
     def rebuild(self, store: BlockStore) -> list[BlockKey]:
         """Start over from storage, by listing. Returns objects of a wrong size, which are not taken: delete them.
@@ -51,8 +61,9 @@ class BlockIndex:
             raise RuntimeError("rebuild while blocks are in use")
         assert self.object_bytes == object_bytes(store.geometry)
         found = sorted(store.list_blocks(), key=lambda block: block.modified_unix_s)
-        for table in (self._nodes, self._children, self._lost, self._unknown):
+        for table in (self._nodes, self._unknown, self._doubts, self._asked):
             table.clear()
+        self._chains.clear()
         self._queue.clear()
         damaged = []
         for block in found:
@@ -87,27 +98,32 @@ class BlockIndex:
         return True
 
     def publish(self, key: BlockKey) -> None:
-        """The block is durable. Publishing twice, or a block that was given up meanwhile, only says that it is
-        there.
+        """Its writer says that the block is stored. It may be said twice, or of a block that was given up meanwhile.
+
+        Where a deletion may have come after the write, the block goes on being written until ``settle``.
         """
         node = self._nodes.get(key)
         if node is None:
-            node = self._add(key, BlockState.STORED)
-        node.state = BlockState.STORED
-        self._wake(key)
-        self._queue.offer(node)
+            node = self._add(key, BlockState.WRITING)
+        if node.state is BlockState.STORED:
+            return
+        if self._deletions.is_in_doubt(key):
+            self._doubts[key] = None
+        else:
+            self._store(node)
 
     def fail_write(self, key: BlockKey) -> None:
-        """The write came to nothing. A block that is stored by now stays."""
+        """The write came to nothing. A block that is stored by now, or was said to be, stays."""
+        self.num_failed_writes += 1
         node = self._nodes.get(key)
-        if node is not None and node.state is BlockState.WRITING:
-            self._lose(node)
+        if node is not None and node.state is BlockState.WRITING and not self._is_doubted(key):
+            self._remove(node)
 
     def forget(self, key: BlockKey) -> None:
         """The block is missing or corrupt on storage. Pins stay with whoever holds them; unknown keys are fine."""
         node = self._nodes.get(key)
         if node is not None:
-            self._lose(node)
+            self._remove(node)
 
     async def wait_durable(self, keys: Sequence[BlockKey], timeout_s: float) -> int:
         """Wait until every leading block is stored, one is not going to be, or the time is up. How many are stored."""
@@ -149,18 +165,56 @@ class BlockIndex:
                 self._num_uses += 1
                 node.last_use = self._num_uses
 
-    def evict_to(self, capacity_bytes: int) -> list[BlockKey]:
-        """Drop blocks until the rest fits, and return them for deletion. Fewer where pins and writes do not allow
-        more.
+    def evict_to(self, capacity_bytes: int, max_blocks: int | None = None) -> list[BlockKey]:
+        """Drop blocks until the rest fits, at most ``max_blocks``, and return them for deletion: say ``deleted``.
+
+        Fewer where pins and writes do not allow more.
         """
-        evicted = []
-        while self.used_bytes() > capacity_bytes:
+        self._chains.tidy(_TIDIED_PER_EVICTION)
+        evicted: list[BlockKey] = []
+        while self.used_bytes() > capacity_bytes and len(evicted) != max_blocks:
             node = self._queue.pop()
             if node is None:
                 break
             self._remove(node)
+            self._deletions.begin(node.key)
             evicted.append(node.key)
         return evicted
+
+    def deleted(self, keys: Iterable[BlockKey]) -> None:
+        """Storage has answered to the deletion of these, whatever it said: nothing deletes them any more."""
+        self._deletions.end(keys)
+
+    def open_writer(self) -> int:
+        """Before anything is written that may be published: what is deleted from now on is remembered for it."""
+        return self._deletions.open_writer()
+
+    def close_writer(self, writer: int) -> None:
+        """It publishes nothing any more."""
+        self._deletions.close_writer(writer)
+
+    def doubts(self, max_keys: int) -> list[BlockKey]:
+        """Blocks about which to ask storage now; tell ``settle`` of each what it says."""
+        keys = list(islice((key for key in self._doubts if not self._deletions.is_under_way(key)), max_keys))
+        for key in keys:
+            del self._doubts[key]
+            self._asked[key] = None
+        return keys
+
+    def settle(self, key: BlockKey, *, is_stored: bool) -> None:
+        """What storage says about a doubt. A no is void where the block was published again since it was asked."""
+        if key not in self._asked:
+            return  # forgotten meanwhile
+        del self._asked[key]
+        if is_stored:
+            self._doubts.pop(key, None)
+            self._store(self._nodes[key])
+        elif key not in self._doubts:
+            self._remove(self._nodes[key])
+
+    def tidy(self, max_blocks: int) -> bool:
+        """Work off some of what blocks that were lost or came back have changed behind them. False: there is more."""
+        return self._chains.tidy(max_blocks)
 
     def used_bytes(self) -> int:
         """Bytes stored and about to be."""
@@ -168,6 +222,12 @@ class BlockIndex:
 
     def num_blocks(self) -> int:
         return len(self._nodes)
+
+    def num_pins(self) -> int:
+        return len(self._pins)
+
+    def known(self) -> list[BlockKey]:
+        return list(self._nodes)
 
     def state(self, key: BlockKey) -> BlockState | None:
         """None: not known."""
@@ -186,81 +246,55 @@ class BlockIndex:
 
     def check_integrity(self) -> None:
         """Raise AssertionError where the tables contradict each other. O(n): for tests."""
-        for parent, children in self._children.items():
-            assert children, "an empty set of children is kept"
-            assert all(self._nodes[child].parent == parent for child in children)
-        num_links = sum(len(children) for children in self._children.values())
-        assert num_links == sum(node.parent is not None for node in self._nodes.values())
-        assert self._lost.isdisjoint(self._nodes)
-        assert self._lost <= self._children.keys()
+        self._chains.check_integrity()
         assert set(self._unknown) == {key for key, node in self._nodes.items() if not node.is_parent_known}
         assert all(num_pins > 0 for num_pins in self._pins.values())
         for key, node in self._nodes.items():
             assert node.key == key
-            assert node.is_unreachable == self._is_cut_off(node.parent), "reachability is stale"
+            assert node.state is BlockState.WRITING or not self._deletions.is_under_way(key), "stored and being deleted"
+        assert all(self._nodes[key].state is BlockState.WRITING for key in (*self._doubts, *self._asked))
         self._queue.check_integrity()
+
+    def check_agrees(self, store: BlockStore) -> None:
+        """Raise AssertionError where a block that is STORED here is not on storage. For tests where only we delete."""
+        there = {block.key for block in store.list_blocks()}
+        missing = [
+            node.key.hex() for node in self._nodes.values() if node.state is BlockState.STORED and node.key not in there
+        ]
+        assert not missing, f"{len(missing)} blocks are stored by the index and not on storage: {missing[:3]}"
 
     def _add(self, key: BlockKey, state: BlockState) -> Node:
         """A new block of unknown parent. Its children, if any were here before it, are attached again."""
         self._num_uses += 1
         node = self._nodes[key] = Node(key, state, self._num_uses)
         self._unknown[key] = None
-        if key in self._lost:
-            self._lost.discard(key)
-            self._mark_behind(key, is_unreachable=False)
+        self._chains.add(node)
         self._queue.offer(node)
         return node
 
+    def _store(self, node: Node) -> None:
+        node.state = BlockState.STORED
+        self._wake(node.key)
+        self._queue.offer(node)
+
+    def _is_doubted(self, key: BlockKey) -> bool:
+        return key in self._doubts or key in self._asked
+
     def _set_parent(self, node: Node, parent: BlockKey | None) -> None:
-        node.parent, node.is_parent_known = parent, True
         del self._unknown[node.key]
-        if parent is None:
-            return
-        self._children.setdefault(parent, set()).add(node.key)
-        if self._is_cut_off(parent):
-            node.is_unreachable = True
-            self._mark_behind(node.key, is_unreachable=True)
-
-    def _is_cut_off(self, parent: BlockKey | None) -> bool:
-        if parent is None:
-            return False
-        node = self._nodes.get(parent)
-        return parent in self._lost if node is None else node.is_unreachable
-
-    def _mark_behind(self, key: BlockKey, *, is_unreachable: bool) -> None:
-        """Blocks behind a lost one are cut off, or no longer."""
-        todo = list(self._children.get(key, ()))
-        while todo:
-            node = self._nodes[todo.pop()]
-            if node.is_unreachable != is_unreachable:
-                node.is_unreachable = is_unreachable
-                self._queue.offer_again(node)
-                todo.extend(self._children.get(node.key, ()))
-
-    def _lose(self, node: Node) -> None:
-        self._remove(node)
-        if node.key in self._children:
-            self._lost.add(node.key)
-            self._mark_behind(node.key, is_unreachable=True)
+        self._chains.set_parent(node, parent)
 
     def _remove(self, node: Node) -> None:
         del self._nodes[node.key]
-        self._unknown.pop(node.key, None)
+        for table in (self._unknown, self._doubts, self._asked):
+            table.pop(node.key, None)
         self._wake(node.key)
-        if node.parent is None:
-            return
-        siblings = self._children[node.parent]
-        siblings.discard(node.key)
-        if siblings:
-            return
-        del self._children[node.parent]
-        self._lost.discard(node.parent)
-        if node.parent in self._nodes:
-            self._queue.offer(self._nodes[node.parent])
+        parent = self._chains.remove(node)
+        if parent is not None:
+            self._queue.offer(parent)
 
     def _is_evictable(self, node: Node) -> bool:
-        is_leaf = node.key not in self._children
-        return is_leaf and node.state is BlockState.STORED and node.key not in self._pins
+        return self._chains.is_leaf(node.key) and node.state is BlockState.STORED and node.key not in self._pins
 
     def _wake(self, key: BlockKey) -> None:
         waiter = self._waiters.pop(key, None)
