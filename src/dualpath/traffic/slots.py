@@ -53,6 +53,12 @@ class SlotPool:
         return self.num_slots - len(self._free)
 
     @property
+    def granted(self) -> list[int]:
+        """Slots that somebody owns, in order."""
+        with self._lock:
+            return sorted(self._granted)
+
+    @property
     def num_waiting(self) -> int:
         return len(self._waiters)
 
