@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dualpath.config import ClusterConfig, NodeConfig, RayConfig, ServeConfig
-from dualpath.core.errors import EngineLostError
+from dualpath.core.errors import EngineGoneError
 from dualpath.core.ids import NodeId
 from dualpath.launch.node_process import NodeProcess
 from dualpath.launch.remote_cluster import RemoteCluster
@@ -62,7 +62,7 @@ class LoopChannel:
     async def _through(self, call: Any) -> Any:
         await self._open.wait()
         if self.is_dead:
-            raise EngineLostError("the process has ended")
+            raise EngineGoneError("the process has ended")
         answer = await call()
         await self._open.wait()  # an answer may be lost on its way, too
         return answer

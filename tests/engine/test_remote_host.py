@@ -7,8 +7,8 @@ from typing import Any, cast
 
 import pytest
 
-from dualpath.core.errors import EngineLostError
-from dualpath.core.ids import EngineId
+from dualpath.core.errors import EngineBugError, EngineLostError
+from dualpath.core.ids import EngineId, RequestId
 from dualpath.engine.remote import wire
 from dualpath.engine.remote.host import EngineServer
 
@@ -44,3 +44,55 @@ async def test_of_two_sessions_that_wait_for_a_third_to_end_the_newer_one_begins
         await former
     server.receive("newest", wire.encode([]))
     assert wire.decode_to_scheduler(await server.poll("newest", 0.0)) == []
+
+
+class SlowToCancel:
+    """A prefill engine whose reservation takes a moment to notice that it was cancelled."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+        self.may_end = asyncio.Event()
+
+    async def reserve(self, request_id: RequestId, num_slots: int, num_prompt_blocks: int) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await self.may_end.wait()
+            self.log.append("reserve ended")
+
+    async def release(self, request_id: RequestId) -> bool:
+        self.log.append("release")
+        return True
+
+
+async def test_a_release_does_not_overtake_a_call_that_was_cancelled_before_it() -> None:
+    engine, request = SlowToCancel(), RequestId("r")
+    server = EngineServer({ENGINE: cast(Any, engine)})
+    await server.open("s")
+    server.receive("s", wire.encode([wire.Call(1, ENGINE, wire.ReservePrefill(request, 1, 1))]))
+    await asyncio.sleep(0)
+    server.receive("s", wire.encode([wire.Cancel(1), wire.Call(2, ENGINE, wire.Release(request))]))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert engine.log == []
+    engine.may_end.set()
+    batch: list[wire.ToScheduler] = []
+    while len(batch) < 2:
+        batch += wire.decode_to_scheduler(await server.poll("s", 1.0))
+    assert engine.log == ["reserve ended", "release"]
+
+
+class Unspeakable:
+    """Its status cannot be sent."""
+
+    async def stats(self) -> object:
+        return object()
+
+
+async def test_an_answer_that_cannot_be_sent_fails_its_call() -> None:
+    server = EngineServer({ENGINE: cast(Any, Unspeakable())})
+    await server.open("s")
+    server.receive("s", wire.encode([wire.Call(1, ENGINE, wire.Stats())]))
+    (failed,) = wire.decode_to_scheduler(await server.poll("s", 1.0))
+    assert isinstance(failed, wire.Failed)
+    assert isinstance(failed.error.error(), EngineBugError)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from tests.scheduler.fakes import FakeDecode, FakePrefill, FakeStorage, sampled
 from tests.scheduler.fixtures import GEOMETRY, NAMESPACE, keys_of
-from tests.scheduler.virtual_time import LoopClock
+from tests.scheduler.virtual_time import LoopRuntime
 
 from dualpath.core.ids import EngineId
 from dualpath.core.request import Request, RequestRecord, TokenEvent
@@ -58,7 +58,7 @@ class Cluster:
         assert not self.index._pins
         for engine in (*self.prefill, *self.decode):
             assert not engine.violations
-            assert engine.is_dead or engine.holds_nothing, engine.info.engine_id
+            assert engine.trouble or engine.holds_nothing, engine.info.engine_id
 
 
 @asynccontextmanager
@@ -70,6 +70,7 @@ async def cluster(
     decode_slots: int = 64,
     device_tokens: int = 1 << 16,
     config: SchedulerConfig | None = None,
+    start: bool = True,
 ) -> AsyncIterator[Cluster]:
     storage = FakeStorage()
     decoders: dict[EngineId, FakeDecode] = {}
@@ -77,8 +78,8 @@ async def cluster(
         engine = FakeDecode(f"d{i}", storage, decode_slots, device_tokens)
         decoders[engine.info.engine_id] = engine
     prefills = [FakePrefill(f"p{i}", storage, decoders, prefill_slots) for i in range(prefill)]
-    clock = LoopClock()
-    index = BlockIndex(object_bytes(GEOMETRY), clock)
+    runtime = LoopRuntime()
+    index = BlockIndex(object_bytes(GEOMETRY), runtime)
     service = Service(
         prefill_engines=prefills,
         decode_engines=list(decoders.values()),
@@ -88,9 +89,10 @@ async def cluster(
         model_name="fake",
         max_context_tokens=4096,
         config=config,
-        clock=clock,
+        runtime=runtime,
     )
-    await service.start()
+    if start:
+        await service.start()
     built = Cluster(service, index, storage, prefills, list(decoders.values()))
     yield built
     await built.quiet()

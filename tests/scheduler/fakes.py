@@ -1,7 +1,7 @@
 """Engines without a model: they keep the contract of dualpath.engine.api, take virtual time, and fail on command.
 
-They check what real engines rely on: slots before reads, every hit block where the order says it is, prefill released
-before decode, and nothing held at the end.
+They check what real engines rely on: slots before reads, every hit block where the order says it is, no decode slot
+given away while bytes may still arrive in it, nobody told of rest where there is none, and nothing held at the end.
 """
 
 from __future__ import annotations
@@ -9,13 +9,21 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tests.scheduler.fixtures import BLOCK, NAMESPACE
 
-from dualpath.core.errors import DualPathError, EngineLostError, PreemptedError
-from dualpath.core.ids import BlockKey, EngineId, NodeId, RequestId
-from dualpath.core.keys import child_key, root_key
+from dualpath.core.errors import (
+    DualPathError,
+    EngineGoneError,
+    EngineLostError,
+    EngineSilentError,
+    PathBrokenError,
+    PreemptedError,
+    TransferError,
+)
+from dualpath.core.ids import BlockKey, EngineId, NodeId, PeerId, RequestId, peer_id
+from dualpath.core.keys import chain_keys, child_key, root_key
 from dualpath.core.plan import Role
 from dualpath.core.request import FinishReason, Request, TokenEvent
 from dualpath.core.stats import EngineStats
@@ -91,60 +99,88 @@ class FakeEngine:
     role: Role
 
     def __init__(self, name: str, storage: FakeStorage, slots: int = 64, device_tokens: int = 1 << 16) -> None:
+        peer = peer_id(EngineId(name), "0")
         self.info = EngineInfo(
-            EngineId(name), NodeId(f"node-{name}"), self.role, slots * BLOCK, device_tokens, name.encode()
+            EngineId(name), peer, NodeId(f"node-{name}"), self.role, slots * BLOCK, device_tokens, peer.encode()
         )
+        self.incarnation = 0
         self.storage = storage
         self.slots = Slots(slots)
         self.delay_s: dict[str, float] = defaultdict(lambda: 0.01)
         self.faults: dict[str, deque[Exception]] = defaultdict(deque)
         self.failing_keys: set[BlockKey] = set()
-        self.is_dead = False
-        self.died = asyncio.Event()
-        self.peers: set[bytes] = set()
+        self.trouble: EngineLostError | None = None  # what every call raises
+        self.troubled = asyncio.Event()
+        self.peers: set[PeerId] = set()
+        self.storage_stalled_s = 0.0
         self.log: list[tuple[str, RequestId]] = []
         self.read_blocks: dict[RequestId, set[int]] = defaultdict(set)
         self.slot_of: dict[RequestId, dict[int, int]] = {}
         self.active: set[RequestId] = set()
         self.violations: list[str] = []  # of the contract, noticed where an exception would be taken for a fault
 
+    @property
+    def is_gone(self) -> bool:
+        return isinstance(self.trouble, EngineGoneError)
+
     def die(self) -> None:
-        self.is_dead = True
-        self.died.set()
+        """The process ends, and everybody is told."""
+        self._fail(EngineGoneError(f"{self.info.engine_id} is dead"))
+
+    def fall_silent(self) -> None:
+        """Nothing is heard of it, but it goes on."""
+        self._fail(EngineSilentError(f"{self.info.engine_id} is silent"))
+
+    def _fail(self, trouble: EngineLostError) -> None:
+        self.trouble = trouble
+        self.troubled.set()
+
+    def speak(self) -> None:
+        """A silent engine answers again, and is the same."""
+        self.trouble = None
+        self.troubled = asyncio.Event()
 
     def come_back(self) -> None:
         """A fresh process: it remembers nothing."""
-        self.is_dead = False
-        self.died = asyncio.Event()
+        self.speak()
+        self.incarnation += 1
+        peer = peer_id(self.info.engine_id, str(self.incarnation))
+        self.info = replace(self.info, peer_id=peer, peer_metadata=peer.encode())
+        self.peers.clear()
         self.slots = Slots(self.slots.capacity)
         self.read_blocks.clear()
         self.slot_of.clear()
         self.active.clear()
 
     async def work(self, operation: str, request_id: RequestId) -> None:
-        """Time passes; then the operation fails if it was told to, or if the engine died meanwhile."""
+        """Time passes; then the operation fails if it was told to, or if the engine got into trouble meanwhile."""
         self.log.append((operation, request_id))
         self.check_alive()
-        died = asyncio.ensure_future(self.died.wait())
-        try:
-            await asyncio.wait([died], timeout=self.delay_s[operation])
-        finally:
-            died.cancel()
-        self.check_alive()
+        await self.pass_time(self.delay_s[operation])
         if self.faults[operation]:
             raise self.faults[operation].popleft()
 
+    async def pass_time(self, seconds: float) -> None:
+        incarnation, troubled = self.incarnation, asyncio.ensure_future(self.troubled.wait())
+        try:
+            await asyncio.wait([troubled], timeout=seconds)
+        finally:
+            troubled.cancel()
+        self.check_alive()
+        if self.incarnation != incarnation:
+            raise EngineGoneError(f"{self.info.engine_id} has been started again")
+
     def check_alive(self) -> None:
-        if self.is_dead:
-            raise EngineLostError(f"{self.info.engine_id} is dead")
+        if self.trouble is not None:
+            raise type(self.trouble)(str(self.trouble))
 
     def expect(self, is_kept: bool, rule: str) -> None:
         if not is_kept:
             self.violations.append(rule)
 
     async def add_peer(self, peer_metadata: bytes) -> None:
-        self.check_alive()
-        self.peers.add(peer_metadata)
+        await self.work("add_peer", RequestId(""))
+        self.peers.add(PeerId(peer_metadata.decode()))
 
     async def read(self, request_id: RequestId, blocks: Sequence[tuple[int, BlockKey]]) -> ReadOutcome:
         await self.work("read", request_id)
@@ -164,7 +200,17 @@ class FakeEngine:
 
     async def stats(self) -> EngineStats:
         self.check_alive()
-        return EngineStats(self.info.engine_id, self.info.node_id, self.role)
+        return EngineStats(
+            self.info.engine_id,
+            self.info.node_id,
+            self.role,
+            broken_peers=self.broken_peers,
+            storage_stalled_s=self.storage_stalled_s,
+        )
+
+    @property
+    def broken_peers(self) -> tuple[PeerId, ...]:
+        return ()
 
     def forget(self, request_id: RequestId) -> None:
         self.slots.release(request_id)
@@ -183,10 +229,34 @@ class FakePrefill(FakeEngine):
         super().__init__(name, storage, slots)
         self.decode_engines = decode
         self.busy_releases = 0  # so many releases answer False
+        self.cut: set[EngineId] = set()  # decode engines with which transfers fail
+        self.removed: dict[PeerId, asyncio.Event] = defaultdict(asyncio.Event)
+        self.unsettled: dict[PeerId, set[RequestId]] = {}  # failed transfers that may still move over there
 
-    async def remove_peer(self, peer: EngineId) -> None:
-        self.check_alive()
-        self.peers.discard(self.decode_engines[peer].info.peer_metadata)
+    @property
+    def broken_peers(self) -> tuple[PeerId, ...]:
+        return tuple(self.unsettled)
+
+    def come_back(self) -> None:
+        super().come_back()
+        self.unsettled.clear()
+
+    def decode_of(self, peer: PeerId) -> FakeDecode | None:
+        """The engine while it is in that incarnation."""
+        return next((engine for engine in self.decode_engines.values() if engine.info.peer_id == peer), None)
+
+    async def remove_peer(self, peer: PeerId) -> None:
+        await self.work("remove_peer", RequestId(""))
+        self.peers.discard(peer)
+        self.removed.pop(peer, asyncio.Event()).set()
+
+    async def peer_at_rest(self, peer: PeerId) -> None:
+        await self.work("peer_at_rest", RequestId(""))
+        decode = self.decode_of(peer)
+        self.expect(peer not in self.peers, f"{peer} is at rest, but was not removed")
+        is_at_rest = decode is None or decode.is_gone or not decode.late.get(self.info.peer_id)
+        self.expect(is_at_rest, f"{peer} is not at rest")
+        self.unsettled.pop(peer, None)
 
     async def reserve(self, request_id: RequestId, num_slots: int, num_prompt_blocks: int) -> None:
         assert 0 < num_slots <= num_prompt_blocks
@@ -200,25 +270,49 @@ class FakePrefill(FakeEngine):
             await self.work("batch", request_id)
             self._check(order)
             yield None
-            await self.work("prefill", request_id)
+            await self._move(order)
             yield token_event(order.request, order.request.prompt_token_ids, 1)
         finally:
             self.active.discard(request_id)
 
+    async def _move(self, order: PrefillOrder) -> None:
+        """Compute, and fill the decode engine's slots. What fails in between may still arrive there."""
+        peer, request_id = order.decode_peer, order.request.request_id
+        if peer not in self.peers:
+            raise PathBrokenError(f"{peer} is not known")
+        removed, me = self.removed[peer], self.info.peer_id
+        try:
+            await self.work("prefill", request_id)
+            decode = self.decode_of(peer)
+            if removed.is_set() or decode is None or decode.is_gone or decode.info.engine_id in self.cut:
+                raise PathBrokenError(f"transfers with {peer} failed")
+        except (EngineLostError, TransferError):
+            decode = self.decode_of(peer)
+            if decode is not None:
+                decode.late[me].add(request_id)
+            if self.info.peer_id == me:
+                self.unsettled.setdefault(peer, set()).add(request_id)
+            raise
+
     def _check(self, order: PrefillOrder) -> None:
         """Every hit block is where the order says."""
         request_id, num_hit = order.request.request_id, order.num_hit_tokens // BLOCK
-        decode = self.decode_engines[order.decode_engine]
-        assert order.num_hit_tokens < len(order.request.prompt_token_ids)
-        assert order.prefill_blocks <= self.read_blocks.get(request_id, set())
-        assert set(range(num_hit)) - order.prefill_blocks <= decode.read_blocks.get(request_id, set())
-        if request_id in decode.slots.held:  # else it died
-            assert len(order.decode_slots) == decode.slots.held[request_id]
-            assert dict(enumerate(order.decode_slots)) == decode.slot_of[request_id]
+        prompt, salt = order.request.prompt_token_ids, order.request.cache_salt
+        self.expect(order.num_hit_tokens < len(prompt), "no token to compute")
+        self.expect(list(order.keys) == chain_keys(root_key(NAMESPACE, salt), prompt, BLOCK), "other keys")
+        self.expect(order.prefill_blocks <= self.read_blocks.get(request_id, set()), "blocks that were not read")
+        decode = self.decode_of(order.decode_peer)
+        if decode is not None and request_id in decode.slots.held:  # else it died
+            on_decode = set(range(num_hit)) - order.prefill_blocks
+            self.expect(on_decode <= decode.read_blocks.get(request_id, set()), "decode blocks that were not read")
+            self.expect(len(order.decode_slots) == decode.slots.held[request_id], "other decode slots")
+            self.expect(dict(enumerate(order.decode_slots)) == decode.slot_of[request_id], "moved decode slots")
 
     async def release(self, request_id: RequestId) -> bool:
         await self.work("release", request_id)
         self.expect(request_id not in self.active, f"{request_id} is released while it is prefilled")
+        if any(request_id in requests for requests in self.unsettled.values()):
+            return False
         if self.busy_releases:
             self.busy_releases -= 1
             return False
@@ -233,12 +327,22 @@ class FakeDecode(FakeEngine):
 
     def __init__(self, name: str, storage: FakeStorage, slots: int = 64, device_tokens: int = 1 << 16) -> None:
         super().__init__(name, storage, slots, device_tokens)
+        self.late: dict[PeerId, set[RequestId]] = defaultdict(set)  # whose slots bytes of a prefill engine may reach
         self.released_by_prefill: set[RequestId] = set()
         self.lossy_release = False  # True: prefill engines die in this scenario, so the order cannot be checked
         self.preempt_after: dict[RequestId, int] = {}
         self.failing_writes: set[BlockKey] = set()
         self.num_decoding = self.max_decoding = 0
         self.stopped: dict[RequestId, asyncio.Event] = {}
+
+    def come_back(self) -> None:
+        super().come_back()
+        self.late.clear()
+
+    async def remove_peer(self, peer: PeerId) -> None:
+        await self.work("remove_peer", RequestId(""))
+        self.peers.discard(peer)
+        self.late.pop(peer, None)
 
     async def reserve(self, request_id: RequestId, num_slots: int) -> tuple[int, ...]:
         await self.work("reserve", request_id)
@@ -307,6 +411,8 @@ class FakeDecode(FakeEngine):
         await self.work("release", request_id)
         self.expect(request_id not in self.active, f"{request_id} is released while it decodes")
         self.expect(self.lossy_release or request_id in self.released_by_prefill, f"{request_id}: decode went first")
+        late = [peer for peer, requests in self.late.items() if request_id in requests]
+        self.expect(not late, f"{request_id}: slots given away that {late} may still write")
         self.forget(request_id)
 
 

@@ -6,15 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dualpath.core.ids import EngineId, NodeId, RequestId
+from dualpath.core.ids import EngineId, NodeId, PeerId, RequestId
 from dualpath.core.plan import Role
 from dualpath.engine.api import EngineInfo
 from dualpath.scheduler.accounts import Accounts
 
 ENGINES = [
-    EngineInfo(EngineId("p"), NodeId("a"), Role.PREFILL, 1000, 1000, b""),
-    EngineInfo(EngineId("d"), NodeId("b"), Role.DECODE, 1000, 5000, b""),
-    EngineInfo(EngineId("e"), NodeId("b"), Role.DECODE, 1000, 5000, b""),
+    EngineInfo(EngineId("p"), PeerId("p"), NodeId("a"), Role.PREFILL, 1000, 1000, b""),
+    EngineInfo(EngineId("d"), PeerId("d"), NodeId("b"), Role.DECODE, 1000, 5000, b""),
+    EngineInfo(EngineId("e"), PeerId("e"), NodeId("b"), Role.DECODE, 1000, 5000, b""),
 ]
 
 

@@ -59,7 +59,7 @@ async def break_things(c: Cluster, rng: random.Random, may_die: bool) -> None:
                     c.storage.blocks.discard(key)
             case 4:
                 c.prefill[0].busy_releases += 1
-            case 5 if may_die and rng.random() < 0.2 and not any(e.is_dead for e in engines):
+            case 5 if may_die and rng.random() < 0.2 and not any(e.trouble for e in engines):
                 engine.die()
                 await asyncio.sleep(rng.random() * 2)
                 engine.come_back()
@@ -95,7 +95,7 @@ def test_random_conversations_under_random_faults(seed: int) -> None:
                 prefill_engine.busy_releases = 0
             for engine in (*c.prefill, *c.decode):
                 engine.faults.clear()
-                if engine.is_dead:
+                if engine.trouble:
                     engine.come_back()
             assert outcomes.count("finished") > 0.6 * len(outcomes)
             assert outcomes.count("failed") <= 2

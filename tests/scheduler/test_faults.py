@@ -12,7 +12,7 @@ from tests.scheduler.cluster import cluster, expected, take, until_phase
 from tests.scheduler.fixtures import BLOCK, keys_of, make_request
 from tests.scheduler.virtual_time import run_virtual
 
-from dualpath.core.errors import DeadlineExceededError, EngineLostError, TransferError
+from dualpath.core.errors import DeadlineExceededError, EngineBugError, EngineLostError, TransferError
 from dualpath.core.ids import RequestId
 from dualpath.core.request import Request
 from dualpath.engine.api import DecodeOrder, DecodeStep
@@ -386,13 +386,15 @@ def test_a_drawn_seed_is_the_same_on_every_attempt() -> None:
     run_virtual(scenario())
 
 
-def test_a_bug_in_an_engine_fails_one_request_and_not_the_service() -> None:
+def test_a_bug_in_an_engine_is_one_failure_of_that_engine() -> None:
     async def scenario() -> None:
-        async with cluster() as c:
-            c.prefill[0].faults["prefill"].append(KeyError("a bug"))
-            with pytest.raises(KeyError):
-                await c.run(make_request("unlucky"))
-            request = make_request("next")
-            assert await c.run(request) == expected(request)
+        async with cluster(config=SchedulerConfig(max_retries=2)) as c:
+            c.prefill[0].faults["batch"].extend([KeyError("a bug")] * 5)
+            lucky, unlucky = make_request("lucky"), make_request("unlucky")
+            with pytest.raises(EngineBugError, match="KeyError"):
+                await c.run(unlucky)
+            assert c.record(unlucky).num_retries == 2
+            assert await c.run(lucky) == expected(lucky)
+            assert c.record(lucky).num_retries == 2
 
     run_virtual(scenario())

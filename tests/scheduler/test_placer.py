@@ -8,20 +8,22 @@ import pytest
 from tests.scheduler.virtual_time import run_virtual
 
 from dualpath.core.errors import InvalidRequestError
-from dualpath.core.ids import EngineId, NodeId, RequestId
+from dualpath.core.ids import EngineId, NodeId, PeerId, RequestId
 from dualpath.core.plan import Role
 from dualpath.engine.api import EngineInfo
 from dualpath.scheduler.accounts import Accounts
 from dualpath.scheduler.config import SchedulerConfig
 from dualpath.scheduler.placer import Demand, Placement, Placer
 
+Pair = tuple[str, str]
+
 
 def prefill(name: str, max_prompt_tokens: int = 1000) -> EngineInfo:
-    return EngineInfo(EngineId(name), NodeId(f"node-{name}"), Role.PREFILL, max_prompt_tokens, 0, b"")
+    return EngineInfo(EngineId(name), PeerId(name), NodeId(f"node-{name}"), Role.PREFILL, max_prompt_tokens, 0, b"")
 
 
 def decode(name: str, node: str, device_kv_tokens: int = 1000, max_prompt_tokens: int = 1000) -> EngineInfo:
-    return EngineInfo(EngineId(name), NodeId(node), Role.DECODE, max_prompt_tokens, device_kv_tokens, b"")
+    return EngineInfo(EngineId(name), PeerId(name), NodeId(node), Role.DECODE, max_prompt_tokens, device_kv_tokens, b"")
 
 
 class Bench:
@@ -32,7 +34,8 @@ class Bench:
     ) -> None:
         self.accounts = Accounts([*prefills, *decodes])
         config = SchedulerConfig(beta_tokens=beta_tokens, alpha_tokens=alpha_tokens)
-        self.placer = Placer(prefills, decodes, self.accounts, config)
+        self.apart: set[Pair] = set()  # engines that are not connected
+        self.placer = Placer(prefills, decodes, self.accounts, config, lambda p, d: (p, d) not in self.apart)
         self.placements: dict[int, Placement] = {}
         self.order: list[int] = []
         self.tasks: dict[int, asyncio.Task[None]] = {}
@@ -50,6 +53,11 @@ class Bench:
         self.accounts.release(RequestId(str(number)), placement.prefill)
         self.accounts.release(RequestId(str(number)), placement.decode)
         self.placer.wake()
+
+    def part(self, *pairs: Pair) -> None:
+        """These pairs are not connected, all others are."""
+        self.apart = set(pairs)
+        self.placer.reconsider()
 
     async def settle(self) -> None:
         await asyncio.sleep(0.01)
@@ -98,17 +106,144 @@ def test_an_overloaded_prefill_engine_gets_nothing_until_it_is_released() -> Non
     run_virtual(scenario())
 
 
-def test_a_small_request_does_not_overtake_one_that_waits_for_a_large_engine() -> None:
+def test_one_that_waits_for_a_large_engine_does_not_stall_a_small_one() -> None:
     async def scenario() -> None:
         bench = Bench([prefill("small", 100), prefill("large")], [decode("d", "a", 5000)], beta_tokens=50)
         bench.arrive(0, 500)
         bench.arrive(1, 500)
         bench.arrive(2, 10)
         await bench.settle()
-        assert bench.order == [0]
+        assert bench.order == [0, 2]
+        assert bench.placements[2].prefill == "small"
         bench.leave(0)
         await bench.settle()
-        assert bench.order == [0, 1, 2]
+        assert bench.order == [0, 2, 1]
+
+    run_virtual(scenario())
+
+
+def test_one_that_no_live_engine_can_hold_does_not_stall_others_and_is_first_when_there_is_one() -> None:
+    async def scenario() -> None:
+        engines = [decode("d0", "a", 600), decode("d1", "b", 600)]
+        bench = Bench([prefill("small", 100), prefill("large")], engines)
+        bench.placer.mark_lost(EngineId("large"))
+        bench.arrive(0, 500)
+        for number in range(1, 13):
+            bench.arrive(number, 100)
+        await bench.settle()
+        assert bench.order == list(range(1, 13)), "nothing is kept for it"
+        bench.arrive(13, 100)
+        bench.placer.mark_back(EngineId("large"))
+        for number in range(1, 13):
+            bench.leave(number)
+            await bench.settle()
+        assert bench.order.index(0) < bench.order.index(13) or bench.placements[13].decode != bench.placements[0].decode
+        assert bench.placements[0].prefill == "large"
+
+    run_virtual(scenario())
+
+
+@pytest.mark.parametrize("num_decode", [1, 2])
+def test_a_large_request_is_not_starved_by_small_ones(num_decode: int) -> None:
+    """Small ones come for ever, faster than they are served; the large one needs a rare engine and much memory."""
+
+    async def scenario() -> None:
+        engines = [decode(f"d{i}", f"n{i}", 600) for i in range(num_decode)]
+        bench = Bench([prefill("small", 100), prefill("large")], engines, beta_tokens=150)
+        running: list[int] = []
+        for number in range(60):
+            bench.arrive(number, 500 if number == 20 else 50)
+            await bench.settle()
+            running = [n for n in bench.order if n in bench.placements]
+            for done in running[: max(0, len(running) - 6)] or running[:1]:
+                if done != 20:
+                    bench.leave(done)
+                    del bench.placements[done]
+            await bench.settle()
+            if 20 in bench.placements:
+                break
+        assert 20 in bench.placements
+        assert number < 45, "it waited for more than had come before it"
+
+    run_virtual(scenario())
+
+
+def test_decode_memory_found_for_an_older_request_is_not_given_to_a_younger_one() -> None:
+    async def scenario() -> None:
+        bench = Bench([prefill("small", 100), prefill("large")], [decode("d", "a", 600)], beta_tokens=50)
+        bench.accounts.assign(RequestId("other"), EngineId("large"), 100)
+        bench.arrive(0, 500)
+        bench.arrive(1, 60)
+        bench.arrive(2, 60)
+        await bench.settle()
+        assert bench.order == [1], "500 of 600 are kept"
+        bench.accounts.release(RequestId("other"), EngineId("large"))
+        bench.placer.wake()
+        await bench.settle()
+        assert bench.order == [1, 0]
+
+    run_virtual(scenario())
+
+
+def test_requests_go_to_engines_that_are_connected_only() -> None:
+    async def scenario() -> None:
+        bench = Bench([prefill("p0"), prefill("p1")], [decode("d0", "a"), decode("d1", "a"), decode("d2", "b")])
+        bench.part(("p0", "d0"), ("p1", "d1"), ("p0", "d2"), ("p1", "d2"))
+        for number in range(8):
+            bench.arrive(number, 100)
+        await bench.settle()
+        assert {(p.prefill, p.decode) for p in bench.placements.values()} == {("p1", "d0"), ("p0", "d1")}
+
+    run_virtual(scenario())
+
+
+def test_while_nothing_is_connected_requests_wait() -> None:
+    async def scenario() -> None:
+        bench = Bench([prefill("p")], [decode("d0", "a"), decode("d1", "b")])
+        bench.part(("p", "d0"), ("p", "d1"))
+        assert not bench.placer.has_engines
+        for number in range(4):
+            bench.arrive(number, 100)
+        await bench.settle()
+        assert bench.order == []
+        bench.part(("p", "d0"))
+        await bench.settle()
+        assert bench.placer.has_engines
+        assert bench.order == [0, 1, 2, 3]
+        assert {p.decode for p in bench.placements.values()} == {"d1"}
+
+    run_virtual(scenario())
+
+
+def test_what_waits_for_a_group_that_is_cut_off_goes_to_another() -> None:
+    async def scenario() -> None:
+        bench = Bench([prefill("p")], [decode("d0", "a", 500), decode("d1", "b", 500)])
+        for number in range(4):
+            bench.arrive(number, 400)
+        await bench.settle()
+        assert sorted(bench.order) == [0, 1]
+        bench.part(("p", "d0"))
+        for number in (1, 2, 3):
+            bench.leave(number)
+            await bench.settle()
+        assert [bench.placements[i].decode for i in (2, 3)] == ["d1", "d1"]
+
+    run_virtual(scenario())
+
+
+def test_a_long_prompt_waits_for_the_engines_that_reach_each_other() -> None:
+    """Of a node's two decode engines one is connected with the large prefill engine only, the other with the small."""
+
+    async def scenario() -> None:
+        bench = Bench([prefill("small", 100), prefill("large")], [decode("d0", "a"), decode("d1", "a")])
+        bench.part(("large", "d0"), ("small", "d1"))
+        bench.arrive(0, 50)
+        bench.arrive(1, 500)
+        bench.arrive(2, 50)
+        await bench.settle()
+        assert bench.placements[1] == Placement(EngineId("large"), EngineId("d1"))
+        assert all((p.prefill, p.decode) not in bench.apart for p in bench.placements.values())
+        assert len(bench.placements) == 3
 
     run_virtual(scenario())
 

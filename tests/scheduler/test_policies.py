@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from random import Random
 
 import pytest
 from hypothesis import given
@@ -142,6 +143,26 @@ def test_decode_keeps_to_room_and_to_z(lengths: list[int], engines: list[EngineS
         assert all(s[2] < lengths[len(assigned)] for s in state.values()), "ends only where none has room"
 
 
+@given(LENGTHS, engines_of(Role.DECODE, min_size=1), st.randoms(use_true_random=False))
+def test_decode_takes_only_what_it_may(lengths: list[int], engines: list[EngineSnapshot], random: Random) -> None:
+    may = [[random.random() < 0.6 for _ in engines] for _ in lengths]
+    free = [engine.free_device_tokens for engine in engines]
+    numbers = {engine.engine_id: index for index, engine in enumerate(engines)}
+    assigned = [numbers[e] for e in assign_decode(lengths, engines, lambda request, engine: may[request][engine])]
+    for request, chosen in enumerate(assigned):
+        assert may[request][chosen]
+        assert free[chosen] >= lengths[request]
+        free[chosen] -= lengths[request]
+    if len(assigned) < len(lengths):
+        first = len(assigned)
+        assert not any(may[first][i] and free[i] >= lengths[first] for i in range(len(engines)))
+
+
+@given(LENGTHS, engines_of(Role.DECODE, min_size=1))
+def test_decode_that_may_take_everything_chooses_as_ever(lengths: list[int], engines: list[EngineSnapshot]) -> None:
+    assert list(assign_decode(lengths, engines, lambda request, engine: True)) == list(assign_decode(lengths, engines))
+
+
 def test_z_is_the_papers() -> None:
     assert balance_limit_tokens([200, 200, 200], tokens=[100, 200], free=[300, 200]) == pytest.approx(
         1.05 * (400 + 300) / 2
@@ -163,6 +184,8 @@ QUESTIONS = st.builds(
     prefill_rate=st.floats(0.1, 10.0),
     decode_rate=st.floats(0.1, 10.0),
     sequence=st.integers(0, 9),
+    prefill_is_stalled=st.just(False),
+    decode_is_stalled=st.just(False),
 )
 
 
@@ -171,6 +194,19 @@ def test_every_policy_plans_every_block_once(question: PathQuestion, name: str) 
     plan = path_policy(name)(question)
     assert plan.num_hit_blocks == question.num_hit_blocks
     assert plan.num_prefill_blocks + plan.num_decode_blocks == question.num_hit_blocks
+
+
+@given(QUESTIONS, st.sampled_from(sorted(PATH_POLICIES)), st.booleans())
+def test_no_policy_reads_from_storage_that_is_stalled(
+    question: PathQuestion, name: str, prefill_is_stalled: bool
+) -> None:
+    plan = path_policy(name)(
+        question._replace(prefill_is_stalled=prefill_is_stalled, decode_is_stalled=not prefill_is_stalled)
+    )
+    assert plan.num_hit_blocks == question.num_hit_blocks
+    assert (plan.num_prefill_blocks if prefill_is_stalled else plan.num_decode_blocks) == 0
+    nothing = path_policy(name)(question._replace(prefill_is_stalled=True, decode_is_stalled=True))
+    assert nothing.num_hit_blocks == 0, "all is recomputed"
 
 
 @given(QUESTIONS)

@@ -9,7 +9,7 @@ from tests.scheduler.virtual_time import run_virtual
 
 from dualpath.config.serve import SYSTEMS as SYSTEM_NAMES
 from dualpath.core.errors import ConfigError
-from dualpath.core.ids import EngineId, NodeId, RequestId
+from dualpath.core.ids import EngineId, NodeId, PeerId, RequestId
 from dualpath.core.plan import Role
 from dualpath.engine.api import EngineInfo
 from dualpath.scheduler.accounts import Accounts
@@ -32,7 +32,7 @@ def snapshot(name: str, node: str, tokens: int = 0, queue: int = 0, **more: int)
 
 def info(name: str, node: str) -> EngineInfo:
     role = Role.PREFILL if name.startswith("p") else Role.DECODE
-    return EngineInfo(EngineId(name), NodeId(node), role, 1000, 1000, b"")
+    return EngineInfo(EngineId(name), PeerId(name), NodeId(node), role, 1000, 1000, b"")
 
 
 # -- the table --------------------------------------------------------------------------------------------------------

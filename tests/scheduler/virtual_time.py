@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import selectors
 from collections.abc import Coroutine
 from typing import Any, TypeVar
+
+from dualpath.core.runtime import SystemRuntime
 
 T = TypeVar("T")
 
@@ -33,8 +36,14 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return self.jumping.now_s
 
 
-class LoopClock:
-    """dualpath.core.runtime.Clock on the loop's time."""
+class LoopRuntime(SystemRuntime):
+    """dualpath.core.runtime.Runtime on the loop's time, with the same chance every time."""
+
+    def __init__(self) -> None:
+        self._random = random.Random(0)
+
+    def random_bits(self, num_bits: int) -> int:
+        return self._random.getrandbits(num_bits)
 
     def now_s(self) -> float:
         return asyncio.get_running_loop().time()

@@ -19,7 +19,11 @@ from dualpath.core.keys import chain_keys, child_key
 class IndexView(Protocol):
     """What the scheduler needs of the block index. Event loop only; only ``wait_durable`` waits."""
 
+    num_failed_writes: int  # so far, given up ones included
+
     def num_blocks(self) -> int: ...
+
+    def used_bytes(self) -> int: ...
 
     def match(self, keys: Sequence[BlockKey]) -> int:
         """How many leading keys are stored or being written."""
@@ -49,8 +53,30 @@ class IndexView(Protocol):
 
     def unpin(self, keys: Iterable[BlockKey]) -> None: ...
 
-    def evict_to(self, capacity_bytes: int) -> Sequence[BlockKey]:
-        """Drop least recently used leaves from the index; the caller deletes the objects."""
+    def open_writer(self) -> int:
+        """Before anything is written that may be published: what is deleted from now on is remembered for it."""
+        ...
+
+    def close_writer(self, writer: int) -> None:
+        """It publishes nothing any more."""
+        ...
+
+    def evict_to(self, capacity_bytes: int, max_blocks: int) -> Sequence[BlockKey]:
+        """Drop least recently used leaves from the index; the caller deletes the objects and then says ``deleted``."""
+        ...
+
+    def deleted(self, keys: Iterable[BlockKey]) -> None:
+        """Storage has answered: nothing deletes these any more."""
+        ...
+
+    def doubts(self, max_keys: int) -> Sequence[BlockKey]:
+        """Published blocks that may have been deleted since: ask storage, and ``settle`` each."""
+        ...
+
+    def settle(self, key: BlockKey, *, is_stored: bool) -> None: ...
+
+    def tidy(self, max_blocks: int) -> bool:
+        """Do some of the work that can wait. False: there is more."""
         ...
 
 
@@ -120,26 +146,34 @@ class WriteLedger:
     def __init__(self, index: IndexView, chain: KeyChain) -> None:
         self._index = index
         self._chain = chain
-        self._open: set[BlockKey] = set()
+        self._writer: int | None = None
+        self._open: dict[BlockKey, None] = {}
+
+    def begin(self) -> None:
+        """Before the engine can write anything; ``close`` follows."""
+        self._writer = self._index.open_writer()
 
     def writing(self, keys: Iterable[BlockKey]) -> None:
         for key in keys:
             parent = self._chain.parent(key)
             if parent is not None and self._index.begin_write(key, parent):
-                self._open.add(key)
+                self._open[key] = None
 
     def durable(self, keys: Sequence[BlockKey]) -> None:
         self.writing(key for key in keys if key not in self._open)
         for key in keys:
             if self._chain.parent(key) is not None:
-                self._open.discard(key)
+                self._open.pop(key, None)
                 self._index.publish(key)
 
     def failed(self, keys: Iterable[BlockKey]) -> None:
         for key in keys:
             if key in self._open:
-                self._open.remove(key)
+                del self._open[key]
                 self._index.fail_write(key)
 
     def close(self) -> None:
         self.failed(tuple(self._open))
+        if self._writer is not None:
+            self._index.close_writer(self._writer)
+            self._writer = None

@@ -29,7 +29,11 @@ class SchedulerConfig:
     max_queued_requests: int = 1024  # beyond: refused with 429
     queue_timeout_s: float = 300.0  # longest wait for engines
     retry_after_s: float = 1.0  # told to refused clients
-    max_retries: int = 3  # times a request is resumed after a failure; a preemption is none
+    # retries: see dualpath.scheduler.patience
+    max_retries: int = 3  # times engines may fail a request without a token in between; a preemption is no failure
+    retry_budget_s: float = 60.0  # how long a request that comes no further is tried again
+    pause_s: float = 0.05  # before anything that failed is tried again; doubles up to pause_max_s
+    pause_max_s: float = 2.0
     # deadlines behind the engines' own, so that nothing ever waits for good
     durable_timeout_s: float = 30.0  # for a hit block that is still being written; then it is recomputed
     reserve_timeout_s: float = 300.0
@@ -37,13 +41,14 @@ class SchedulerConfig:
     prefill_timeout_s: float = 600.0  # to enter a forward batch, and again to produce the first token
     decode_timeout_s: float = 600.0  # between two steps of a request
     release_timeout_s: float = 10.0
-    release_retry_s: float = 0.05  # first pause before asking again; doubles up to release_retry_max_s
-    release_retry_max_s: float = 2.0
+    peer_timeout_s: float = 30.0  # for an engine to learn or forget another
     stats_timeout_s: float = 10.0  # an engine that does not answer in time is taken for lost
     watch_interval_s: float = 5.0  # how often every engine is asked for its status
     probe_interval_s: float = 1.0  # how often a lost engine is asked whether it is back
+    storage_stalled_s: float = 5.0  # a node whose storage has not answered for so long is spared reads
     # bookkeeping
-    capacity_bytes: int | None = None  # of the block store; None: never evict
+    capacity_bytes: int | None = None  # of the block store; None: capacity_share
+    capacity_share: float | None = None  # of what the file system holds for us and has free; None: never evict
     max_finished_records: int = 1000
 
     def __post_init__(self) -> None:

@@ -7,7 +7,7 @@ Z = 1.05 times the mean load that R leaves behind; below Z, fewest requests wins
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from heapq import heapify, heappop, heappush, heapreplace
 
 from dualpath.core.ids import EngineId
@@ -107,10 +107,15 @@ def balance_limit_tokens(request_tokens: Collection[int], tokens: Sequence[int],
     return BALANCE_SLACK * (fitting_tokens(request_tokens, sum(free)) + sum(tokens)) / len(tokens)
 
 
-def assign_decode(request_tokens: Collection[int], engines: Sequence[EngineLoad]) -> Iterator[EngineId]:
+def assign_decode(
+    request_tokens: Collection[int],
+    engines: Sequence[EngineLoad],
+    may_take: Callable[[int, int], bool] | None = None,
+) -> Iterator[EngineId]:
     """Phase 2: engines for the requests of one group's private queue, in queue order; ends where none has room.
 
-    Lazy: a caller that stops early has decided nothing about the rest.
+    ``may_take(request, engine)``, by their numbers: whether the engine comes into question at all; None: all do. Each
+    request should have one. Lazy: a caller that stops early has decided nothing about the rest.
     """
     if not engines:
         return
@@ -119,10 +124,11 @@ def assign_decode(request_tokens: Collection[int], engines: Sequence[EngineLoad]
     free = [engine.free_device_tokens for engine in engines]
     limit = balance_limit_tokens(request_tokens, tokens, free)
     indices = range(len(tokens))
-    for length in request_tokens:
+    for number, length in enumerate(request_tokens):
         _, load, chosen = min(zip(requests, tokens, indices, strict=True))  # the best of all, if it qualifies
-        if free[chosen] < length or load + length > limit:
-            found = _most_suitable(length, limit, tokens, requests, free)
+        if may_take is not None or free[chosen] < length or load + length > limit:
+            there = indices if may_take is None else [index for index in indices if may_take(number, index)]
+            found = _most_suitable(there, length, limit, tokens, requests, free)
             if found is None:
                 return
             chosen = found
@@ -133,10 +139,15 @@ def assign_decode(request_tokens: Collection[int], engines: Sequence[EngineLoad]
 
 
 def _most_suitable(
-    length: int, limit: float, tokens: Sequence[int], requests: Sequence[int], free: Sequence[int]
+    there: Collection[int],
+    length: int,
+    limit: float,
+    tokens: Sequence[int],
+    requests: Sequence[int],
+    free: Sequence[int],
 ) -> int | None:
     """Of the engines with room: within the limit that of fewest requests, then tokens; else that of fewest tokens."""
-    roomy = [index for index, room in enumerate(free) if room >= length]
+    roomy = [index for index in there if free[index] >= length]
     balanced = [(requests[index], tokens[index], index) for index in roomy if tokens[index] + length <= limit]
     if balanced:
         return min(balanced)[2]

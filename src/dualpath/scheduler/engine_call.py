@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable
 from types import TracebackType
 from typing import Generic, TypeVar
 
-from dualpath.core.errors import ConfigError, DeadlineExceededError, DualPathError, InvalidRequestError
+from dualpath.core.errors import ConfigError, DeadlineExceededError, DualPathError, EngineBugError, InvalidRequestError
 from dualpath.core.ids import EngineId
 
 T = TypeVar("T")
@@ -32,10 +32,13 @@ async def ask(engine_id: EngineId, call: Awaitable[T], timeout_s: float) -> T:
             return await call
     except TimeoutError as error:
         raise EngineFailure(engine_id, DeadlineExceededError(f"no answer within {timeout_s:g} s")) from error
-    except (InvalidRequestError, ConfigError):
+    except (InvalidRequestError, ConfigError, StopAsyncIteration):
         raise
     except DualPathError as error:
         raise EngineFailure(engine_id, error) from error
+    except Exception as error:
+        _log.exception("%s raised what it must not", engine_id)
+        raise EngineFailure(engine_id, EngineBugError(f"{engine_id} has a bug: {error!r}")) from error
 
 
 class EngineStream(Generic[T]):

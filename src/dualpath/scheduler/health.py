@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
-from typing import TypeAlias
+from collections.abc import Callable, Mapping
+from typing import Protocol, TypeAlias
 
-from dualpath.core.ids import EngineId
-from dualpath.core.runtime import Clock
+from dualpath.core.errors import EngineGoneError
+from dualpath.core.ids import EngineId, NodeId
+from dualpath.core.runtime import Runtime
 from dualpath.core.stats import EngineStats
 from dualpath.engine.api import DecodeEngineClient, PrefillEngineClient
 from dualpath.scheduler.config import SchedulerConfig
@@ -19,6 +20,24 @@ Engine: TypeAlias = PrefillEngineClient | DecodeEngineClient
 _log = logging.getLogger(__name__)
 
 
+class HealthEvents(Protocol):
+    """Who wants to know. Called on the event loop; nothing may raise."""
+
+    def engine_lost(self, engine_id: EngineId) -> None:
+        """It does not answer: it may be running and moving bytes all the same."""
+        ...
+
+    def engine_gone(self, engine_id: EngineId) -> None:
+        """A lost engine's process has ended."""
+        ...
+
+    def engine_back(self, engine_id: EngineId) -> None: ...
+
+    def engine_asked(self, engine_id: EngineId) -> Callable[[EngineStats], None]:
+        """A question for its status goes out; the result takes the answer."""
+        ...
+
+
 class Health:
     """Losing a request tells nothing about its engine (it may have been preempted), so the engine itself is asked."""
 
@@ -26,21 +45,18 @@ class Health:
         self,
         engines: Mapping[EngineId, Engine],
         config: SchedulerConfig,
-        clock: Clock,
+        runtime: Runtime,
         tasks: TaskSet,
-        greet: Callable[[EngineId], Awaitable[None]],
-        on_lost: Callable[[EngineId], None],
-        on_back: Callable[[EngineId], None],
+        events: HealthEvents,
     ) -> None:
         self._engines = engines
         self._config = config
-        self._clock = clock
+        self._runtime = runtime
         self._tasks = tasks
-        self._greet = greet  # makes a returned engine known to its peers
-        self._on_lost = on_lost
-        self._on_back = on_back
+        self._events = events
         self._lost: dict[EngineId, asyncio.Task[None]] = {}  # with the task that waits for its return
         self._probes: dict[EngineId, asyncio.Task[EngineStats | None]] = {}
+        self._latest: dict[EngineId, EngineStats] = {}
 
     async def stats(self, engine_id: EngineId) -> EngineStats | None:
         """The engine's status, or None when it does not answer; it is then marked lost. One question at a time."""
@@ -49,25 +65,44 @@ class Health:
             probe = self._probes[engine_id] = self._tasks.spawn(self._probe(engine_id))
         return await asyncio.shield(probe)
 
+    async def check(self, engine_id: EngineId) -> None:
+        """Ask an engine that is not known to be lost."""
+        if not self.is_lost(engine_id):
+            await self.stats(engine_id)
+
     async def _probe(self, engine_id: EngineId) -> EngineStats | None:
+        answered = self._events.engine_asked(engine_id)
         try:
             async with asyncio.timeout(self._config.stats_timeout_s):
-                return await self._engines[engine_id].stats()
+                stats = await self._engines[engine_id].stats()
         except Exception as error:
             self.mark_lost(engine_id, error)
+            if isinstance(error, EngineGoneError):
+                self._events.engine_gone(engine_id)
             return None
         finally:
             del self._probes[engine_id]
+        self._latest[engine_id] = stats
+        answered(stats)
+        return stats
 
     def is_lost(self, engine_id: EngineId) -> bool:
         return engine_id in self._lost
+
+    def is_stalled(self, node_id: NodeId) -> bool:
+        """Whether the node's storage has left a call unanswered for too long, by the latest word of its engines."""
+        return any(
+            stats.node_id == node_id and stats.storage_stalled_s > self._config.storage_stalled_s
+            for engine_id, stats in self._latest.items()
+            if engine_id not in self._lost
+        )
 
     def mark_lost(self, engine_id: EngineId, reason: Exception) -> None:
         """Idempotent."""
         if engine_id not in self._lost:
             _log.error("engine %s is lost: %r", engine_id, reason)
             self._lost[engine_id] = self._tasks.spawn(self._await_return(engine_id), is_patrol=True)
-            self._on_lost(engine_id)
+            self._events.engine_lost(engine_id)
 
     def mark_back(self, engine_id: EngineId) -> None:
         """Idempotent."""
@@ -75,23 +110,21 @@ class Health:
         if waiting is not None:
             _log.info("engine %s is back", engine_id)
             waiting.cancel()
-            self._on_back(engine_id)
+            self._events.engine_back(engine_id)
 
-    async def watch(self) -> None:
+    def watch(self) -> None:
         """Ask every engine now and then, so that a silent one is noticed before its requests' deadlines pass."""
+        for engine_id in self._engines:
+            self._tasks.spawn(self._watch(engine_id), is_patrol=True)
+
+    async def _watch(self, engine_id: EngineId) -> None:
         while True:
-            await self._clock.sleep_s(self._config.watch_interval_s)
-            await asyncio.gather(*(self.stats(engine_id) for engine_id in self._engines if not self.is_lost(engine_id)))
+            await self._runtime.sleep_s(self._config.watch_interval_s)
+            await self.check(engine_id)
 
     async def _await_return(self, engine_id: EngineId) -> None:
         while True:
-            await self._clock.sleep_s(self._config.probe_interval_s)
-            if await self.stats(engine_id) is None:
-                continue
-            try:
-                await self._greet(engine_id)
-            except Exception as error:
-                _log.warning("engine %s answers, but its peers cannot reach it: %r", engine_id, error)
-                continue
-            self.mark_back(engine_id)
-            return
+            await self._runtime.sleep_s(self._config.probe_interval_s)
+            if await self.stats(engine_id) is not None:
+                self.mark_back(engine_id)
+                return

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from dualpath.core.ids import EngineId, RequestId
 from dualpath.core.phase import TERMINAL, Phase, Timeline
 from dualpath.core.request import Request, RequestRecord, TokenEvent
-from dualpath.core.runtime import Clock
+from dualpath.core.runtime import Runtime
 from dualpath.scheduler.blocks import KeyChain
+from dualpath.scheduler.config import SchedulerConfig
+from dualpath.scheduler.patience import Patience
+
+_ORDER = {phase: number for number, phase in enumerate(Phase)}
 
 
-def with_seed(request: Request) -> Request:
+def with_seed(request: Request, runtime: Runtime) -> Request:
     """Randomness is a function of (seed, position): a drawn seed makes every attempt sample the same tokens."""
     if request.sampling.seed is not None:
         return request
-    return replace(request, sampling=replace(request.sampling, seed=secrets.randbits(63)))
+    return replace(request, sampling=replace(request.sampling, seed=runtime.random_bits(63)))
 
 
 @dataclass(slots=True)
@@ -39,16 +41,18 @@ class Job:
     request: Request  # seed resolved
     sequence: int  # arrival number
     chain: KeyChain
-    clock: Clock
+    runtime: Runtime
+    patience: Patience
     on_end: Callable[[Job], None]
     record: RequestRecord
     stamps: Stamps
     timeline: Timeline = field(default_factory=Timeline)
     events: asyncio.Queue[TokenEvent | Exception] = field(default_factory=asyncio.Queue)
     generated: list[int] = field(default_factory=list)
-    num_failures: int = 0  # attempts that did not end by preemption: each of those has brought a token at least
-    failed_on: EngineId | None = None  # the last that failed an attempt
-    recomputes: bool = False  # the next attempt reads no hits: the last one's reads did not end
+    furthest: Phase = Phase.QUEUED  # it has ever been in
+    num_preemptions: int = 0
+    failed_on: tuple[EngineId, ...] = ()  # by whom or between whom the last attempt failed
+    recomputes: bool = False  # the next attempt reads no hits: they have just come to nothing
 
     @property
     def is_over(self) -> bool:
@@ -57,8 +61,12 @@ class Job:
 
     def enter(self, phase: Phase) -> None:
         """Ignored once the request is over: its last writes may still be under way."""
-        if not self.is_over and self.timeline.phase is not phase:
-            self.timeline.enter(phase, self.clock.now_s())
+        if self.is_over or self.timeline.phase is phase:
+            return
+        self.timeline.enter(phase, self.runtime.now_s())
+        if _ORDER[phase] > _ORDER[self.furthest]:
+            self.furthest = phase
+            self.patience.further()
 
     def attempt_request(self) -> Request:
         """What the engines are asked for now: the prompt with all tokens sent so far, and that many fewer to come.
@@ -78,7 +86,8 @@ class Job:
         """Send a token to the client. The one with a finish reason ends the request."""
         if self.is_over:
             return
-        now_s = self.clock.now_s()
+        now_s = self.runtime.now_s()
+        self.patience.token()
         self.generated.append(event.token_id)
         self.record.num_generated_tokens = len(self.generated)
         self._stamp(now_s)
@@ -102,7 +111,7 @@ class Job:
         """Close the record; an error is what the client's stream raises. Only the first call counts."""
         if self.is_over:
             return
-        now_s = self.clock.now_s()
+        now_s = self.runtime.now_s()
         self.timeline.enter(phase, now_s)
         self.record.outcome = phase.value
         self.record.total_s = now_s - self.stamps.arrived_s
@@ -115,17 +124,25 @@ class Job:
     def current_record(self) -> RequestRecord:
         """The record as of now."""
         if not self.is_over:
-            self.record.phases_s = self.timeline.durations_s(self.clock.now_s())
+            self.record.phases_s = self.timeline.durations_s(self.runtime.now_s())
         return self.record
 
 
-def new_job(request: Request, sequence: int, chain: KeyChain, clock: Clock, on_end: Callable[[Job], None]) -> Job:
+def new_job(
+    request: Request,
+    sequence: int,
+    chain: KeyChain,
+    runtime: Runtime,
+    on_end: Callable[[Job], None],
+    config: SchedulerConfig | None = None,
+) -> Job:
     """A job that has just arrived: queued from now on."""
     record = RequestRecord(
         request_id=request.request_id,
-        arrived_unix_s=time.time(),
+        arrived_unix_s=runtime.unix_s(),
         num_prompt_tokens=len(request.prompt_token_ids),
     )
-    job = Job(with_seed(request), sequence, chain, clock, on_end, record, Stamps(clock.now_s()))
+    patience = Patience(config or SchedulerConfig(), runtime)
+    job = Job(with_seed(request, runtime), sequence, chain, runtime, patience, on_end, record, Stamps(runtime.now_s()))
     job.enter(Phase.QUEUED)
     return job

@@ -26,6 +26,8 @@ class PathQuestion(NamedTuple):
     prefill_rate: float = 1.0  # storage NICs' speeds; any unit, only their ratio counts
     decode_rate: float = 1.0
     sequence: int = 0  # how many requests with hits were planned before this one
+    prefill_is_stalled: bool = False  # the side's storage has left calls unanswered for too long
+    decode_is_stalled: bool = False
 
 
 PathPolicy = Callable[[PathQuestion], ReadPlan]
@@ -75,7 +77,17 @@ PATH_POLICIES: Mapping[str, PathPolicy] = {
 
 
 def path_policy(name: str) -> PathPolicy:
-    """The policy of that name. Raises ConfigError naming the ones there are."""
+    """The policy of that name, where storage answers. Raises ConfigError naming the ones there are.
+
+    No policy reads on a side whose storage is stalled; where both are, the plan has no blocks: all is recomputed.
+    """
     if name not in PATH_POLICIES:
         raise ConfigError(f"no path policy {name!r}; choose one of {', '.join(sorted(PATH_POLICIES))}")
-    return PATH_POLICIES[name]
+    policy = PATH_POLICIES[name]
+
+    def spare_stalled(question: PathQuestion) -> ReadPlan:
+        if question.prefill_is_stalled:
+            return _plan(0, 0) if question.decode_is_stalled else read_on_decode(question)
+        return read_on_prefill(question) if question.decode_is_stalled else policy(question)
+
+    return spare_stalled

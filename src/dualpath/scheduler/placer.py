@@ -2,7 +2,11 @@
 
 The paper assigns prefill and decode engines from two queues (section 6); here a request takes both in one step, so none
 ever holds one engine while it waits for the other. Decode groups keep private queues (phase 1); the heads of all groups
-are then placed in order of arrival (phase 2 and the prefill choice) until nobody qualifies for the next in line.
+are then placed in order of arrival (phase 2 and the prefill choice).
+
+Nobody starves: of all requests that an engine could take now the oldest has it, and decode memory that an older request
+has found is not given to a younger one while the older waits for its prefill engine. And nobody stalls others: one that
+no pair of live, connected engines can hold stands aside until there is such a pair, then it is the oldest again.
 
 A fetch runs on events: arrival, release, end of a read, an engine lost or back. Several events in one turn of the event
 loop cause one fetch. Event loop only.
@@ -13,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import bisect
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dualpath.core.errors import InvalidRequestError, OverloadedError
@@ -34,7 +38,7 @@ class Demand:
     sequence: int
     num_prompt_tokens: int
     num_tokens: int  # prompt and expected output: what it will take of a decode engine's device memory
-    failed_on: EngineId | None = None  # last; avoided if there are others: it may look idle because it fails
+    failed_on: tuple[EngineId, ...] = ()  # last; avoided if there are others: they may look idle because they fail
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +83,7 @@ class Placer:
         decode_engines: Sequence[EngineInfo],
         accounts: Accounts,
         config: SchedulerConfig,
+        is_connected: Callable[[EngineId, EngineId], bool] = lambda prefill_id, decode_id: True,
     ) -> None:
         self._prefill = {info.engine_id: info for info in prefill_engines}
         self._accounts = accounts
@@ -87,8 +92,11 @@ class Placer:
         self._groups: dict[GroupId, _Group] = {}
         for info in decode_engines:
             self._groups.setdefault(self._chooser.group_id(info), _Group()).engines.append(info)
-        self._lost: set[EngineId] = set()
-        self._homeless: list[_Ticket] = []  # arrived while no group could take them
+        self._is_connected = is_connected
+        self._lost: dict[EngineId, None] = {}
+        self._reach: Mapping[EngineId, int] | None = None  # see ``_reached``; None: not known
+        self._has_changed = False  # which engines there are, since the last fetch
+        self._homeless: list[_Ticket] = []  # no group can take them, or they have just arrived
         self._fetch_due = False
 
     # -- waiting ------------------------------------------------------------------------------------------------------
@@ -144,21 +152,33 @@ class Placer:
 
     @property
     def has_engines(self) -> bool:
-        """True when at least one engine of each role is there."""
-        return bool(self._live_prefill()) and any(self._live_decode(group) for group in self._groups.values())
+        """True when at least one engine of each role is there, and the two are connected."""
+        return any(self._reached().values())
 
     def mark_lost(self, engine_id: EngineId) -> None:
-        """Not chosen any more. What waits for a group without engines goes to another group."""
-        self._lost.add(engine_id)
-        for group in self._groups.values():
-            if group.queue and not self._live_decode(group):
-                self._homeless.extend(group.queue)
-                group.queue.clear()
-        self.wake()
+        """Not chosen any more."""
+        self._lost[engine_id] = None
+        self.reconsider()
 
     def mark_back(self, engine_id: EngineId) -> None:
-        self._lost.discard(engine_id)
+        self._lost.pop(engine_id, None)
+        self.reconsider()
+
+    def reconsider(self) -> None:
+        """Engines have come or gone, or which are connected has changed."""
+        self._reach, self._has_changed = None, True
         self.wake()
+
+    def _reached(self) -> Mapping[EngineId, int]:
+        """For every live decode engine the longest prompt of the live prefill engines that it is connected with."""
+        if self._reach is None:
+            decode = [info.engine_id for group in self._groups.values() for info in self._live_decode(group)]
+            self._reach = {engine_id: self._reach_of(engine_id) for engine_id in decode}
+        return self._reach
+
+    def _reach_of(self, decode_id: EngineId) -> int:
+        connected = [info for info in self._live_prefill() if self._is_connected(info.engine_id, decode_id)]
+        return max((info.max_prompt_tokens for info in connected), default=0)
 
     def _live_prefill(self) -> list[EngineInfo]:
         return [info for info in self._prefill.values() if info.engine_id not in self._lost]
@@ -176,14 +196,25 @@ class Placer:
 
     def _fetch(self) -> None:
         self._fetch_due = False
+        if self._has_changed:
+            self._has_changed = False
+            self._leave_groups()
         self._drain()
         prefill = {info.engine_id: self._accounts.snapshot(info.engine_id) for info in self._live_prefill()}
         for group, ticket, decode_id in self._decode_candidates():
-            prefill_id = self._choose_prefill(ticket, prefill)
+            prefill_id = self._choose_prefill(ticket, decode_id, prefill)
             if prefill_id is None:
-                return
+                if all(snap.num_tokens > self._config.beta_tokens for snap in prefill.values()):
+                    return
+                continue  # what it was to get of the decode engine is kept from those behind it
             self._commit(group, ticket, Placement(prefill_id, decode_id))
             prefill[prefill_id] = self._accounts.snapshot(prefill_id)
+
+    def _leave_groups(self) -> None:
+        """What waits for a group that cannot take it any more looks for another."""
+        for group in self._groups.values():
+            self._homeless += [ticket for ticket in group.queue if not self._suits(group, ticket)]
+            group.queue = [ticket for ticket in group.queue if self._suits(group, ticket)]
 
     def _drain(self) -> None:
         """Phase 1: every request to the group with the least tokens, assigned and waiting, among those it fits into."""
@@ -206,10 +237,12 @@ class Placer:
         return assigned + group.queued_tokens
 
     def _suits(self, group: _Group, ticket: _Ticket) -> bool:
-        return group.max_prompt_tokens >= ticket.demand.num_prompt_tokens and bool(self._live_decode(group))
+        needed, reach = ticket.demand.num_prompt_tokens, self._reached()
+        is_reached = any(reach.get(info.engine_id, 0) >= needed for info in group.engines)
+        return is_reached and group.max_prompt_tokens >= needed
 
     def _has_failed(self, group: _Group, ticket: _Ticket) -> bool:
-        return any(info.engine_id == ticket.demand.failed_on for info in group.engines)
+        return any(info.engine_id in ticket.demand.failed_on for info in group.engines)
 
     def _decode_candidates(self) -> Iterator[tuple[_Group, _Ticket, EngineId]]:
         """Phase 2 of every group, merged in order of arrival; lazy, because the prefill choice may end the fetch."""
@@ -219,15 +252,28 @@ class Placer:
     def _group_candidates(self, group: _Group) -> Iterator[tuple[_Group, _Ticket, EngineId]]:
         engines = [self._accounts.snapshot(info.engine_id) for info in self._live_decode(group)]
         tickets = [ticket for ticket in group.queue if not ticket.placed.done()]  # done: its waiter just gave up
-        choices = decode_choice.assign_decode([ticket.num_decode_tokens for ticket in tickets], engines)
+        reach = [self._reached()[engine.engine_id] for engine in engines]
+        needed = [ticket.demand.num_prompt_tokens for ticket in tickets]
+        lengths = [ticket.num_decode_tokens for ticket in tickets]
+        if min(reach, default=0) >= max(needed, default=0):
+            choices = decode_choice.assign_decode(lengths, engines)
+        else:
+            choices = decode_choice.assign_decode(lengths, engines, lambda r, e: reach[e] >= needed[r])
         for ticket, engine_id in zip(tickets, choices, strict=False):
             yield group, ticket, engine_id
 
-    def _choose_prefill(self, ticket: _Ticket, engines: dict[EngineId, EngineSnapshot]) -> EngineId | None:
+    def _choose_prefill(
+        self, ticket: _Ticket, decode_id: EngineId, engines: dict[EngineId, EngineSnapshot]
+    ) -> EngineId | None:
+        """None: those that could take it are overloaded."""
         needed = ticket.demand.num_prompt_tokens
-        large = [snap for engine_id, snap in engines.items() if self._prefill[engine_id].max_prompt_tokens >= needed]
-        others = [snap for snap in large if snap.engine_id != ticket.demand.failed_on]
-        return self._chooser.prefill(others) or self._chooser.prefill(large)
+        suitable = [
+            snap
+            for engine_id, snap in engines.items()
+            if self._prefill[engine_id].max_prompt_tokens >= needed and self._is_connected(engine_id, decode_id)
+        ]
+        others = [snap for snap in suitable if snap.engine_id not in ticket.demand.failed_on]
+        return self._chooser.prefill(others) or self._chooser.prefill(suitable)
 
     def _commit(self, group: _Group, ticket: _Ticket, placement: Placement) -> None:
         group.queue.remove(ticket)

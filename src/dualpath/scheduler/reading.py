@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from dualpath.core.errors import DualPathError, EngineLostError
+from dualpath.core.errors import DualPathError, EngineBugError, EngineLostError
 from dualpath.core.ids import BlockKey, EngineId, RequestId
 from dualpath.core.plan import ReadPlan, Role
 from dualpath.engine.api import DecodeEngineClient, PrefillEngineClient, ReadOutcome
@@ -18,6 +18,11 @@ from dualpath.scheduler.accounts import Accounts, ReadId
 from dualpath.scheduler.engine_call import EngineFailure, ask
 
 _log = logging.getLogger(__name__)
+
+
+def is_lost(cause: DualPathError) -> bool:
+    """Whether an engine that failed a read is lost for the attempt, and not only for that read."""
+    return isinstance(cause, EngineLostError) and not isinstance(cause, EngineBugError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +62,16 @@ class HitReader:
         accounts: Accounts,
         block_tokens: int,
         timeout_s: float,
+        check: Callable[[], None],
     ) -> None:
         self._request_id = request_id
-        self._keys = keys
+        self.keys = keys
         self._plan = plan
         self._sides = (_Side(Role.PREFILL, prefill), _Side(Role.DECODE, decode))
         self._accounts = accounts
         self._block_tokens = block_tokens
         self._timeout_s = timeout_s
+        self._check = check  # raises EngineFailure where an engine is not the one that reserved
         self._moved_slots: dict[int, int] = {}
         self.num_bytes = {Role.PREFILL: 0, Role.DECODE: 0}
         split = plan.num_prefill_blocks
@@ -113,14 +120,15 @@ class HitReader:
         try:
             if not share or side.lost is not None:
                 return
-            blocks = [(i, self._keys[i]) for i in share]
+            self._check()
+            blocks = [(i, self.keys[i]) for i in share]
             outcome = await ask(side.engine_id, side.engine.read(self._request_id, blocks), self._timeout_s)
         except Exception as error:
             _log.warning("%s: reading on %s failed: %r", self._request_id, side.engine_id, error)
             failure = (
                 error if isinstance(error, EngineFailure) else EngineFailure(side.engine_id, DualPathError(repr(error)))
             )
-            if side.role is Role.DECODE or isinstance(failure.cause, EngineLostError):
+            if side.role is Role.DECODE or is_lost(failure.cause):
                 side.lost = failure
             outcome = ReadOutcome(failed=frozenset(share))
         finally:

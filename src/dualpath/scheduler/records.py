@@ -1,4 +1,7 @@
-"""The request log: every running request and the most recent finished ones, newest first."""
+"""The request log: every running request and the most recent finished ones, newest first.
+
+Of a finished request its record alone is kept: prompts are a thousand times larger.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ class RecordBook:
 
     def __init__(self, max_finished: int) -> None:
         self._max_finished = max_finished
-        self._jobs: dict[RequestId, Job] = {}  # in order of arrival
+        self._requests: dict[RequestId, Job | RequestRecord] = {}  # in order of arrival; records where they are over
         self._finished: deque[RequestId] = deque()
         self._listeners: list[Callable[[RequestRecord], None]] = []
 
@@ -28,36 +31,41 @@ class RecordBook:
         self._listeners.append(callback)
 
     def is_running(self, request_id: RequestId) -> bool:
-        job = self._jobs.get(request_id)
-        return job is not None and not job.is_over
+        return isinstance(self._requests.get(request_id), Job)
 
     def add(self, job: Job) -> None:
         """A finished request of the same id is forgotten."""
         request_id = job.request.request_id
-        if self._jobs.pop(request_id, None) is not None:
+        if self._requests.pop(request_id, None) is not None:
             self._finished.remove(request_id)
-        self._jobs[request_id] = job
+        self._requests[request_id] = job
 
     def end(self, job: Job) -> None:
-        """The job is over: tell the listeners, and forget the oldest finished one."""
-        self._finished.append(job.request.request_id)
+        """The job is over: keep its record, tell the listeners, and forget the oldest finished one."""
+        request_id = job.request.request_id
+        self._requests[request_id] = job.record
+        self._finished.append(request_id)
         if len(self._finished) > self._max_finished:
-            del self._jobs[self._finished.popleft()]
+            del self._requests[self._finished.popleft()]
         for listener in self._listeners:
             try:
                 listener(job.record)
             except Exception:
-                _log.exception("a listener failed on %s", job.request.request_id)
+                _log.exception("a listener failed on %s", request_id)
 
     def get(self, request_id: RequestId) -> RequestRecord | None:
-        job = self._jobs.get(request_id)
-        return None if job is None else job.current_record()
+        entry = self._requests.get(request_id)
+        return None if entry is None else _record(entry)
 
     def recent(self, limit: int) -> list[RequestRecord]:
-        return [job.current_record() for job in islice(reversed(self._jobs.values()), max(limit, 0))]
+        return [_record(entry) for entry in islice(reversed(self._requests.values()), max(limit, 0))]
 
     def count(self) -> tuple[int, int]:
         """(waiting for engines, being served)."""
-        alive = [job for job in self._jobs.values() if not job.is_over]
+        alive = [entry for entry in self._requests.values() if isinstance(entry, Job)]
         queued = sum(job.timeline.phase is Phase.QUEUED for job in alive)
         return queued, len(alive) - queued
+
+
+def _record(entry: Job | RequestRecord) -> RequestRecord:
+    return entry.current_record() if isinstance(entry, Job) else entry

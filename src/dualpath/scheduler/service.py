@@ -16,17 +16,19 @@ from dualpath.core.ids import EngineId, RequestId
 from dualpath.core.keys import Namespace, root_key
 from dualpath.core.phase import Phase
 from dualpath.core.request import Request, RequestRecord, TokenEvent
-from dualpath.core.runtime import Clock, SystemRuntime
-from dualpath.core.stats import ClusterStats, NodeStats
+from dualpath.core.runtime import Runtime, SystemRuntime
+from dualpath.core.stats import ClusterStats, EngineStats, NodeStats
 from dualpath.engine.api import DecodeEngineClient, PrefillEngineClient
 from dualpath.scheduler.accounts import Accounts
+from dualpath.scheduler.attempt import Attempt, Steps
 from dualpath.scheduler.blocks import Hits, IndexView, KeyChain
 from dualpath.scheduler.config import SchedulerConfig
-from dualpath.scheduler.coordinator import Attempt, Coordinator
+from dualpath.scheduler.coordinator import Coordinator
 from dualpath.scheduler.evictor import Evictor
 from dualpath.scheduler.health import Health
 from dualpath.scheduler.holding import Releaser
 from dualpath.scheduler.job import Job, new_job
+from dualpath.scheduler.peering import Peering
 from dualpath.scheduler.placer import Placer, too_long
 from dualpath.scheduler.records import RecordBook
 from dualpath.scheduler.tasks import TaskSet
@@ -51,12 +53,12 @@ class Service:
         model_name: str,
         max_context_tokens: int,
         config: SchedulerConfig | None = None,
-        clock: Clock | None = None,
+        runtime: Runtime | None = None,
         describe_nodes: Callable[[], tuple[NodeStats, ...]] = tuple,
     ) -> None:
         self.model_name = model_name
         self.config = config = config or SchedulerConfig()
-        self._clock = clock or SystemRuntime()
+        self._runtime = runtime = runtime or SystemRuntime()
         self._describe_nodes = describe_nodes
         self._namespace = namespace
         self._index = index
@@ -65,45 +67,45 @@ class Service:
         infos = [engine.info for engine in self._decode.values()]
         self.max_context_tokens = min(max_context_tokens, max((info.device_kv_tokens for info in infos), default=0))
         self.accounts = Accounts([*infos, *(engine.info for engine in self._prefill.values())])
-        self._placer = Placer([e.info for e in self._prefill.values()], infos, self.accounts, config)
         self._tasks = TaskSet()
-        self._health = Health(
-            {**self._prefill, **self._decode},
+        self._health = Health({**self._prefill, **self._decode}, config, runtime, self._tasks, self)
+        self._peering = Peering(
+            self._prefill,
+            self._decode,
             config,
-            self._clock,
+            runtime,
             self._tasks,
-            self._greet,
-            self._on_lost,
-            self._placer.mark_back,
+            self._health.is_lost,
+            lambda: self._placer.reconsider(),
         )
-        self._releaser = Releaser(self.accounts, config, self._tasks, self._placer.wake)
-        self._evictor = Evictor(index, store, config.capacity_bytes)
-        self._coordinator = Coordinator(
-            prefill_engines=self._prefill,
-            decode_engines=self._decode,
+        prefill_infos = [engine.info for engine in self._prefill.values()]
+        self._placer = Placer(prefill_infos, infos, self.accounts, config, self._peering.is_connected)
+        self._releaser = Releaser(self.accounts, config, runtime, self._tasks, self._placer.wake)
+        self._evictor = Evictor(index, store, config.capacity_bytes, runtime, capacity_share=config.capacity_share)
+        steps = Steps(
             placer=self._placer,
             accounts=self.accounts,
             hits=Hits(index, namespace.geometry.block_tokens, config.durable_timeout_s),
-            releaser=self._releaser,
             namespace=namespace,
             config=config,
-            check_engine=self._health.stats,
+            health=self._health,
             on_stored=self._evictor.wake,
+        )
+        self._coordinator = Coordinator(
+            self._prefill, self._decode, steps, self._releaser, self._health, self._peering, runtime
         )
         self._records = RecordBook(config.max_finished_records)
         self._sequence = itertools.count()
         self._running: dict[Job, asyncio.Task[None]] = {}
-        self._partings: dict[EngineId, asyncio.Task[None]] = {}
         self._is_open = False
 
     # -- life cycle ---------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Introduce every prefill engine to every decode engine, then accept requests."""
-        for engine_id in self._prefill:
-            await self._greet(engine_id)
+        await self._peering.start()
         self._tasks.spawn(self._evictor.run(), is_patrol=True)
-        self._tasks.spawn(self._health.watch(), is_patrol=True)
+        self._health.watch()
         self._evictor.wake()
         self._is_open = True
 
@@ -128,32 +130,22 @@ class Service:
     def mark_back(self, engine_id: EngineId) -> None:
         self._health.mark_back(engine_id)
 
-    def _on_lost(self, engine_id: EngineId) -> None:
+    # -- what health tells --------------------------------------------------------------------------------------------
+
+    def engine_lost(self, engine_id: EngineId) -> None:
         self._placer.mark_lost(engine_id)
+        self._peering.engine_lost(engine_id)
         self._coordinator.engine_lost(engine_id)
-        if engine_id in self._decode:
-            self._partings[engine_id] = self._tasks.spawn(self._part(engine_id))
 
-    async def _part(self, engine_id: EngineId) -> None:
-        """Prefill engines, which alone start transfers, drop those with a decode engine that is lost."""
-        there = [engine for e, engine in self._prefill.items() if not self._health.is_lost(e)]
-        try:
-            async with asyncio.timeout(self.config.release_timeout_s):
-                await asyncio.gather(*(engine.remove_peer(engine_id) for engine in there))
-        except Exception as error:
-            _log.warning("dropping the transfers with %s failed: %r", engine_id, error)
+    def engine_gone(self, engine_id: EngineId) -> None:
+        self._peering.engine_gone(engine_id)
 
-    async def _greet(self, engine_id: EngineId) -> None:
-        """Exchange peer metadata between the engine and every live engine of the other role."""
-        if parting := self._partings.pop(engine_id, None):
-            await asyncio.wait([parting])
-        is_prefill = engine_id in self._prefill
-        engine = self._prefill[engine_id] if is_prefill else self._decode[engine_id]
-        others = self._decode.values() if is_prefill else self._prefill.values()
-        for other in others:
-            if not self._health.is_lost(other.info.engine_id):
-                await engine.add_peer(other.info.peer_metadata)
-                await other.add_peer(engine.info.peer_metadata)
+    def engine_back(self, engine_id: EngineId) -> None:
+        self._peering.engine_back(engine_id)
+        self._placer.mark_back(engine_id)
+
+    def engine_asked(self, engine_id: EngineId) -> Callable[[EngineStats], None]:
+        return self._peering.engine_asked(engine_id)
 
     # -- requests -----------------------------------------------------------------------------------------------------
 
@@ -191,7 +183,7 @@ class Service:
             request.prompt_token_ids,
             self._namespace.geometry.block_tokens,
         )
-        job = new_job(request, next(self._sequence), chain, self._clock, self._records.end)
+        job = new_job(request, next(self._sequence), chain, self._runtime, self._records.end, self.config)
         self._records.add(job)
         task = self._tasks.spawn(self._serve(job))
         self._running[job] = task

@@ -13,11 +13,14 @@ _log = logging.getLogger(__name__)
 
 
 class TaskSet:
-    """Work comes to an end by itself and is waited for; patrols run until they are cancelled."""
+    """Work comes to an end by itself and is waited for; patrols run until they are cancelled.
+
+    In order of their beginning: sets of tasks have another order in every process.
+    """
 
     def __init__(self) -> None:
-        self._work: set[asyncio.Task[Any]] = set()
-        self._patrols: set[asyncio.Task[Any]] = set()
+        self._work: dict[asyncio.Task[Any], None] = {}
+        self._patrols: dict[asyncio.Task[Any], None] = {}
 
     def __len__(self) -> int:
         return len(self._work) + len(self._patrols)
@@ -25,8 +28,8 @@ class TaskSet:
     def spawn(self, coroutine: Coroutine[Any, Any, T], *, is_patrol: bool = False) -> asyncio.Task[T]:
         task = asyncio.get_running_loop().create_task(coroutine)
         owner = self._patrols if is_patrol else self._work
-        owner.add(task)
-        task.add_done_callback(owner.discard)
+        owner[task] = None
+        task.add_done_callback(lambda ended: owner.pop(ended, None))
         task.add_done_callback(_log_error)
         return task
 
@@ -35,14 +38,14 @@ class TaskSet:
         try:
             async with asyncio.timeout(timeout_s):
                 while self._work:
-                    await asyncio.wait(set(self._work))
+                    await asyncio.wait(list(self._work))
         except TimeoutError:
             return False
         return True
 
     async def cancel(self) -> None:
         """End everything that is left."""
-        while tasks := self._work | self._patrols:
+        while tasks := [*self._work, *self._patrols]:
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)

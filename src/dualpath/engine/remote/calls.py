@@ -10,11 +10,13 @@ from typing import TypeVar, cast
 
 import msgspec
 
-from dualpath.core.errors import EngineLostError
+from dualpath.core.errors import EngineLostError, EngineSilentError
 from dualpath.core.ids import EngineId
 from dualpath.engine.remote import wire
 
 T = TypeVar("T")
+
+_END_S = 30.0  # that a call may take to end after it was cancelled
 
 
 @dataclass(slots=True, eq=False)
@@ -35,7 +37,7 @@ class Calls:
         self.due = asyncio.Event()  # there is something to send
         self._open: dict[int, _Open] = {}
         self._numbers = itertools.count(1)
-        self._closed: EngineLostError | None = EngineLostError("the node has not been reached yet")
+        self._closed: EngineLostError | None = EngineSilentError("the node has not been reached yet")
 
     def open(self) -> None:
         """A session has begun."""
@@ -72,7 +74,7 @@ class Calls:
             call.news.set()
 
     async def call(self, engine_id: EngineId, work: wire.Work, kind: type[T]) -> T:
-        """The call's result. Cancelled, it ends only when nothing of the call runs any more, or the link is down."""
+        """The call's result. Cancelled, it ends when nothing of the call runs any more, or the link is down."""
         call = self._begin(engine_id, work)
         try:
             await asyncio.shield(call.end)
@@ -105,10 +107,14 @@ class Calls:
         return call
 
     async def _end(self, call: _Open) -> None:
-        """If the call still runs, end it and wait for that."""
+        """If the call still runs, end it and wait for that, but not for good: a release waits for it over there."""
+        if call.end.done():
+            return
+        self._send(wire.Cancel(call.call_id))
+        await asyncio.wait([call.end], timeout=_END_S)
         if not call.end.done():
-            self._send(wire.Cancel(call.call_id))
-            await asyncio.wait([call.end])
+            self._open.pop(call.call_id, None)
+            _fail(call, EngineSilentError(f"a cancelled call did not end within {_END_S:g} s"))
 
     def _send(self, message: wire.ToNode) -> None:
         self.outbox.append(message)

@@ -8,7 +8,7 @@ from typing import Protocol
 class Channel(Protocol):
     """Called on the scheduler's event loop. Every call may also never answer: the link has its own deadlines.
 
-    Raises EngineLostError where the process is known to have ended, and anything else where nobody can tell. A call
+    Raises EngineGoneError where the process is known to have ended, and anything else where nobody can tell. A call
     that failed may or may not have been carried out.
     """
 

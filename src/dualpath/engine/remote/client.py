@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 
-from dualpath.core.ids import BlockKey, EngineId, RequestId
+from dualpath.core.ids import BlockKey, EngineId, PeerId, RequestId
 from dualpath.core.request import TokenEvent
 from dualpath.core.stats import EngineStats
 from dualpath.engine.api import DecodeOrder, DecodeStep, EngineInfo, PrefillOrder, ReadOutcome
@@ -20,11 +20,14 @@ class _RemoteEngine:
 
     @property
     def info(self) -> EngineInfo:
-        """As of the latest session: a restarted process has other peer metadata."""
+        """As of the latest session: a restarted process is another peer."""
         return self._link.info(self._engine_id)
 
     async def add_peer(self, peer_metadata: bytes) -> None:
         await self._link.calls.call(self._engine_id, wire.AddPeer(peer_metadata), type(None))
+
+    async def remove_peer(self, peer: PeerId) -> None:
+        await self._link.calls.call(self._engine_id, wire.RemovePeer(peer), type(None))
 
     async def read(self, request_id: RequestId, blocks: Sequence[tuple[int, BlockKey]]) -> ReadOutcome:
         return await self._link.calls.call(self._engine_id, wire.Read(request_id, list(blocks)), ReadOutcome)
@@ -36,8 +39,8 @@ class _RemoteEngine:
 class RemotePrefillEngine(_RemoteEngine):
     """Implements ``engine.api.PrefillEngineClient``."""
 
-    async def remove_peer(self, peer: EngineId) -> None:
-        await self._link.calls.call(self._engine_id, wire.RemovePeer(peer), type(None))
+    async def peer_at_rest(self, peer: PeerId) -> None:
+        await self._link.calls.call(self._engine_id, wire.PeerAtRest(peer), type(None))
 
     async def reserve(self, request_id: RequestId, num_slots: int, num_prompt_blocks: int) -> None:
         work = wire.ReservePrefill(request_id, num_slots, num_prompt_blocks)

@@ -8,27 +8,48 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import traceback
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import aclosing
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, assert_never, cast
 
-from dualpath.core.errors import EngineLostError
+import msgspec
+
+from dualpath.core.errors import DualPathError, EngineLostError
 from dualpath.core.ids import EngineId, RequestId
+from dualpath.core.runtime import Clock, SystemRuntime
 from dualpath.engine.api import DecodeEngineClient, PrefillEngineClient
 from dualpath.engine.remote import wire
+from dualpath.engine.repeated_warning import RepeatedWarning
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Running:
+    """A call under way, and whose it is."""
+
+    task: asyncio.Task[Any]
+    engine_id: EngineId
+    request_id: RequestId | None
 
 
 class EngineServer:
     """Event loop only. Calls belong to a session; opening the next ends all calls of the one before."""
 
-    def __init__(self, engines: Mapping[EngineId, PrefillEngineClient | DecodeEngineClient]) -> None:
+    def __init__(
+        self, engines: Mapping[EngineId, PrefillEngineClient | DecodeEngineClient], clock: Clock | None = None
+    ) -> None:
         self._engines = engines
+        self._bugs = RepeatedWarning(log, clock or SystemRuntime())
         self._session: str | None = None
-        self._tasks: dict[int, asyncio.Task[Any]] = {}
+        self._calls: dict[int, _Running] = {}
         self._outbox: list[wire.ToScheduler] = []
         self._filled = asyncio.Event()
-        self._held: set[tuple[EngineId, RequestId]] = set()  # requests that may hold something of an engine
+        self._held: dict[tuple[EngineId, RequestId], None] = {}  # requests that may hold something of an engine
         self.num_batches = 0  # messages sent with something in them
 
     async def open(self, session: str) -> tuple[tuple[EngineId, RequestId], ...]:
@@ -38,8 +59,8 @@ class EngineServer:
         """
         self._session = session
         self._filled.set()  # a poll of the former session ends
-        while self._tasks:
-            tasks = list(self._tasks.values())
+        while self._calls:
+            tasks = [call.task for call in self._calls.values()]
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
@@ -54,8 +75,8 @@ class EngineServer:
         for message in wire.decode_to_node(batch):
             if isinstance(message, wire.Call):
                 self._start(message)
-            elif message.call_id in self._tasks:
-                self._tasks[message.call_id].cancel()
+            elif message.call_id in self._calls:
+                self._calls[message.call_id].task.cancel()
 
     async def poll(self, session: str, max_wait_s: float) -> bytes:
         """What has come up since the last poll; waits for something up to ``max_wait_s``. One poll at a time."""
@@ -83,23 +104,28 @@ class EngineServer:
 
     def _start(self, call: wire.Call) -> None:
         task = asyncio.create_task(self._carry_out(call))
-        self._tasks[call.call_id] = task
+        self._calls[call.call_id] = _Running(task, call.engine_id, _request_id(call.work))
         task.add_done_callback(partial(self._end, call.call_id))
 
     def _end(self, call_id: int, task: asyncio.Task[Any]) -> None:
-        del self._tasks[call_id]
+        del self._calls[call_id]
         if task.cancelled():
             self._post(wire.Failed(call_id, wire.Failure.of(EngineLostError("cancelled"))))
         elif (error := task.exception()) is not None:
+            if not isinstance(error, DualPathError):
+                self._bugs.log("".join(traceback.format_exception(error)))
             self._post(wire.Failed(call_id, wire.Failure.of(error)))
         else:
-            self._post(wire.Result(call_id, wire.raw(task.result())))
+            self._post(wire.Result(call_id, task.result()))
 
     def _post(self, message: wire.ToScheduler) -> None:
         self._outbox.append(message)
         self._filled.set()
 
-    async def _carry_out(self, call: wire.Call) -> Any:
+    async def _carry_out(self, call: wire.Call) -> msgspec.Raw:
+        return wire.raw(await self._work(call))
+
+    async def _work(self, call: wire.Call) -> Any:
         engine = self._engines.get(call.engine_id)
         if engine is None:
             raise EngineLostError(f"there is no engine {call.engine_id} here")
@@ -107,12 +133,19 @@ class EngineServer:
         if request_id is None:
             return await _simple(engine, call.work)
         if isinstance(call.work, wire.Release):
+            await self._until_cancelled(call.engine_id, request_id)
             released = await engine.release(request_id)
             if released is not False:
-                self._held.discard((call.engine_id, request_id))
+                self._held.pop((call.engine_id, request_id), None)
             return released
-        self._held.add((call.engine_id, request_id))
+        self._held[call.engine_id, request_id] = None
         return await self._for_request(engine, call)
+
+    async def _until_cancelled(self, engine_id: EngineId, request_id: RequestId) -> None:
+        """A release never overtakes the calls that were cancelled before it."""
+        calls = [call for call in self._calls.values() if (call.engine_id, call.request_id) == (engine_id, request_id)]
+        if ending := [call.task for call in calls if call.task.cancelling()]:
+            await asyncio.wait(ending)
 
     async def _for_request(self, engine: PrefillEngineClient | DecodeEngineClient, call: wire.Call) -> Any:
         match call.work:
@@ -140,7 +173,9 @@ def _simple(engine: PrefillEngineClient | DecodeEngineClient, work: wire.Work) -
         case wire.AddPeer(peer_metadata):
             return engine.add_peer(peer_metadata)
         case wire.RemovePeer(peer):
-            return cast(PrefillEngineClient, engine).remove_peer(peer)
+            return engine.remove_peer(peer)
+        case wire.PeerAtRest(peer):
+            return cast(PrefillEngineClient, engine).peer_at_rest(peer)
         case wire.Stop(request_id):
             return cast(DecodeEngineClient, engine).stop(request_id)
         case wire.Stats():
@@ -157,6 +192,6 @@ def _request_id(work: wire.Work) -> RequestId | None:
             return decode_order.request.request_id
         case wire.ReservePrefill() | wire.ReserveDecode() | wire.Read() | wire.Release():
             return work.request_id
-        case wire.AddPeer() | wire.RemovePeer() | wire.Stop() | wire.Stats():
+        case wire.AddPeer() | wire.RemovePeer() | wire.PeerAtRest() | wire.Stop() | wire.Stats():
             return None
     assert_never(work)

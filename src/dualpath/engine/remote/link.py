@@ -7,6 +7,7 @@ fails at once and it tries to open again. Three things can be known of a node th
 - *restarted*: another incarnation answers, so the former process, with all it held and moved, is gone.
 - *gone*: the runtime says that the process has ended and ``lease_s`` has passed since the last contact; a node ends
   itself when it has not heard from its scheduler for as long, so that also holds where the runtime only guessed.
+  EngineGoneError, which nothing else raises: an engine that fails, by whatever error, is not gone.
 
 Not Ray's own timeouts: a stopped process it does not notice at all, a cut link after a minute.
 """
@@ -15,13 +16,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from dualpath.core.errors import ConfigError, EngineLostError, EngineSilentError
+from dualpath.core.errors import ConfigError, EngineGoneError, EngineLostError, EngineSilentError
 from dualpath.core.ids import EngineId, NodeId, RequestId
+from dualpath.core.runtime import Runtime, SystemRuntime
 from dualpath.engine.api import EngineInfo
 from dualpath.engine.remote import wire
 from dualpath.engine.remote.calls import Calls
@@ -52,12 +53,14 @@ class NodeLink:
         config: LinkConfig,
         on_down: Callable[[NodeLink, EngineLostError], None],
         progress: Callable[[str], None],
+        runtime: Runtime | None = None,
     ) -> None:
         self.node_id = node_id
         self.calls = Calls()
         self.num_batches = 0  # received with something in them
         self._channel, self._config = channel, config
         self._on_down, self._progress = on_down, progress
+        self._runtime = runtime or SystemRuntime()
         self._opened: wire.Opened | None = None  # of the latest session that had engines
         self._held: tuple[tuple[EngineId, RequestId], ...] = ()
         self._heard_at_s = 0.0
@@ -80,7 +83,7 @@ class NodeLink:
     @property
     def silent_s(self) -> float:
         """Since the last sign of life."""
-        return asyncio.get_running_loop().time() - self._heard_at_s
+        return self._runtime.now_s() - self._heard_at_s
 
     @property
     def held(self) -> Sequence[tuple[EngineId, RequestId]]:
@@ -104,22 +107,17 @@ class NodeLink:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        self.calls.close(EngineLostError(f"the link to {self.node_id} is closed"))
+        self.calls.close(EngineSilentError(f"the link to {self.node_id} is closed"))
 
     async def run(self) -> None:
         """Until it is cancelled; raises only while the node has never been ready."""
         while True:
-            session = uuid.uuid4().hex
+            session = self._runtime.unique_id()
             opened = await self._open(session)
             self._accept(opened)
-            try:
-                async with asyncio.TaskGroup() as both:
-                    both.create_task(self._send(session))
-                    both.create_task(self._poll(session))
-            except* Exception as errors:
-                error = self._explain(errors.exceptions[0])
+            error = self._explain(await self._serve(session))
             log.warning("%s", error)
-            self._broke_at_s = asyncio.get_running_loop().time()
+            self._broke_at_s = self._runtime.now_s()
             self.calls.close(error)
             self._on_down(self, error)
 
@@ -132,7 +130,7 @@ class NodeLink:
                 opened = wire.decode_opened(await self._patiently(self._channel.open(session)))
             except Exception as error:
                 self._while_unreachable(error)
-                await asyncio.sleep(self._config.retry_s)
+                await self._runtime.sleep_s(self._config.retry_s)
                 continue
             self._heard()
             for line in opened.progress:
@@ -141,7 +139,7 @@ class NodeLink:
                 self._on_failed_start(opened.failure)
             elif opened.report is not None and self._is_safe(opened):
                 return opened
-            await asyncio.sleep(self._config.retry_s)
+            await self._runtime.sleep_s(self._config.retry_s)
 
     def _accept(self, opened: wire.Opened) -> None:
         if self._opened is None:
@@ -150,6 +148,17 @@ class NodeLink:
         self.calls.open()
         if self._ready is not None and not self._ready.done():
             self._ready.set_result(None)
+
+    async def _serve(self, session: str) -> Exception:
+        """Send and poll until one of the two fails; the other ends with it."""
+        both = [asyncio.create_task(self._send(session)), asyncio.create_task(self._poll(session))]
+        try:
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in both:
+                task.cancel()
+            ends = await asyncio.gather(*both, return_exceptions=True)
+        return next(end for end in ends if isinstance(end, Exception))
 
     async def _send(self, session: str) -> None:
         """One batch at a time: a later one never overtakes an earlier one."""
@@ -169,7 +178,7 @@ class NodeLink:
                 self.calls.take(message)
 
     def _heard(self) -> None:
-        self._heard_at_s = asyncio.get_running_loop().time()
+        self._heard_at_s = self._runtime.now_s()
 
     async def _in_time(self, answer: Awaitable[T]) -> T:
         """The answer, or EngineSilentError after ``heartbeat_s`` in which we were awake to hear it."""
@@ -201,9 +210,9 @@ class NodeLink:
             if isinstance(error, ConfigError):
                 raise error
             return  # still on its first start
-        if isinstance(error, EngineLostError) and not isinstance(error, EngineSilentError):
+        if isinstance(error, EngineGoneError):
             if self.silent_s > self._config.lease_s:
-                self.calls.close(EngineLostError(f"node {self.node_id} is gone"))
+                self.calls.close(EngineGoneError(f"node {self.node_id} is gone"))
         elif error is None and self.silent_s > self._config.kill_silent_s and not self._has_asked_to_end:
             self._has_asked_to_end = True
             log.error("node %s has been silent for %.0f s: ending its process", self.node_id, self.silent_s)
@@ -216,7 +225,7 @@ class NodeLink:
             return True
         if opened.incarnation == former.incarnation or opened.report.host == former.report.host:
             return True
-        return asyncio.get_running_loop().time() - self._broke_at_s > self._config.lease_s
+        return self._runtime.now_s() - self._broke_at_s > self._config.lease_s
 
     def _on_failed_start(self, failure: wire.Failure) -> None:
         if self._opened is None:

@@ -12,8 +12,15 @@ from typing import Any, TypeAlias
 import msgspec
 
 from dualpath.core import errors
-from dualpath.core.errors import DualPathError, EngineLostError, InvalidRequestError, OverloadedError
-from dualpath.core.ids import BlockKey, EngineId, RequestId
+from dualpath.core.errors import (
+    DualPathError,
+    EngineBugError,
+    EngineGoneError,
+    EngineLostError,
+    InvalidRequestError,
+    OverloadedError,
+)
+from dualpath.core.ids import BlockKey, EngineId, PeerId, RequestId
 from dualpath.core.keys import Namespace
 from dualpath.engine.api import DecodeOrder, EngineInfo, PrefillOrder
 
@@ -30,7 +37,11 @@ class AddPeer(_Message):
 
 
 class RemovePeer(_Message):
-    peer: EngineId
+    peer: PeerId
+
+
+class PeerAtRest(_Message):
+    peer: PeerId
 
 
 class ReservePrefill(_Message):
@@ -70,7 +81,17 @@ class Stats(_Message):
 
 
 Work: TypeAlias = (
-    AddPeer | RemovePeer | ReservePrefill | ReserveDecode | Read | Prefill | Decode | Stop | Release | Stats
+    AddPeer
+    | RemovePeer
+    | PeerAtRest
+    | ReservePrefill
+    | ReserveDecode
+    | Read
+    | Prefill
+    | Decode
+    | Stop
+    | Release
+    | Stats
 )
 
 
@@ -105,7 +126,7 @@ class Failed(_Message):
 
 
 class Failure(msgspec.Struct, array_like=True, frozen=True):
-    """An exception by its class's name. One of no class of ours is an engine's bug: the request can go on elsewhere."""
+    """An exception by its class's name. One of no class of ours is an engine's bug; none says it is gone."""
 
     kind: str
     message: str
@@ -119,7 +140,7 @@ class Failure(msgspec.Struct, array_like=True, frozen=True):
             return Failure(type(error).__name__, str(error), (repr(error.retry_after_s),))
         if isinstance(error, DualPathError):
             return Failure(type(error).__name__, str(error))
-        return Failure(EngineLostError.__name__, repr(error))
+        return Failure(EngineBugError.__name__, repr(error))
 
     def error(self) -> DualPathError:
         kind = getattr(errors, self.kind, None)
@@ -128,6 +149,8 @@ class Failure(msgspec.Struct, array_like=True, frozen=True):
             return InvalidRequestError(self.message, param=param, code=code)
         if kind is OverloadedError:
             return OverloadedError(self.message, retry_after_s=float(self.details[0] or 1.0))
+        if kind is EngineGoneError:  # whoever answers is not
+            return EngineLostError(self.message)
         if isinstance(kind, type) and issubclass(kind, DualPathError):
             return kind(self.message)
         return DualPathError(f"{self.kind}: {self.message}")

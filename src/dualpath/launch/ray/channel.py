@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from types import ModuleType
 
-from dualpath.core.errors import DualPathError, EngineLostError
+from dualpath.core.errors import DualPathError, EngineGoneError
 from dualpath.launch.ray.runtime import Handle, import_ray
 
 _RESTARTING = "restarting"  # in the message of an ActorUnavailableError: Ray knows that the process has ended
@@ -36,9 +36,9 @@ async def _ask(ray: ModuleType, call: Callable[[], Awaitable[bytes]]) -> bytes:
     try:
         return await call()
     except errors.ActorDiedError as error:
-        raise EngineLostError(_first_line(error)) from None
+        raise EngineGoneError(_first_line(error)) from None
     except errors.ActorUnavailableError as error:
-        kind = EngineLostError if _RESTARTING in str(error) else DualPathError
+        kind = EngineGoneError if _RESTARTING in str(error) else DualPathError
         raise kind(_first_line(error)) from None
     except errors.RayError as error:  # also what the actor's method raised
         raise DualPathError(_first_line(error)) from None

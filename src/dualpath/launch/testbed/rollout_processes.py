@@ -18,7 +18,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dualpath.core.errors import ConfigError, DualPathError, EngineLostError
+from dualpath.core.errors import ConfigError, DualPathError, EngineGoneError
 from dualpath.launch.testbed.lifecycle import Testbed
 from dualpath.launch.testbed.rollout_node import NodeOrder
 from dualpath.launch.testbed.socket_channel import SocketChannel
@@ -53,7 +53,7 @@ class NodeChannel(SocketChannel):
             return await super()._ask(method, session, **arguments)
         except DualPathError as error:
             if self.process is not None and self.process.returncode is not None:
-                raise EngineLostError(f"the process ended with exit code {self.process.returncode}") from error
+                raise EngineGoneError(f"the process ended with exit code {self.process.returncode}") from error
             raise
 
     async def _start(self) -> None:

@@ -1,0 +1,255 @@
+"""Which prefill and decode engines are connected: making them known to each other, and mending what breaks.
+
+A transfer that failed is not at rest, nor is one of an engine that has fallen silent: bytes of it may still arrive.
+Before two engines are connected again both have removed each other, and the prefill engine knows (dualpath.engine.api).
+Every pair is looked after by itself, with deadlines of its own: an engine that is stuck keeps no other pair waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+
+from dualpath.core.errors import DualPathError
+from dualpath.core.ids import EngineId, PeerId
+from dualpath.core.runtime import Runtime
+from dualpath.core.stats import EngineStats
+from dualpath.engine.api import DecodeEngineClient, PrefillEngineClient
+from dualpath.engine.repeated_warning import RepeatedWarning
+from dualpath.scheduler.backoff import Backoff
+from dualpath.scheduler.config import SchedulerConfig
+from dualpath.scheduler.engine_call import EngineFailure, ask
+from dualpath.scheduler.tasks import TaskSet
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class _Pair:
+    prefill: PrefillEngineClient
+    decode: DecodeEngineClient
+    backoff: Backoff
+    warning: RepeatedWarning
+    known: tuple[PeerId, PeerId] | None = None  # incarnations that may know each other
+    is_suspect: bool = False  # bytes of transfers between these may move though nobody waits for them
+    connection: int = 0  # its number; 0: they are not connected
+    connected_at_s: float = float("-inf")
+    num_changes: int = 0
+    task: asyncio.Task[None] | None = None
+    tried: asyncio.Event = field(default_factory=asyncio.Event)  # to connect them, at least once
+    failure: Exception | None = None  # of the last try
+
+    @property
+    def engine_ids(self) -> tuple[EngineId, EngineId]:
+        return self.prefill.info.engine_id, self.decode.info.engine_id
+
+    @property
+    def peers(self) -> tuple[PeerId, PeerId]:
+        """As they are now."""
+        return self.prefill.info.peer_id, self.decode.info.peer_id
+
+
+class Peering:
+    """Event loop only."""
+
+    def __init__(
+        self,
+        prefill: Mapping[EngineId, PrefillEngineClient],
+        decode: Mapping[EngineId, DecodeEngineClient],
+        config: SchedulerConfig,
+        runtime: Runtime,
+        tasks: TaskSet,
+        is_lost: Callable[[EngineId], bool],
+        on_change: Callable[[], None],
+    ) -> None:
+        self._config, self._runtime, self._tasks = config, runtime, tasks
+        self._is_lost = is_lost
+        self._on_change = on_change  # two engines are connected, or no longer
+        self._pairs = {
+            (p, d): _Pair(prefill[p], decode[d], Backoff(config, runtime), RepeatedWarning(_log, runtime))
+            for p in prefill
+            for d in decode
+        }
+        self._gone: dict[EngineId, PeerId] = {}  # incarnations whose process has ended, until they have a successor
+        self._num_connections = 0
+        self._forgetting: dict[tuple[EngineId, PeerId], asyncio.Task[None]] = {}
+
+    async def start(self) -> None:
+        """Try to connect all. Raises where no pair can be connected; else those that failed are tried again."""
+        pairs = self._pairs.values()
+        for pair in pairs:
+            self._attend(pair)
+        for pair in pairs:
+            await pair.tried.wait()
+        if pairs and not any(pair.connection for pair in pairs):
+            raise DualPathError(f"engines cannot be connected: {next(iter(pairs)).failure}")
+
+    def connection(self, prefill_id: EngineId, decode_id: EngineId) -> int:
+        """Grows whenever any pair is connected; 0: this one is not, and no request should be placed on it."""
+        return self._pairs[prefill_id, decode_id].connection
+
+    def is_connected(self, prefill_id: EngineId, decode_id: EngineId) -> bool:
+        return self.connection(prefill_id, decode_id) > 0
+
+    # -- events -------------------------------------------------------------------------------------------------------
+
+    def engine_lost(self, engine_id: EngineId) -> None:
+        """What it was moving may go on. The other sides let go of it, so that nobody waits for its transfers."""
+        for pair in self._pairs_of(engine_id):
+            self._suspect(pair)
+
+    def engine_gone(self, engine_id: EngineId) -> None:
+        """Its process has ended. Idempotent."""
+        pairs = self._pairs_of(engine_id)
+        peers = {pair.peers[pair.engine_ids.index(engine_id)] for pair in pairs}
+        if peers and peers != {self._gone.get(engine_id)}:
+            (self._gone[engine_id],) = peers
+            for pair in pairs:
+                self._suspect(pair)
+
+    def engine_back(self, engine_id: EngineId) -> None:
+        for pair in self._pairs_of(engine_id):
+            self._attend(pair)
+
+    def path_broken(self, prefill_id: EngineId, decode_id: EngineId, connection: int) -> None:
+        """A transfer failed that began under this connection; one of an older connection has been dealt with."""
+        pair = self._pairs[prefill_id, decode_id]
+        if pair.connection and pair.connection <= connection:
+            _log.warning("the path between %s and %s is broken", prefill_id, decode_id)
+            self._suspect(pair)
+
+    def engine_asked(self, engine_id: EngineId) -> Callable[[EngineStats], None]:
+        """The result takes an engine's status: what it says of connections made since it was asked is old news."""
+        latest = self._num_connections
+
+        def answered(stats: EngineStats) -> None:
+            for pair in self._pairs_of(engine_id):
+                if pair.connection and pair.known != pair.peers:
+                    self._suspect(pair)  # it has been started again, and nobody said so
+            for peer in stats.broken_peers:
+                self._take_broken(engine_id, peer, latest)
+
+        return answered
+
+    def _take_broken(self, engine_id: EngineId, peer: PeerId, latest: int) -> None:
+        for pair in self._pairs_of(engine_id):
+            if peer in pair.peers or (pair.known is not None and peer in pair.known):
+                if pair.connection:
+                    self.path_broken(*pair.engine_ids, latest)
+                elif pair.known is None:  # a former scheduler connected them
+                    pair.known = pair.peers
+                    self._suspect(pair)
+                return
+        if (engine_id, peer) not in self._forgetting:
+            self._forgetting[engine_id, peer] = self._tasks.spawn(self._forget(engine_id, peer), is_patrol=True)
+
+    async def _forget(self, engine_id: EngineId, peer: PeerId) -> None:
+        """Nobody's peer any more: a former incarnation, whose memory nobody uses."""
+        pair = self._pairs_of(engine_id)[0]
+        is_prefill = engine_id == pair.engine_ids[0]
+        try:
+            await self._ask(engine_id, (pair.prefill if is_prefill else pair.decode).remove_peer(peer))
+            if is_prefill:
+                await self._ask(engine_id, pair.prefill.peer_at_rest(peer))
+        except EngineFailure as failure:
+            pair.warning.log(f"{peer} is not forgotten: {failure}")  # until the next status says so again
+        finally:
+            del self._forgetting[engine_id, peer]
+
+    # -- one pair -----------------------------------------------------------------------------------------------------
+
+    def _pairs_of(self, engine_id: EngineId) -> list[_Pair]:
+        return [pair for ids, pair in self._pairs.items() if engine_id in ids]
+
+    def _suspect(self, pair: _Pair) -> None:
+        pair.is_suspect = True
+        self._disconnect(pair)
+        self._attend(pair)
+
+    def _disconnect(self, pair: _Pair) -> None:
+        if pair.connection:
+            pair.connection = 0
+            self._on_change()
+
+    def _attend(self, pair: _Pair) -> None:
+        """Something has changed: bring the pair as far as it can be brought now."""
+        pair.num_changes += 1
+        if pair.task is None:
+            pair.task = self._tasks.spawn(self._look_after(pair), is_patrol=True)
+
+    async def _look_after(self, pair: _Pair) -> None:
+        try:
+            while True:
+                seen = pair.num_changes
+                try:
+                    is_settled = await self._settle(pair, seen)
+                except Exception as error:
+                    pair.warning.log(f"{pair.engine_ids[0]} and {pair.engine_ids[1]} are not connected: {error}")
+                    pair.failure = error
+                    pair.tried.set()
+                    await self._runtime.sleep_s(pair.backoff.next_s())
+                    continue
+                pair.tried.set()
+                if is_settled and pair.num_changes == seen:
+                    return
+        finally:
+            pair.task = None
+
+    async def _settle(self, pair: _Pair, seen: int) -> bool:
+        """One go. False: the pair has changed meanwhile."""
+        is_there = [not self._is_lost(engine_id) for engine_id in pair.engine_ids]
+        if pair.known is not None and (pair.is_suspect or pair.known != pair.peers):
+            self._disconnect(pair)
+            if all(is_there):
+                await self._pause_if_it_keeps_breaking(pair)
+            await self._part(pair, *is_there)
+        if not all(is_there) or pair.connection:
+            return True
+        return await self._connect(pair, seen)
+
+    async def _pause_if_it_keeps_breaking(self, pair: _Pair) -> None:
+        if self._runtime.now_s() - pair.connected_at_s < self._config.pause_max_s:
+            await self._runtime.sleep_s(pair.backoff.next_s())
+        else:
+            pair.backoff.reset()
+
+    async def _part(self, pair: _Pair, prefill_is_there: bool, decode_is_there: bool) -> None:
+        """Bring to rest what moves between the two that knew each other, as far as they are there to be asked."""
+        assert pair.known is not None
+        (prefill_id, decode_id), (prefill_peer, decode_peer) = pair.engine_ids, pair.known
+        prefill_is_gone = self._is_gone(prefill_id, prefill_peer, pair.peers[0])
+        decode_is_gone = self._is_gone(decode_id, decode_peer, pair.peers[1])
+        asks_prefill = prefill_is_there and not prefill_is_gone
+        asks_decode = decode_is_there and not decode_is_gone
+        if asks_prefill:
+            await self._ask(prefill_id, pair.prefill.remove_peer(decode_peer))
+        if asks_decode:
+            await self._ask(decode_id, pair.decode.remove_peer(prefill_peer))
+        if asks_prefill and (asks_decode or decode_is_gone):
+            await self._ask(prefill_id, pair.prefill.peer_at_rest(decode_peer))
+        if (asks_prefill or prefill_is_gone) and (asks_decode or decode_is_gone):
+            pair.known = None
+
+    def _is_gone(self, engine_id: EngineId, peer: PeerId, now: PeerId) -> bool:
+        return peer != now or self._gone.get(engine_id) == peer
+
+    async def _connect(self, pair: _Pair, seen: int) -> bool:
+        """False: one of the two has changed meanwhile, and it must be done again."""
+        peers = pair.known = pair.peers
+        pair.is_suspect = True  # until both sides know
+        prefill_id, decode_id = pair.engine_ids
+        to_prefill, to_decode = pair.decode.info.peer_metadata, pair.prefill.info.peer_metadata
+        await self._ask(prefill_id, pair.prefill.add_peer(to_prefill))
+        await self._ask(decode_id, pair.decode.add_peer(to_decode))
+        if pair.peers != peers or pair.num_changes != seen:
+            return False
+        self._num_connections += 1
+        pair.connection, pair.is_suspect = self._num_connections, False
+        pair.connected_at_s = self._runtime.now_s()
+        self._on_change()
+        return True
+
+    async def _ask(self, engine_id: EngineId, call: Awaitable[None]) -> None:
+        await ask(engine_id, call, self._config.peer_timeout_s)
