@@ -186,7 +186,7 @@ def test_a_prefill_engine_is_told_that_a_decode_engine_is_gone_for_good() -> Non
             lost.die()
             await asyncio.sleep(3.0)
             assert not c.prefill[0].unsettled
-            assert not c.service.accounts.is_assigned(request.request_id)
+            assert not c.service._releaser.is_held(request.request_id)
 
     run_virtual(scenario())
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import msgspec
 
 from dualpath.config import NodeConfig, ServeConfig
 from dualpath.core.errors import ConfigError, DualPathError, EngineLostError
-from dualpath.core.ids import EngineId, NodeId, RequestId
+from dualpath.core.ids import NodeId
 from dualpath.core.plan import Role
+from dualpath.core.runtime import Runtime
 from dualpath.core.stats import NodeStats
 from dualpath.engine.remote.channel import Channel
 from dualpath.engine.remote.client import RemoteDecodeEngine, RemotePrefillEngine
@@ -22,37 +23,45 @@ from dualpath.launch.setup import Progress
 from dualpath.scheduler.config import SchedulerConfig
 from dualpath.store.open import open_store
 
-_RELEASE_PAUSE_S = 0.2
-_ORPHANS_DEADLINE_S = 120.0
-
 
 class RemoteCluster(Cluster):
     """``channels`` lead to the processes of ``config.nodes``, by name. It ends no process: ``launch.ray`` does."""
 
-    def __init__(self, config: ServeConfig, channels: Mapping[NodeId, Channel], progress: Progress) -> None:
-        super().__init__(config, progress)
+    def __init__(
+        self,
+        config: ServeConfig,
+        channels: Mapping[NodeId, Channel],
+        progress: Progress,
+        runtime: Runtime | None = None,
+    ) -> None:
+        super().__init__(config, progress, runtime)
         ray = config.ray
         link_config = LinkConfig(heartbeat_s=ray.heartbeat_s, kill_silent_s=ray.kill_silent_s, lease_s=ray.lease_s)
         self._engine_nodes = [node for node in config.nodes if node.role != "gateway"]
         self.links = {
             NodeId(node.name): NodeLink(
-                NodeId(node.name), channels[NodeId(node.name)], link_config, self._on_down, progress
+                NodeId(node.name), channels[NodeId(node.name)], link_config, self._on_down, progress, self._runtime
             )
             for node in self._engine_nodes
         }
         self._prefill: list[RemotePrefillEngine] = []
         self._decode: list[RemoteDecodeEngine] = []
 
+    async def _start(self) -> None:
+        await super()._start()
+        self.service.adopt([held for link in self.links.values() for held in link.held])
+
     async def _start_nodes(self) -> Nodes:
+        starting = [asyncio.create_task(self._start_link(link)) for link in self.links.values()]
         try:
-            async with asyncio.timeout(self._config.ray.start_s), asyncio.TaskGroup() as group:
-                for link in self.links.values():
-                    group.create_task(self._start_link(link))
-        except ExceptionGroup as errors:
-            raise errors.exceptions[0] from None
+            async with asyncio.timeout(self._config.ray.start_s):
+                await asyncio.gather(*starting)
         except TimeoutError:
             late = ", ".join(node_id for node_id, link in self.links.items() if not link.is_up)
             raise DualPathError(f"not ready within {self._config.ray.start_s:g} s: {late}") from None
+        finally:
+            for task in starting:
+                task.cancel()
         reports = {node_id: link.report for node_id, link in self.links.items()}
         first = _agreed(reports)
         for link in self.links.values():
@@ -61,13 +70,12 @@ class RemoteCluster(Cluster):
                     self._prefill.append(RemotePrefillEngine(link, info.engine_id))
                 else:
                     self._decode.append(RemoteDecodeEngine(link, info.engine_id))
-        await self._release_orphans()
         namespace = first.namespace
         return Nodes(
             self._prefill,
             self._decode,
             namespace,
-            await asyncio.to_thread(open_store, self._config.store.url, namespace, namespace.geometry),
+            await self._runtime.to_thread(open_store, self._config.store.url, namespace, namespace.geometry),
             first.model_name,
             min(report.max_context_tokens for report in reports.values()),
             self._scheduler_config(reports),
@@ -100,29 +108,12 @@ class RemoteCluster(Cluster):
         rates = {NodeId(n.name): n.storage_nic_mbps * 1e6 / 8 for n in self._engine_nodes if n.storage_nic_mbps}
         return dataclasses.replace(slowest, nic_bytes_per_s=rates)
 
-    async def _release_orphans(self) -> None:
-        """What requests of a former scheduler still hold is given back, prefill side first, as in their own time."""
-        held = {role: [orphan for link in self.links.values() for orphan in _held(link, role)] for role in Role}
-        prefill = {engine.info.engine_id: engine for engine in self._prefill}
-        decode = {engine.info.engine_id: engine for engine in self._decode}
-        async with asyncio.timeout(_ORPHANS_DEADLINE_S):
-            for engine_id, request_id in held[Role.PREFILL]:
-                while not await prefill[engine_id].release(request_id):  # noqa: ASYNC110  (the engine has no event for it)
-                    await asyncio.sleep(_RELEASE_PAUSE_S)
-            for engine_id, request_id in held[Role.DECODE]:
-                await decode[engine_id].release(request_id)
-
     def _describe_nodes(self) -> tuple[NodeStats, ...]:
         return tuple(_describe(node, self.links[NodeId(node.name)]) for node in self._engine_nodes)
 
 
-def _held(link: NodeLink, role: Role) -> Sequence[tuple[EngineId, RequestId]]:
-    roles = {info.engine_id: info.role for info in link.report.engines}
-    return [(engine_id, request_id) for engine_id, request_id in link.held if roles[engine_id] is role]
-
-
 def _agreed(reports: Mapping[NodeId, NodeReport]) -> NodeReport:
-    """Any node's report. Raises ConfigError where nodes do not have the same model."""
+    """Any node's report. Raises ConfigError where nodes do not have the same model, or do not verify the same."""
     (first_id, first), *others = reports.items()
     for node_id, report in others:
         if report.namespace != first.namespace:
@@ -130,6 +121,8 @@ def _agreed(reports: Mapping[NodeId, NodeReport]) -> NodeReport:
                 f"[[nodes]] {node_id} and {first_id} differ in model, number format, block size or kind of device: "
                 f"{report.namespace} and {first.namespace}"
             )
+        if report.engines[0].verifies != first.engines[0].verifies:
+            raise ConfigError(f"[memory] verify: {node_id} and {first_id} differ; it must be the same on every node")
     return first
 
 

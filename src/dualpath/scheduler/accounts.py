@@ -60,10 +60,6 @@ class Accounts:
         account.num_tokens -= num_tokens
         return True
 
-    def is_assigned(self, request_id: RequestId) -> bool:
-        """Some engine still holds something of the request."""
-        return any(request_id in account.requests for account in self._accounts.values())
-
     def start_read(self, node_id: NodeId, num_tokens: int) -> ReadId:
         """A set of blocks joins the node's storage reading queue."""
         read_id = ReadId(self._next_read)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dualpath.core.errors import EngineGoneError, EngineLostError
-from dualpath.core.ids import BlockKey, EngineId
+from dualpath.core.ids import BlockKey, EngineId, PeerId
 from dualpath.core.keys import Namespace
 from dualpath.core.phase import Phase
 from dualpath.core.plan import ReadPlan
@@ -41,6 +41,8 @@ class Attempt:
     decode: DecodeEngineClient
     hold: Hold
     task: asyncio.Task[None]
+    prefill_peer: PeerId  # the incarnations that this attempt is about
+    decode_peer: PeerId
     connection: int  # of the two, as it was placed: dualpath.scheduler.peering
     ledger: WriteLedger
     decode_slots: tuple[int, ...] = ()
@@ -55,7 +57,7 @@ class Attempt:
 
     def check(self) -> None:
         """Whoever is asked next must be the incarnation that this attempt is about: its hold knows no other."""
-        for engine, peer in ((self.prefill, self.hold.prefill_peer), (self.decode, self.hold.decode_peer)):
+        for engine, peer in ((self.prefill, self.prefill_peer), (self.decode, self.decode_peer)):
             if engine.info.engine_id in self.engine_ids and engine.info.peer_id != peer:
                 raise EngineFailure(engine.info.engine_id, EngineGoneError(f"{peer} has a successor"))
 
@@ -183,7 +185,7 @@ class Steps:
             request=attempt.request,
             num_hit_tokens=hit.num_hit_blocks * self.namespace.geometry.block_tokens,
             prefill_blocks=hit.prefill_blocks,
-            decode_peer=attempt.hold.decode_peer,
+            decode_peer=attempt.decode_peer,
             decode_slots=attempt.decode_slots,
             keys=self._keys(attempt),
         )

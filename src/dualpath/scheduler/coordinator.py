@@ -63,7 +63,8 @@ class Coordinator:
         """Learn from it; raises its cause where it was the last."""
         job, cause = attempt.job, failure.cause
         prefill_id, decode_id = attempt.prefill.info.engine_id, attempt.decode.info.engine_id
-        _log.warning("%s: attempt %d ended by %s", job.request.request_id, job.record.num_retries + 1, failure)
+        # As text: a handler that keeps the error keeps its frames, and with them the prompt.
+        _log.warning("%s: attempt %d ended by %s", job.request.request_id, job.record.num_retries + 1, str(failure))
         if isinstance(cause, PathBrokenError):
             self.peering.path_broken(prefill_id, decode_id, attempt.connection)
         if isinstance(cause, PreemptedError):
@@ -118,8 +119,10 @@ class Coordinator:
             request,
             prefill,
             decode,
-            self.releaser.hold(request.request_id, prefill, decode),
+            self.releaser.hold(job.request.request_id, request.request_id, prefill, decode),
             task,
+            prefill.info.peer_id,
+            decode.info.peer_id,
             self.peering.connection(placement.prefill, placement.decode),
             WriteLedger(self.steps.hits.index, job.chain),
         )

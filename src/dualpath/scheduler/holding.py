@@ -12,10 +12,11 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from enum import Enum
 
 from dualpath.core.errors import EngineGoneError, EngineSilentError
-from dualpath.core.ids import EngineId, PeerId, RequestId
+from dualpath.core.ids import PeerId, RequestId
 from dualpath.core.runtime import Runtime
 from dualpath.engine.api import DecodeEngineClient, PrefillEngineClient
 from dualpath.engine.repeated_warning import RepeatedWarning
@@ -31,6 +32,18 @@ class _Answer(Enum):
     YES = "yes"
     GONE = "gone"  # the process that was asked has ended
     NONE = "none"  # the service closes and waits no longer
+
+
+@dataclass(frozen=True, slots=True)
+class _Prefill:
+    engine: PrefillEngineClient
+    peer: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class _Decode:
+    engine: DecodeEngineClient
+    peer: PeerId
 
 
 class Releaser:
@@ -50,9 +63,30 @@ class Releaser:
         self._on_change = on_change
         self._hurry = asyncio.Event()
         self._warning = RepeatedWarning(_log, runtime)
+        self._held: dict[RequestId, dict[Hold, None]] = {}
 
-    def hold(self, request_id: RequestId, prefill: PrefillEngineClient, decode: DecodeEngineClient) -> Hold:
-        return Hold(self, self._tasks, request_id, prefill, decode)
+    def hold(
+        self,
+        first_id: RequestId,
+        request_id: RequestId,
+        prefill: PrefillEngineClient | None,
+        decode: DecodeEngineClient | None,
+    ) -> Hold:
+        """What the attempt ``request_id`` of the request ``first_id`` holds. It is to be dropped some time."""
+        hold = Hold(self, self._tasks, request_id, prefill, decode)
+        self._held.setdefault(first_id, {})[hold] = None
+        hold.on_end = lambda: self._forget(first_id, hold)
+        return hold
+
+    def is_held(self, first_id: RequestId) -> bool:
+        """Engines hold something of the request: another of this id would be taken for it."""
+        return first_id in self._held
+
+    def _forget(self, first_id: RequestId, hold: Hold) -> None:
+        holds = self._held[first_id]
+        del holds[hold]
+        if not holds:
+            del self._held[first_id]
 
     def hurry(self) -> None:
         """The service closes: ask everybody once more, then stop waiting."""
@@ -61,43 +95,41 @@ class Releaser:
     async def release_prefill(self, hold: Hold) -> bool:
         """True: nothing that the engine began for this request can touch the decode engine's memory any more."""
         prefill, decode = hold.prefill, hold.decode
-
-        async def remove() -> bool:
-            await decode.remove_peer(hold.prefill_peer)
+        if prefill is None:
             return True
 
-        answer = await self._until(hold, prefill, hold.prefill_peer, lambda: prefill.release(hold.request_id))
-        self._end(hold, prefill.info.engine_id)
-        if answer is _Answer.GONE:
-            answer = await self._until(hold, decode, hold.decode_peer, remove)
+        async def remove() -> bool:
+            await decode.engine.remove_peer(prefill.peer)
+            return True
+
+        answer = await self._until(hold, prefill, lambda: prefill.engine.release(hold.request_id))
+        self._end(hold, prefill)
+        if answer is _Answer.GONE and decode is not None:
+            answer = await self._until(hold, decode, remove)
         return answer is not _Answer.NONE
 
     async def release_decode(self, hold: Hold, *, is_at_rest: bool) -> None:
         """Not at rest: it stays held, for the next scheduler to release."""
         decode = hold.decode
+        if decode is None:
+            return
 
         async def release() -> bool:
-            await decode.release(hold.request_id)
+            await decode.engine.release(hold.request_id)
             return True
 
         if is_at_rest:
-            await self._until(hold, decode, hold.decode_peer, release)
-        self._end(hold, decode.info.engine_id)
+            await self._until(hold, decode, release)
+        self._end(hold, decode)
 
-    def _end(self, hold: Hold, engine_id: EngineId) -> None:
-        self._accounts.release(hold.request_id, engine_id)
+    def _end(self, hold: Hold, side: _Prefill | _Decode) -> None:
+        self._accounts.release(hold.request_id, side.engine.info.engine_id)
         self._on_change()
 
-    async def _until(
-        self,
-        hold: Hold,
-        engine: PrefillEngineClient | DecodeEngineClient,
-        peer: PeerId,
-        call: Callable[[], Awaitable[bool]],
-    ) -> _Answer:
+    async def _until(self, hold: Hold, side: _Prefill | _Decode, call: Callable[[], Awaitable[bool]]) -> _Answer:
         """Ask again and again, ever less often: what the engine still holds is in nobody else's accounts."""
         backoff = Backoff(self._config, self._runtime)
-        while engine.info.peer_id == peer:
+        while side.engine.info.peer_id == side.peer:
             try:
                 async with asyncio.timeout(self._config.release_timeout_s):
                     if await call():
@@ -107,7 +139,7 @@ class Releaser:
             except EngineSilentError:
                 pass
             except Exception as error:  # of whatever class, it tells nothing of what the engine holds and moves
-                self._warning.log(f"{hold.request_id}: release on {engine.info.engine_id} failed: {error!r}")
+                self._warning.log(f"{hold.request_id}: release on {side.peer} failed: {error!r}")
             if self._hurry.is_set():
                 return _Answer.NONE
             await self._pause(backoff.next_s())
@@ -121,23 +153,27 @@ class Releaser:
 
 
 class Hold:
-    """One attempt's engines, in these incarnations. ``drop`` and ``drop_prefill`` return at once and never raise."""
+    """One attempt's engines, as they are now: it is about these incarnations only.
+
+    ``drop`` and ``drop_prefill`` return at once and never raise.
+    """
 
     def __init__(
         self,
         releaser: Releaser,
         tasks: TaskSet,
         request_id: RequestId,
-        prefill: PrefillEngineClient,
-        decode: DecodeEngineClient,
+        prefill: PrefillEngineClient | None,
+        decode: DecodeEngineClient | None,
     ) -> None:
         self._releaser = releaser
         self._tasks = tasks
         self.request_id = request_id
-        self.prefill, self.decode = prefill, decode
-        self.prefill_peer, self.decode_peer = prefill.info.peer_id, decode.info.peer_id
+        self.prefill = None if prefill is None else _Prefill(prefill, prefill.info.peer_id)
+        self.decode = None if decode is None else _Decode(decode, decode.info.peer_id)
         self._prefill_task: asyncio.Task[bool] | None = None
         self._decode_task: asyncio.Task[None] | None = None
+        self.on_end: Callable[[], None] = lambda: None
 
     def drop_prefill(self) -> asyncio.Task[bool]:
         """Prefill is done: its slots are somebody else's as soon as possible."""
@@ -149,6 +185,7 @@ class Hold:
         """The attempt is over."""
         if self._decode_task is None:
             self._decode_task = self._tasks.spawn(self._drop_decode(self.drop_prefill()))
+            self._decode_task.add_done_callback(lambda _: self.on_end())
 
     async def _drop_decode(self, prefill_gone: asyncio.Task[bool]) -> None:
         await asyncio.wait([prefill_gone])

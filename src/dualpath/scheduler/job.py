@@ -24,6 +24,17 @@ def with_seed(request: Request, runtime: Runtime) -> Request:
     return replace(request, sampling=replace(request.sampling, seed=runtime.random_bits(63)))
 
 
+def retry_id(request_id: RequestId, number: int) -> RequestId:
+    """Each attempt has an id of its own, so a late release of one never touches the next."""
+    return RequestId(f"{request_id}~{number}") if number else request_id
+
+
+def first_id(request_id: RequestId) -> RequestId:
+    """The request's whose attempt this may be."""
+    first, _, number = request_id.rpartition("~")
+    return RequestId(first) if first and number.isdecimal() else request_id
+
+
 @dataclass(slots=True)
 class Stamps:
     """Monotonic moments that the record's times are made of."""
@@ -69,15 +80,12 @@ class Job:
             self.patience.further()
 
     def attempt_request(self) -> Request:
-        """What the engines are asked for now: the prompt with all tokens sent so far, and that many fewer to come.
-
-        Each attempt has an id of its own, so a late release of one never touches the next.
-        """
+        """What the engines are asked for now: the prompt with all tokens sent so far, and that many fewer to come."""
         if self.record.num_retries == 0:
             return self.request
         return replace(
             self.request,
-            request_id=RequestId(f"{self.request.request_id}~{self.record.num_retries}"),
+            request_id=retry_id(self.request.request_id, self.record.num_retries),
             prompt_token_ids=(*self.request.prompt_token_ids, *self.generated),
             sampling=replace(self.request.sampling, max_tokens=self.request.sampling.max_tokens - len(self.generated)),
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 
 from dualpath.core.errors import DualPathError, InvalidRequestError, OverloadedError
 from dualpath.core.ids import EngineId, RequestId
@@ -27,7 +27,7 @@ from dualpath.scheduler.coordinator import Coordinator
 from dualpath.scheduler.evictor import Evictor
 from dualpath.scheduler.health import Health
 from dualpath.scheduler.holding import Releaser
-from dualpath.scheduler.job import Job, new_job
+from dualpath.scheduler.job import Job, first_id, new_job
 from dualpath.scheduler.peering import Peering
 from dualpath.scheduler.placer import Placer, too_long
 from dualpath.scheduler.records import RecordBook
@@ -109,6 +109,16 @@ class Service:
         self._evictor.wake()
         self._is_open = True
 
+    def adopt(self, held: Iterable[tuple[EngineId, RequestId]]) -> None:
+        """Release what requests of a former scheduler hold, prefill side first, as in their own time."""
+        holders: dict[RequestId, list[EngineId]] = {}
+        for engine_id, request_id in held:
+            holders.setdefault(request_id, []).append(engine_id)
+        for request_id, engine_ids in holders.items():
+            prefill = next((self._prefill[e] for e in engine_ids if e in self._prefill), None)
+            decode = next((self._decode[e] for e in engine_ids if e in self._decode), None)
+            self._releaser.hold(first_id(request_id), request_id, prefill, decode).drop()
+
     async def close(self, drain_s: float = 30.0) -> None:
         """Refuse new requests, let running ones end for ``drain_s``, cancel the rest; nothing is held on return."""
         self._is_open = False
@@ -167,7 +177,7 @@ class Service:
             raise InvalidRequestError("the prompt is empty", param="messages")
         if request.sampling.max_tokens < 1:
             raise InvalidRequestError("max_tokens must be at least 1", param="max_tokens")
-        if self._records.is_running(request.request_id) or self.accounts.is_assigned(request.request_id):
+        if self._records.is_running(request.request_id) or self._releaser.is_held(request.request_id):
             raise InvalidRequestError(f"request id {request.request_id} is in use", param="request_id")
         if num_prompt > self._placer.max_prompt_tokens:
             raise too_long(num_prompt, self._placer.max_prompt_tokens)

@@ -1,0 +1,74 @@
+"""What engines say of themselves, and what follows from it: each is asked by itself, stalled storage is spared."""
+
+from __future__ import annotations
+
+import asyncio
+
+from tests.scheduler.cluster import cluster, expected
+from tests.scheduler.fixtures import BLOCK, make_request
+from tests.scheduler.virtual_time import run_virtual
+
+from dualpath.scheduler.config import SchedulerConfig
+
+
+def test_a_stalled_side_is_not_read_from_until_its_storage_answers() -> None:
+    async def scenario() -> None:
+        async with cluster(config=SchedulerConfig(path_policy="prefill")) as c:
+            requests = [make_request(f"r{i}", num_prompt=4 * BLOCK + 1) for i in range(4)]
+            c.store_prompt(requests[0].prompt_token_ids)
+            bytes_read = []
+            for request, (on_prefill_s, on_decode_s) in zip(
+                requests, [(0.0, 0.0), (9.0, 0.0), (9.0, 9.0), (4.9, 9.0)], strict=True
+            ):
+                c.prefill[0].storage_stalled_s, c.decode[0].storage_stalled_s = on_prefill_s, on_decode_s
+                await asyncio.sleep(6.0)
+                assert await c.run(request) == expected(request)
+                bytes_read.append(c.record(request).storage_read_bytes)
+            assert bytes_read == [
+                {"prefill": 4, "decode": 0},
+                {"prefill": 0, "decode": 4},
+                {"prefill": 0, "decode": 0},
+                {"prefill": 4, "decode": 0},
+            ]
+            assert c.record(requests[2]).num_recomputed_blocks == 4
+            assert c.record(requests[2]).num_hit_tokens == 0
+
+    run_virtual(scenario())
+
+
+def test_an_engine_that_does_not_answer_keeps_no_other_from_being_asked() -> None:
+    async def scenario() -> None:
+        config = SchedulerConfig(stats_timeout_s=1000.0, watch_interval_s=1.0)
+        async with cluster(decode=2, config=config) as c:
+            hanging = asyncio.Event()
+
+            async def stats() -> None:
+                await hanging.wait()
+
+            answer, c.decode[0].stats = c.decode[0].stats, stats  # type: ignore[assignment,method-assign]
+            await asyncio.sleep(3.0)
+            c.decode[1].die()
+            await asyncio.sleep(3.0)
+            assert c.service._health.is_lost(c.decode[1].info.engine_id)
+            c.decode[0].stats = answer  # type: ignore[method-assign]
+            hanging.set()
+            c.decode[1].come_back()
+            await asyncio.sleep(3.0)
+
+    run_virtual(scenario())
+
+
+def test_the_service_is_ready_while_two_engines_are_connected() -> None:
+    async def scenario() -> None:
+        async with cluster(decode=2) as c:
+            assert c.service.ready()
+            c.prefill[0].delay_s["add_peer"] = 5.0
+            for engine in c.decode:
+                c.service.mark_lost(engine.info.engine_id)
+                c.service.mark_back(engine.info.engine_id)
+            await asyncio.sleep(3.0)
+            assert not c.service.ready()
+            await asyncio.sleep(5.0)
+            assert c.service.ready()
+
+    run_virtual(scenario())
