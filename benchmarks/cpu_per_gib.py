@@ -28,7 +28,7 @@ import numpy as np
 import torch
 
 from dualpath.core.geometry import KvGeometry
-from dualpath.core.ids import BlockKey, EngineId, NodeId
+from dualpath.core.ids import BlockKey, EngineId, NodeId, PeerId
 from dualpath.core.plan import Role
 from dualpath.core.runtime import SystemRuntime
 from dualpath.launch.testbed.rollout_processes import find_rclone
@@ -66,10 +66,10 @@ def make_manager(name: str, role: Role, url: str, num_blocks: int) -> tuple[Traf
         namespace_digest=NAMESPACE,
         num_slots=num_blocks,
         num_write_slots=1,
-        transport=NixlTransport(EngineId(name), ("UCX",)),
-        open_io=lambda transport: store.open_io(transport.agent),
+        transport=NixlTransport(PeerId(name), ("UCX",)),
+        open_io=lambda transport: store.open_io(transport.agent, clock),
         storage_nic=StorageNic(None, clock),
-        clock=clock,
+        runtime=clock,
     )
     manager.register_device(
         torch.zeros(num_blocks * GEOMETRY.num_layers, GEOMETRY.layer_block_bytes, dtype=torch.uint8)
@@ -118,7 +118,7 @@ def s3_server(root: Path) -> Iterator[tuple[str, int]]:
 
 
 def wait(transfers: list[Transfer[int]]) -> int:
-    return sum(transfer.result(DEADLINE_S) for transfer in transfers)
+    return sum(transfer.future.result(DEADLINE_S) for transfer in transfers)
 
 
 class Hops:
@@ -134,9 +134,7 @@ class Hops:
     def write(self) -> int:
         root = BlockKey(bytes(16))
         return wait(
-            self.manager.write_blocks(
-                [(key, root, slot, GEOMETRY.block_tokens) for key, slot in zip(self.keys, self.slots, strict=True)]
-            )
+            self.manager.write_blocks([(key, root, slot) for key, slot in zip(self.keys, self.slots, strict=True)])
         )
 
     def read(self) -> int:
@@ -152,11 +150,11 @@ class Hops:
 
     def pull(self) -> int:
         """The peer's buffers are laid out as ours: the same slots, all of them."""
-        return wait([self.manager.pull(EngineId("decode"), "staging", u, "staging", u) for u in self.staging])
+        return wait([self.manager.pull(PeerId("decode"), "staging", u, "staging", u) for u in self.staging])
 
     def push(self) -> int:
         pairs = zip(self.device, self.staging, strict=True)
-        return wait([self.manager.push(EngineId("decode"), "device", d, "staging", u) for d, u in pairs])
+        return wait([self.manager.push(PeerId("decode"), "device", d, "staging", u) for d, u in pairs])
 
 
 def measure(move: Callable[[], int], total_bytes: float, far_cpu_s: Callable[[], float]) -> tuple[float, float, float]:

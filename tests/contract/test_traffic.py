@@ -129,7 +129,7 @@ def test_a_failed_write_is_counted_and_leaves_no_object(rig: Rig) -> None:
     (slot,) = rig.decode.take(1)
     rig.decode.io.fail_writes()
     with pytest.raises(StoreError):
-        rig.decode.manager.write_blocks([(key_of(1), ROOT, slot, 4)])[0].future.result(5)
+        rig.decode.manager.write_blocks([(key_of(1), ROOT, slot)])[0].future.result(5)
     assert rig.decode.manager.stats().blocks_not_persisted == 1
 
 
@@ -168,7 +168,7 @@ def test_a_late_write_holds_its_slot_too(rig: Rig) -> None:
     manager = rig.decode.manager
     (slot,) = rig.decode.take(1)
     rig.decode.io.hang_writes()
-    (write,) = manager.write_blocks([(key_of(1), ROOT, slot, 4)], deadline_s=0.05)
+    (write,) = manager.write_blocks([(key_of(1), ROOT, slot)], deadline_s=0.05)
     with pytest.raises(TransferTimeoutError):
         write.future.result(5)
     manager.slots.release([slot])
@@ -255,7 +255,7 @@ def test_reads_do_not_wait_for_paced_writes(fake_rig: MakeRig) -> None:
     clock = ManualClock()
     rig = fake_rig(clock=clock, nic=StorageNic(OBJECT_BYTES / 2.0, clock))
     slots = rig.decode.take(3)
-    writes = rig.decode.manager.write_blocks([(key_of(slot), ROOT, slot, 4) for slot in slots[:2]])
+    writes = rig.decode.manager.write_blocks([(key_of(slot), ROOT, slot) for slot in slots[:2]])
     wait_until(lambda: rig.store.exists(key_of(slots[0])))
     (read,) = rig.decode.manager.read_blocks([(key_of(slots[0]), slots[2])])
     wait_until(lambda: rig.decode.io.started == [key_of(slots[0])])
@@ -412,7 +412,7 @@ def test_a_failed_push_may_arrive_until_the_peer_has_removed_us(fake_rig: MakeRi
 
 def test_what_has_arrived_is_compared_before_anybody_uses_it(rig: Rig) -> None:
     def differ() -> None:
-        raise KvCorruptError("other bytes than were sent")
+        raise rig.prefill.manager.checks.corrupt("other bytes than were sent")
 
     rig.decode.fill(rig.decode.take(1))
     with pytest.raises(KvCorruptError):
@@ -447,7 +447,7 @@ async def test_cancelling_whoever_awaits_cancels_no_transfer(rig: Rig) -> None:
     (slot,) = await rig.decode.manager.slots.acquire(1)
     rig.decode.fill([slot])
     rig.decode.io.hang_writes()
-    (write,) = rig.decode.manager.write_blocks([(key_of(1), ROOT, slot, 4)])
+    (write,) = rig.decode.manager.write_blocks([(key_of(1), ROOT, slot)])
 
     async def wait() -> int:
         return await write
@@ -523,7 +523,7 @@ def test_closing_fails_what_is_in_flight_and_leaves_no_thread_and_no_fd(
     rig.decode.io.hang_writes()
     transfers = [
         *rig.decode.manager.read_blocks([(key_of(1), slots[1]), (key_of(2), slots[2])]),
-        *rig.decode.manager.write_blocks([(key_of(3), ROOT, slots[3], 4)]),
+        *rig.decode.manager.write_blocks([(key_of(3), ROOT, slots[3])]),
     ]
     rig.decode.manager.close(deadline_s=0.05)
     for transfer in transfers:
@@ -571,7 +571,7 @@ async def test_under_random_faults_every_block_is_right_or_refused_and_nothing_l
     keys = [key_of(number) for number in range(6)]
     slots = await rig.decode.manager.slots.acquire(6)
     payloads = dict(zip(keys, rig.decode.fill(slots), strict=True))
-    await asyncio.gather(*rig.decode.manager.write_blocks([(k, ROOT, s, 4) for k, s in zip(keys, slots, strict=True)]))
+    await asyncio.gather(*rig.decode.manager.write_blocks([(k, ROOT, s) for k, s in zip(keys, slots, strict=True)]))
     manager, outcomes = rig.prefill.manager, {"ok": 0, "refused": 0}
 
     async def read(key: BlockKey) -> None:

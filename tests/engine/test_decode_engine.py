@@ -10,14 +10,16 @@ import torch
 
 from dualpath.core.geometry import KvGeometry
 from dualpath.core.ids import EngineId, NodeId, PeerId, RequestId
-from dualpath.core.keys import Namespace
+from dualpath.core.keys import Namespace, chain_keys, root_key
 from dualpath.core.plan import Role
 from dualpath.core.request import Request, SamplingParams, TokenEvent
 from dualpath.core.runtime import SystemRuntime
 from dualpath.engine.api import DecodeOrder, DecodeStep
 from dualpath.engine.decode import DecodeConfig, DecodeEngine
+from dualpath.engine.integrity import Integrity
 from dualpath.models.seam import DecodeBatch, LayerStream, ModelSpec, PrefillItem
 from dualpath.store.faults import FaultyIo
+from dualpath.store.header import HEADER_BYTES, payload_digests
 from dualpath.store.open import open_store
 from dualpath.traffic.fake_transport import FakeFabric
 from dualpath.traffic.manager import TrafficManager
@@ -45,7 +47,7 @@ class CountingModel:
 
 @pytest.fixture
 def io() -> FaultyIo:
-    return FaultyIo(open_store("memory://decode-engine", NAMESPACE, GEOMETRY).open_io(None))
+    return FaultyIo(open_store("memory://decode-engine", NAMESPACE, GEOMETRY).open_io(None, SystemRuntime()))
 
 
 @pytest.fixture
@@ -97,9 +99,16 @@ async def idle(engine: DecodeEngine) -> None:
 async def handed_over(engine: DecodeEngine, name: str, num_prompt: int, max_tokens: int) -> DecodeOrder:
     """A request whose prompt lies in the decode buffer; its first token is 100."""
     request_id = RequestId(name)
-    await engine.reserve(request_id, GEOMETRY.blocks_for(num_prompt))
+    slots = await engine.reserve(request_id, GEOMETRY.blocks_for(num_prompt))
     params = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
-    return DecodeOrder(Request(request_id, tuple(range(num_prompt)), params), 0, TokenEvent(100))
+    request = Request(request_id, tuple(range(num_prompt)), params)
+    keys = tuple(chain_keys(root_key(NAMESPACE), request.prompt_token_ids, BLOCK))
+    integrity = Integrity(engine.traffic, NAMESPACE)
+    for slot, block in zip(slots, integrity.names(request, keys), strict=True):
+        payload = engine.traffic.slot_view(slot)[HEADER_BYTES:]
+        digests = payload_digests(payload, GEOMETRY, block.num_tokens)
+        integrity.slot_header(slot)[:] = integrity.header(block, digests)
+    return DecodeOrder(request, 0, TokenEvent(100), keys)
 
 
 async def tokens(steps: AsyncIterator[DecodeStep]) -> list[int]:

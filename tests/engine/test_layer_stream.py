@@ -14,7 +14,8 @@ import torch
 from dualpath.core.errors import TransferError
 from dualpath.core.ids import PeerId
 from dualpath.core.runtime import SystemRuntime
-from dualpath.engine.layer_stream import Flow, WorkspaceStream
+from dualpath.engine.layer_stream import WorkspaceStream
+from dualpath.engine.prefill_batch import Flow
 from dualpath.traffic.contract import Transfer, Units
 
 NUM_LAYERS = 4

@@ -13,6 +13,7 @@ import pytest
 from dualpath.core.errors import EngineLostError
 from dualpath.core.geometry import KvGeometry
 from dualpath.core.ids import EngineId, NodeId, RequestId, peer_id
+from dualpath.core.keys import Namespace, chain_keys, root_key
 from dualpath.core.plan import Role
 from dualpath.core.request import Request, SamplingParams
 from dualpath.core.runtime import SystemRuntime
@@ -37,6 +38,7 @@ class Cluster:
     prefill: PrefillEngine
     decode: dict[EngineId, TrafficManager]
     fabric: FakeFabric
+    namespace: Namespace
     num_orders: int = 0
 
     async def ask(self, decode: EngineId) -> tuple[RequestId, int, bytes]:
@@ -46,7 +48,8 @@ class Cluster:
         manager = self.decode[decode]
         slots = tuple(await manager.slots.acquire(NUM_BLOCKS, 1.0))
         request = Request(request_id, PROMPT, SamplingParams(max_tokens=2, temperature=0.0, ignore_eos=True))
-        order = PrefillOrder(request, 0, frozenset(), manager.peer_id, slots, ())
+        keys = tuple(chain_keys(root_key(self.namespace), PROMPT, BLOCK_TOKENS))
+        order = PrefillOrder(request, 0, frozenset(), manager.peer_id, slots, keys)
         tokens = [event async for event in self.prefill.prefill(order) if event]
         payload = self.payload(decode, slots)
         manager.slots.release(slots)
@@ -75,7 +78,8 @@ async def running(model_dir: Path) -> AsyncIterator[Cluster]:
     model = load_model(model_dir)
     geometry = KvGeometry(model.spec.num_layers, BLOCK_TOKENS, model.spec.bytes_per_token_layer)
     fabric, clock = FakeFabric(), SystemRuntime()
-    store = open_store("memory://leftovers", b"n" * 16, geometry)
+    namespace = Namespace("leftovers", "float32", geometry, "cpu")
+    store = open_store("memory://leftovers", namespace.digest, geometry)
 
     def manager(engine_id: EngineId, role: Role) -> TrafficManager:
         return TrafficManager(
@@ -83,11 +87,11 @@ async def running(model_dir: Path) -> AsyncIterator[Cluster]:
             node_id=NodeId(engine_id),
             role=role,
             geometry=geometry,
-            namespace_digest=b"n" * 16,
+            namespace_digest=namespace.digest,
             num_slots=3 * NUM_BLOCKS,
             num_write_slots=1,
             transport=fabric.transport(peer_id(engine_id, "1")),
-            open_io=lambda transport: store.open_io(transport.agent),
+            open_io=lambda transport: store.open_io(transport.agent, SystemRuntime()),
             storage_nic=StorageNic(None, clock),
             runtime=clock,
         )
@@ -98,6 +102,7 @@ async def running(model_dir: Path) -> AsyncIterator[Cluster]:
         node_id=NodeId("prefill-0"),
         model=model,
         geometry=geometry,
+        namespace=namespace,
         traffic=manager(EngineId("prefill-0"), Role.PREFILL),
         config=PrefillConfig(workspace_tokens=NUM_BLOCKS * BLOCK_TOKENS, transfer_deadline_s=0.2),
     )
@@ -105,7 +110,7 @@ async def running(model_dir: Path) -> AsyncIterator[Cluster]:
     for one in decode.values():
         one.start()
         await prefill.add_peer(one.metadata())
-    yield Cluster(prefill, decode, fabric)
+    yield Cluster(prefill, decode, fabric, namespace)
     for engine_id in DECODE:
         fabric.unhang(engine_id)
     await prefill.close()

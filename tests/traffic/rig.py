@@ -94,7 +94,7 @@ class Engine:
         return [self.payload(slot).tobytes() for slot in slots]
 
     def write(self, keys: Sequence[BlockKey], slots: Sequence[int]) -> None:
-        for transfer in self.manager.write_blocks([(k, ROOT, s, 4) for k, s in zip(keys, slots, strict=True)]):
+        for transfer in self.manager.write_blocks([(k, ROOT, s) for k, s in zip(keys, slots, strict=True)]):
             assert transfer.future.result(5) == OBJECT_BYTES
 
 
@@ -147,7 +147,7 @@ def make_engine(
     ios: list[SpyIo] = []
 
     def open_io(transport: Transport) -> StoreIo:
-        ios.append(SpyIo(store.open_io(transport.agent), clock))
+        ios.append(SpyIo(store.open_io(transport.agent, clock), clock))
         return ios[0]
 
     manager = TrafficManager(
@@ -195,5 +195,5 @@ def wait_until(condition: Callable[[], bool], deadline_s: float = 5.0) -> None:
 
 
 def traffic_threads() -> list[str]:
-    endings = ("-traffic", "-hash", "-copy")
+    endings = ("-traffic", "-hash", "-digest", "-copy")
     return [thread.name for thread in threading.enumerate() if thread.name.endswith(endings)]

@@ -97,7 +97,7 @@ def test_a_deadline_holds_while_the_server_is_stopped(rig: Rig, server: S3Server
     server.stop()
     try:
         (read,) = rig.decode.manager.read_blocks([(key_of(1), other)], deadline_s=0.3)
-        (write,) = rig.decode.manager.write_blocks([(key_of(2), key_of(1), slot, 4)], deadline_s=0.3)
+        (write,) = rig.decode.manager.write_blocks([(key_of(2), key_of(1), slot)], deadline_s=0.3)
         assert fails(read, TransferTimeoutError)
         assert fails(write, TransferTimeoutError)
         assert rig.decode.manager.stats().blocks_not_persisted == 1

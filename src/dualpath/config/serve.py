@@ -19,6 +19,7 @@ PATHS = ("prefill", "decode", "shorter", "split", "round_robin")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 SYSTEMS = ("basic", "layerwise", "round_robin", "shorter", "split", "oracle")
 COPIES = ("memcpy", "cuda", "nic")
+VERIFY = ("auto", "all", "storage")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -166,6 +167,13 @@ class MemoryConfig(Table):
         none_means="cuda on CUDA devices, else memcpy",
         help="what copies KV between host and device: the CPU, CUDA, or the compute NIC by loopback RDMA, where its "
         "traffic classes order copies too",
+    )
+    verify: str = setting(
+        "auto",
+        choices=VERIFY,
+        help="where KV is compared with digests made with it: wherever it has been moved or has waited before it is used "
+        "or stored (all), or after storage reads alone (storage); auto is all where engines compute on CPUs, storage "
+        "on CUDA, where digests take copies to the host; the same on every node",
     )
 
 

@@ -42,6 +42,7 @@ class EngineInfo:
     max_prompt_tokens: int  # most prompt tokens its buffers can ever hold
     device_kv_tokens: int  # capacity of its device KV pool (decode) or of one layer's workspace (prefill)
     peer_metadata: bytes  # for the other side's traffic manager
+    verifies: bool = False  # KV end to end: both sides do, or neither
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,12 +8,13 @@ from collections.abc import AsyncIterator, Coroutine
 from collections.abc import Sequence as Seq
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from dualpath.core.errors import DualPathError, EngineLostError, PreemptedError
+from dualpath.core.errors import DualPathError, EngineLostError, KvCorruptError, PreemptedError
 from dualpath.core.geometry import KvGeometry
 from dualpath.core.ids import BlockKey, EngineId, NodeId, PeerId, RequestId
 from dualpath.core.keys import Namespace, root_key
@@ -24,6 +25,7 @@ from dualpath.core.stats import EngineStats
 from dualpath.engine.api import DecodeOrder, DecodeStep, EngineInfo, ReadOutcome
 from dualpath.engine.block_pool import BlockPool, device_units
 from dualpath.engine.finish import finish_reason
+from dualpath.engine.integrity import Integrity
 from dualpath.engine.persist import Persister
 from dualpath.engine.roster import Roster
 from dualpath.engine.sampling import SampleJob, sample
@@ -44,6 +46,7 @@ class DecodeConfig:
     """Sizes are fixed at start; all memory is allocated once."""
 
     device_kv_tokens: int
+    verifies: bool = True  # KV end to end; False: storage reads only
     max_batch_requests: int = 256
     slot_deadline_s: float = 120.0
 
@@ -71,7 +74,10 @@ class DecodeEngine:
         self._pool = BlockPool(geometry, geometry.blocks_for(config.device_kv_tokens), model.device)
         traffic.register_device(self._pool.tensor.view(-1, geometry.layer_block_bytes))
         self._staged = StagedReads(traffic, config.slot_deadline_s, self._runtime, is_written_by_peers=True)
-        self._persister = Persister(traffic, geometry, config.slot_deadline_s, self._runtime, self._free_if_unused)
+        self._integrity = Integrity(traffic, namespace) if config.verifies else None
+        self._persister = Persister(
+            traffic, geometry, config.slot_deadline_s, self._runtime, self._free_if_unused, self._integrity
+        )
         self._expecting: dict[RequestId, ExitStack] = {}  # requests whose prompt a prefill engine may be moving
         self._roster = Roster(self._pool, geometry, config.max_batch_requests)
         self._work = asyncio.Event()
@@ -107,7 +113,21 @@ class DecodeEngine:
             min(slots, rows - 1),
             rows,
             self._traffic.metadata(),
+            self._config.verifies,
         )
+
+    @property
+    def traffic(self) -> TrafficManager:
+        return self._traffic
+
+    def check_idle(self) -> None:
+        """Raise AssertionError where a request has left something behind."""
+        name, roster = self._engine_id, self._roster
+        assert not len(roster) and not roster.leaving, f"{name}: requests wait, run or leave"
+        assert not self._expecting, f"{name}: prompts are still expected"
+        assert not self._staged.num_requests, f"{name}: {self._staged.num_requests} requests hold staging slots"
+        self._pool.check_integrity()
+        assert not self._pool.num_used, f"{name}: {self._pool.num_used} device blocks are held"
 
     async def add_peer(self, peer_metadata: bytes) -> None:
         await self._runtime.to_thread(self._traffic.add_peer, peer_metadata)
@@ -170,6 +190,7 @@ class DecodeEngine:
         root = root_key(self._namespace, order.request.cache_salt)
         parent = order.keys[-1] if order.keys else root
         seq = Sequence(order, tokens, len(tokens) - 1, parent, self._staged.slots(request_id))
+        seq.names = self._integrity.names(order.request, order.keys) if self._integrity is not None else ()
         seq.finished = order.first_token.finish_reason is not None
         self._persister.write_prompt(seq, root)
         block_tokens = self._geometry.block_tokens
@@ -192,6 +213,8 @@ class DecodeEngine:
         try:
             if not seq.ended:
                 await self._copy_in(seq)
+        except KvCorruptError as error:
+            seq.error = error
         except DualPathError as error:
             seq.error = EngineLostError(f"{self._engine_id}: copy to device failed: {error}")
         finally:
@@ -206,9 +229,13 @@ class DecodeEngine:
         self._work.set()
 
     async def _copy_in(self, seq: Sequence) -> None:
-        pairs = [(slot, seq.blocks[block]) for block, slot in sorted(seq.slots.items())]
-        sources = np.concatenate([self._traffic.staging_units_all_layers(slot) for slot, _ in pairs])
-        await self._traffic.copy("staging", sources, "device", device_units([b for _, b in pairs], self._geometry))
+        blocks, slots = zip(*sorted(seq.slots.items()), strict=True)
+        sources = np.concatenate([self._traffic.staging_units_all_layers(slot) for slot in slots])
+        units = device_units([seq.blocks[block] for block in blocks], self._geometry)
+        after = None
+        if self._integrity is not None:
+            after = partial(self._integrity.compare, slots, seq.names, units)
+        await self._traffic.copy("staging", sources, "device", units, after)
 
     def _end(self, seq: Sequence, error: Exception | None = None) -> None:
         """Take a request out of the batch: finished, cancelled or preempted. Idempotent."""

@@ -3,6 +3,9 @@
 Two workspaces alternate (layer l uses l % 2). While layer l computes, layer l+1 loads; when l is handed back its new
 rows are pushed to the decode buffers, and once they have left, layer l+2 loads into the same memory (paper section 4).
 ``WholeStream`` is what that is compared with: a workspace for every layer, all loaded before, all pushed after.
+
+Where KV is verified end to end, history counts as there when it has been compared with its digests, and the next layer
+is loaded into memory whose new rows have been digested.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,25 +21,13 @@ import torch
 from dualpath.core.errors import TransferTimeoutError
 from dualpath.core.ids import PeerId
 from dualpath.core.runtime import Runtime
+from dualpath.engine.forward_digests import ForwardDigests
+from dualpath.engine.prefill_batch import Flow
 from dualpath.engine.trace import ChromeTrace
 from dualpath.traffic.contract import Transfer, Units
 from dualpath.traffic.manager import TrafficManager
 
 NUM_WORKSPACES = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Flow:
-    """One set of Layer Blocks that moves in every layer: workspace block i to or from staging slot i."""
-
-    peer: PeerId | None  # None: this engine's own staging buffer
-    workspace_blocks: Units
-    slots: Units
-
-    @staticmethod
-    def of(peer: PeerId | None, pairs: Sequence[tuple[int, int]]) -> Flow:
-        columns = np.array(pairs, dtype=np.int32).reshape(-1, 2)
-        return Flow(peer, columns[:, 0].copy(), columns[:, 1].copy())
 
 
 class WorkspaceStream:
@@ -58,8 +49,9 @@ class WorkspaceStream:
         deadline_s: float,
         trace: ChromeTrace | None = None,
         track: str = "prefill",
+        digests: ForwardDigests | None = None,
     ) -> None:
-        self._traffic = traffic
+        self._traffic, self._digests = traffic, digests
         self._workspace, self._first_unit = workspace, first_unit
         self._num_workspaces = workspace.shape[0]
         self._num_layers = num_layers
@@ -70,10 +62,13 @@ class WorkspaceStream:
         self._started: list[Future[None]] = [Future() for _ in range(num_layers)]
         self._load_transfers: list[list[Transfer[int]]] = [[] for _ in range(num_layers)]
         self._push_transfers: list[list[Transfer[int]]] = [[] for _ in range(num_layers)]
+        self._digesting: list[Transfer[int]] = []  # each layer's new rows
+        self._header_pushes: list[tuple[PeerId, Transfer[int]]] = []
         self._lock = threading.Lock()  # a layer is started as a whole, or not at all once the stream is closed
         self._closed = False
         self._acquired_at_s = 0.0
         self.wait_s = 0.0  # time the compute stood still for loads
+        self._header_loads = digests.load_headers(deadline_s) if digests is not None else []
         for layer in range(min(self._num_workspaces, num_layers)):
             self._start_layer(layer)
 
@@ -89,7 +84,9 @@ class WorkspaceStream:
             text = f"layer {layer} did not begin to load within {self._deadline_s} s"
             raise TransferTimeoutError(text) from None
         self._wait(self._push_transfers[layer - self._num_workspaces] if layer >= self._num_workspaces else [])
-        self._wait(self._load_transfers[layer])
+        self._wait([*self._load_transfers[layer], *self._header_loads])
+        if self._digests is not None:
+            self._digests.compare(layer)
         self._acquired_at_s = self._runtime.now_s()
         self.wait_s += self._acquired_at_s - start_s
         if self._acquired_at_s - start_s > 20e-6:
@@ -102,34 +99,44 @@ class WorkspaceStream:
         transfers = self._push_transfers[layer]
         for flow in self._pushes:
             transfers.append(self._push(flow, layer))
+        busy = list(transfers)
+        if self._digests is not None:
+            units = self._units(self._digests.new_blocks, layer)
+            self._digesting.append(self._digests.make(layer, units))
+            busy.append(self._digesting[-1])
         follower = layer + self._num_workspaces
         if follower >= self._num_layers:
             return
-        if not transfers:
+        if not busy:
             self._start_layer(follower)
             return
-        pending = _Countdown(len(transfers), lambda: self._start_layer(follower))
-        for transfer in transfers:
+        pending = _Countdown(len(busy), lambda: self._start_layer(follower))
+        for transfer in busy:
             transfer.future.add_done_callback(pending.hit)
 
     def finish(self) -> None:
         """Wait until every push has arrived. Raises TransferError. Model thread."""
         self._compute_ended()
-        self._await_pushes()
+        self._end_pushes()
 
     def _compute_ended(self) -> None:
         self._span(f"compute layer {self._num_layers - 1}", "compute", self._acquired_at_s, self._runtime.now_s())
 
-    def _await_pushes(self) -> None:
+    def _end_pushes(self) -> None:
+        if self._digests is not None:
+            self._wait(self._digesting)
+            self._header_pushes = self._digests.push_headers(self._deadline_s)
         for transfers in self._push_transfers[-self._num_workspaces :]:
             self._wait(transfers)
+        self._wait([transfer for _, transfer in self._header_pushes])
 
     def abandon(self, deadline_s: float) -> bool:
         """After a failure: start no more layers, wait until no transfer touches the workspace. False: too late."""
         with self._lock:
             self._closed = True
         end_s = self._runtime.now_s() + deadline_s
-        for transfer in [t for ts in (*self._load_transfers, *self._push_transfers) for t in ts]:
+        headers = [*self._header_loads, *(transfer for _, transfer in self._header_pushes)]
+        for transfer in [t for ts in (headers, *self._load_transfers, *self._push_transfers) for t in ts]:
             try:
                 self._runtime.wait(transfer.quiescent, max(0.0, end_s - self._runtime.now_s()))
             except TimeoutError:
@@ -139,10 +146,14 @@ class WorkspaceStream:
     def unsettled(self) -> dict[PeerId, list[Transfer[int]]]:
         """By peer, the pushes that may still write there. Once nothing more is pushed."""
         found: dict[PeerId, list[Transfer[int]]] = {}
+        pushes = list(self._header_pushes)
         for transfers in self._push_transfers:
             for flow, transfer in zip(self._pushes, transfers, strict=False):  # fewer where submitting one has failed
-                if flow.peer is not None and not transfer.settled.done():
-                    found.setdefault(flow.peer, []).append(transfer)
+                assert flow.peer is not None
+                pushes.append((flow.peer, transfer))
+        for peer, transfer in pushes:
+            if not transfer.settled.done():
+                found.setdefault(peer, []).append(transfer)
         return found
 
     def _start_layer(self, layer: int) -> None:
@@ -154,21 +165,22 @@ class WorkspaceStream:
         self._started[layer].set_result(None)
 
     def _load(self, flow: Flow, layer: int) -> Transfer[int]:
-        local = self._workspace_units(flow, layer)
+        local = self._units(flow.workspace_blocks, layer)
         remote = self._traffic.staging_units(flow.slots, layer)
+        after = None if self._digests is None else partial(self._digests.look, layer, flow.workspace_blocks, local)
         if flow.peer is None:
-            return self._traffic.copy("staging", remote, "device", local)
-        return self._traffic.pull(flow.peer, "device", local, "staging", remote, self._deadline_s)
+            return self._traffic.copy("staging", remote, "device", local, after)
+        return self._traffic.pull(flow.peer, "device", local, "staging", remote, self._deadline_s, after)
 
     def _push(self, flow: Flow, layer: int) -> Transfer[int]:
         assert flow.peer is not None
-        local = self._workspace_units(flow, layer)
+        local = self._units(flow.workspace_blocks, layer)
         remote = self._traffic.staging_units(flow.slots, layer)
         return self._traffic.push(flow.peer, "device", local, "staging", remote, self._deadline_s)
 
-    def _workspace_units(self, flow: Flow, layer: int) -> Units:
+    def _units(self, workspace_blocks: Units, layer: int) -> Units:
         base = self._first_unit + (layer % self._num_workspaces) * self._workspace.shape[1]
-        return flow.workspace_blocks + np.int32(base)
+        return workspace_blocks + np.int32(base)
 
     def _wait(self, transfers: Sequence[Transfer[int]]) -> None:
         limit_s = self._deadline_s * 2  # a transfer between engines ends at its own deadline, a local copy has none
@@ -206,7 +218,7 @@ class WholeStream(WorkspaceStream):
         self._compute_ended()
         for layer in range(self._num_layers):
             super().release(layer)
-        self._await_pushes()
+        self._end_pushes()
 
 
 class _Countdown:

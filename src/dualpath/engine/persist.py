@@ -13,8 +13,10 @@ from dualpath.core.ids import BlockKey
 from dualpath.core.runtime import Clock
 from dualpath.engine.api import DecodeStep
 from dualpath.engine.block_pool import device_units
+from dualpath.engine.integrity import Integrity
 from dualpath.engine.repeated_warning import RepeatedWarning
 from dualpath.engine.sequence import Sequence
+from dualpath.store.header import BlockName
 from dualpath.traffic.contract import Transfer
 from dualpath.traffic.manager import TrafficManager
 
@@ -31,8 +33,9 @@ class Persister:
         slot_deadline_s: float,
         clock: Clock,
         on_copied: Callable[[Sequence], None],
+        integrity: Integrity | None,  # None: what lies in a slot is written as it is
     ) -> None:
-        self._traffic, self._geometry = traffic, geometry
+        self._traffic, self._geometry, self._integrity = traffic, geometry, integrity
         self._slot_deadline_s = slot_deadline_s
         self._on_copied = on_copied  # a device block has left for the staging buffer
         self._tasks: dict[asyncio.Task[None], None] = {}
@@ -40,15 +43,15 @@ class Persister:
 
     def write_prompt(self, seq: Sequence, root: BlockKey) -> None:
         """Write the prompt's new Full Blocks straight from the decode buffer's slots, where prefill has put them."""
-        keys, block_tokens = seq.order.keys, self._geometry.block_tokens
-        first = seq.order.num_hit_tokens // block_tokens
+        keys = seq.order.keys
+        first = seq.order.num_hit_tokens // self._geometry.block_tokens
         writes = []
         for block in range(first, len(keys)):
             parent = keys[block - 1] if block else root
-            writes.append((keys[block], parent, seq.slots[block], block_tokens))
+            writes.append((keys[block], parent, seq.slots[block]))
         if not writes:
             return
-        transfers = self._traffic.write_blocks(writes)
+        transfers = self._traffic.write_blocks(writes, have_headers=self._integrity is not None)
         seq.post(DecodeStep(writing=keys[first:]))
         seq.num_writes += len(transfers)
         for (key, *_), transfer in zip(writes, transfers, strict=True):
@@ -62,19 +65,20 @@ class Persister:
 
     async def _write_block(self, seq: Sequence, block: int, key: BlockKey, parent: BlockKey) -> None:
         slots: list[int] = []
+        units = device_units([block], self._geometry)
         try:
             try:
                 slots = await self._traffic.write_slots.acquire(1, self._slot_deadline_s)
-                await self._traffic.copy(
-                    "device",
-                    device_units([block], self._geometry),
-                    "staging",
-                    self._traffic.staging_units_all_layers(slots[0]),
-                )
+                if self._integrity is not None:
+                    name = BlockName(key, parent, self._geometry.block_tokens)
+                    self._integrity.slot_header(slots[0])[:] = await self._integrity.device_header(name, units)
+                await self._traffic.copy("device", units, "staging", self._traffic.staging_units_all_layers(slots[0]))
             finally:
                 seq.num_copies -= 1
                 self._on_copied(seq)
-            (transfer,) = self._traffic.write_blocks([(key, parent, slots[0], self._geometry.block_tokens)])
+            (transfer,) = self._traffic.write_blocks(
+                [(key, parent, slots[0])], have_headers=self._integrity is not None
+            )
         except DualPathError as error:
             self._ended(seq, key, error)
         else:

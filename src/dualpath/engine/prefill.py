@@ -12,6 +12,7 @@ import torch
 from dualpath.core.errors import DualPathError, EngineLostError, KvCorruptError, PathBrokenError, TransferError
 from dualpath.core.geometry import KvGeometry
 from dualpath.core.ids import BlockKey, EngineId, NodeId, PeerId, RequestId
+from dualpath.core.keys import Namespace
 from dualpath.core.plan import Role
 from dualpath.core.request import TokenEvent
 from dualpath.core.runtime import Runtime, SystemRuntime
@@ -19,6 +20,8 @@ from dualpath.core.stats import EngineStats
 from dualpath.engine.api import EngineInfo, PrefillOrder, ReadOutcome
 from dualpath.engine.batch import BatchLimits, Quota, no_quota
 from dualpath.engine.finish import finish_reason
+from dualpath.engine.forward_digests import ForwardDigests
+from dualpath.engine.integrity import Integrity
 from dualpath.engine.layer_stream import WorkspaceStream
 from dualpath.engine.prefill_batch import Batch, Job, blocks_used, choose, flows
 from dualpath.engine.sampling import SampleJob, sample
@@ -49,6 +52,7 @@ class PrefillConfig:
     """Sizes are fixed at start; all memory is allocated once."""
 
     workspace_tokens: int  # device KV rows of one layer: the longest prompt, or the sum of a batch's prompts
+    verifies: bool = True  # KV end to end; False: storage reads only
     streams_layers: bool = True  # False: all layers of whole requests in device memory, no transfer beside compute
     max_batch_tokens: int = 8192  # new tokens in one forward
     slot_deadline_s: float = 120.0
@@ -65,6 +69,7 @@ class PrefillEngine:
         node_id: NodeId,
         model: Model,
         geometry: KvGeometry,
+        namespace: Namespace,
         traffic: TrafficManager,
         config: PrefillConfig,
         runtime: Runtime | None = None,
@@ -84,6 +89,9 @@ class PrefillEngine:
             deadline_s=config.slot_deadline_s,
         )
         traffic.register_device(workspace.tensor.view(-1, geometry.layer_block_bytes))
+        self._integrity = Integrity(traffic, namespace) if config.verifies else None
+        if config.verifies:
+            traffic.register_pages(workspace.num_pages)
         max_requests = model.spec.max_requests_per_forward
         self._limits = BatchLimits(config.max_batch_tokens, workspace.num_blocks, geometry.block_tokens, max_requests)
         self._staged = StagedReads(traffic, config.slot_deadline_s, self._runtime, is_written_by_peers=False)
@@ -129,7 +137,20 @@ class PrefillEngine:
             min(slots, rows),
             rows,
             self._traffic.metadata(),
+            self._config.verifies,
         )
+
+    @property
+    def traffic(self) -> TrafficManager:
+        return self._traffic
+
+    def check_idle(self) -> None:
+        """Raise AssertionError where a request has left something behind."""
+        name = self._engine_id
+        assert not self._ready and not self._running, f"{name}: forwards wait or run"
+        assert not self._staged.num_requests, f"{name}: {self._staged.num_requests} requests hold staging slots"
+        assert not self._unsettled and not self._leftovers, f"{name}: transfers of failed forwards have not ended"
+        assert not self._workspace.used_bytes, f"{name}: {self._workspace.used_bytes} bytes of device memory are held"
 
     @property
     def lost(self) -> str | None:
@@ -161,6 +182,8 @@ class PrefillEngine:
         await self._workspace.reserve(request_id, num_blocks)  # without hits nothing has been reserved yet
         slots = self._staged.slots(request_id)
         job = Job(order, {b: slots[b] for b in order.prefill_blocks}, order.num_hit_tokens)
+        if self._integrity is not None:
+            job.names = self._integrity.names(order.request, order.keys)
         self._ready.append(job)
         self._work.set()
         try:
@@ -250,11 +273,14 @@ class PrefillEngine:
     def _forward_blocking(self, batch: Batch) -> torch.Tensor:
         """Model thread. No transfer touches the workspace afterwards, or the stream is stuck."""
         start_s, has_spare = self._runtime.now_s(), self._workspace.has_spare
-        stream = self._open_stream(batch)
+        digests = self._digests(batch)
+        stream = self._open_stream(batch, digests)
         try:
             items = [job.item(chunk, self._geometry.block_tokens) for job, chunk in batch]
             logits = self._model.prefill(items, stream)
             stream.finish()
+            if digests is not None:
+                digests.keep()
         except BaseException:
             patience_s = _SET_ASIDE_AFTER_S if has_spare else self._config.transfer_deadline_s
             self._failed, self._is_stuck = stream, not stream.abandon(patience_s)
@@ -264,7 +290,12 @@ class PrefillEngine:
             self._trace.span(self._engine_id, "forward", "forward", start_s, self._runtime.now_s(), args)
         return logits
 
-    def _open_stream(self, batch: Batch) -> WorkspaceStream:
+    def _digests(self, batch: Batch) -> ForwardDigests | None:
+        if self._integrity is None:
+            return None
+        return ForwardDigests(self._traffic, self._integrity, self._geometry, batch, self._workspace.first_page)
+
+    def _open_stream(self, batch: Batch, digests: ForwardDigests | None) -> WorkspaceStream:
         loads, pushes = flows(batch, self._geometry)
         return self._workspace.stream(
             self._traffic,
@@ -276,6 +307,7 @@ class PrefillEngine:
             self._config.transfer_deadline_s,
             self._trace,
             self._engine_id,
+            digests,
         )
 
     def _hand_over(self, batch: Batch, logits: torch.Tensor) -> None:

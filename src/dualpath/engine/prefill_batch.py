@@ -6,13 +6,16 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from dualpath.core.geometry import KvGeometry
 from dualpath.core.ids import PeerId
 from dualpath.core.request import TokenEvent
 from dualpath.engine.api import PrefillOrder
 from dualpath.engine.batch import BatchLimits, Chunk, Quota, ReadyItem, pack
-from dualpath.engine.layer_stream import Flow
 from dualpath.models.seam import PrefillItem
+from dualpath.store.header import BlockName, Digests
+from dualpath.traffic.contract import Units
 
 
 @dataclass(slots=True, eq=False)
@@ -27,6 +30,8 @@ class Job:
     hits_pushed: bool = False
     cancelled: bool = False
     alone: bool = False  # was in a batch that failed: runs by itself now
+    names: Sequence[BlockName] = ()  # of the prompt's blocks, where KV is verified end to end
+    digests: Digests | None = None  # [layer, block] of what has KV, once a forward has succeeded
 
     @property
     def num_left(self) -> int:
@@ -35,6 +40,20 @@ class Job:
     def item(self, chunk: Chunk, block_tokens: int) -> PrefillItem:
         tokens = self.order.request.prompt_token_ids[self.num_done : self.num_done + chunk.num_new]
         return PrefillItem(tokens, self.num_done, chunk.first_block * block_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """One set of Layer Blocks that moves in every layer: workspace block i to or from staging slot i."""
+
+    peer: PeerId | None  # None: this engine's own staging buffer
+    workspace_blocks: Units
+    slots: Units
+
+    @staticmethod
+    def of(peer: PeerId | None, pairs: Sequence[tuple[int, int]]) -> Flow:
+        columns = np.array(pairs, dtype=np.int32).reshape(-1, 2)
+        return Flow(peer, columns[:, 0].copy(), columns[:, 1].copy())
 
 
 Batch = Sequence[tuple[Job, Chunk]]

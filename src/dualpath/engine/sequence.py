@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
 from dualpath.core.ids import BlockKey, RequestId
 from dualpath.core.keys import child_key
 from dualpath.core.request import SamplingParams, TokenEvent
 from dualpath.engine.api import DecodeOrder, DecodeStep
+from dualpath.store.header import BlockName
 
 
 @dataclass(slots=True, eq=False)
@@ -20,6 +22,7 @@ class Sequence:
     num_kv: int
     parent: BlockKey  # key of the last Full Block, the parent of the next
     slots: dict[int, int]  # decode-buffer slot of each block of the prompt, until they are in device memory
+    names: Seq[BlockName] = ()  # of the prompt's blocks, where KV is verified end to end
     steps: asyncio.Queue[DecodeStep | Exception | None] = field(default_factory=asyncio.Queue)
     blocks: list[int] = field(default_factory=list)
     num_generated: int = 1

@@ -54,6 +54,16 @@ class Workspace:
         return len(self._free) > 1
 
     @property
+    def num_pages(self) -> int:
+        """For the headers of a forward's blocks; as many sets of them as of layers, for the same reason."""
+        return self.tensor.shape[0] // self._num_layers * self.num_blocks
+
+    @property
+    def first_page(self) -> int:
+        """Of those that the next forward uses."""
+        return self._free[0] * self.num_blocks
+
+    @property
     def in_use(self) -> tuple[torch.Tensor, int]:
         """The layers that the next forward uses, and the first unit of them in the device region."""
         first = self._free[0] * self._num_layers

@@ -46,9 +46,11 @@ class EngineBuilder:
             node_id=place.node_id,
             model=model,
             geometry=self.namespace.geometry,
+            namespace=self.namespace,
             traffic=self._traffic(place, nic),
             config=PrefillConfig(
                 workspace_tokens=self.sizes.workspace_tokens,
+                verifies=self._verifies,
                 streams_layers=self.system.streams_layers,
                 max_batch_tokens=self.config.memory.prefill_batch_tokens,
                 slot_deadline_s=deadlines.slot_s,
@@ -67,10 +69,21 @@ class EngineBuilder:
             geometry=self.namespace.geometry,
             namespace=self.namespace,
             traffic=self._traffic(place, nic),
-            config=DecodeConfig(self.sizes.decode_kv_tokens, slot_deadline_s=self.config.deadlines.slot_s),
+            config=DecodeConfig(
+                self.sizes.decode_kv_tokens,
+                verifies=self._verifies,
+                slot_deadline_s=self.config.deadlines.slot_s,
+            ),
             runtime=self.runtime,
             trace=self.trace,
         )
+
+    @property
+    def _verifies(self) -> bool:
+        """End to end wherever a CPU touches the bytes anyway, unless told otherwise."""
+        verify = self.config.memory.verify
+        computes_on_cpus = self.namespace.numerics == "cpu"
+        return not self.system.skips_io and (verify == "all" or (verify == "auto" and computes_on_cpus))
 
     def _traffic(self, place: Place, nic: StorageNic) -> TrafficManager:
         is_prefill, deadlines = place.role is Role.PREFILL, self.config.deadlines
@@ -85,7 +98,7 @@ class EngineBuilder:
             num_slots=self.sizes.prefill_slots if is_prefill else self.sizes.decode_slots,
             num_write_slots=0 if is_prefill else NUM_WRITE_SLOTS,
             transport=transport,
-            open_io=lambda _: self.store.open_io(transport.agent),
+            open_io=lambda _: self.store.open_io(transport.agent, self.runtime),
             storage_nic=nic,
             runtime=self.runtime,
             copies_by_nic=self.config.memory.copies == "nic",

@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 MAX_CONTEXT_TOKENS = 4096
 SLOT_S, STORAGE_S, TRANSFER_S = 5.0, 1.0, 1.0  # engines' deadlines
-_NIC_BYTES_PER_S = 2e6
+_NIC_BYTES_PER_S = 5e5
 
 
 @dataclass(slots=True)
@@ -153,6 +153,7 @@ class NodeWorks:
             node_id=NodeId(self._name),
             model=HashModel(self._runtime),
             geometry=GEOMETRY,
+            namespace=NAMESPACE,
             traffic=self._traffic(engine_id, scenario.num_prefill_slots, 0),
             config=PrefillConfig(
                 scenario.workspace_tokens,
@@ -195,6 +196,7 @@ class NodeWorks:
         )
 
     def _io(self) -> StoreIo:
-        io = FaultyIo(self._store.open_io(None, self._runtime), self._runtime, default_delay_s=self._around.scenario.storage_delay_s)
+        delay_s = self._around.scenario.storage_delay_s
+        io = FaultyIo(self._store.open_io(None, self._runtime), self._runtime, default_delay_s=delay_s)
         io.reads, io.writes = self._around.weather.plans(self._name)
         return io

@@ -22,13 +22,13 @@ Units = npt.NDArray[np.int32]  # indexes of Layer Blocks inside a region
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """Registered memory, divided into units of one Layer Block.
+    """Registered memory, divided into units: Layer Blocks, or blocks' headers.
 
-    ``storage`` is the whole allocation (uint8, contiguous, kept alive, registered once); unit i occupies
+    ``storage`` is the whole allocation (uint8, contiguous, kept alive), which regions may share; unit i occupies
     ``[addresses[i], addresses[i] + unit_bytes)``.
     """
 
-    name: str  # "staging" or "device"
+    name: str  # see ``traffic.staging``
     storage: torch.Tensor
     unit_bytes: int
     addresses: npt.NDArray[np.int64]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
-from dualpath.core.errors import KvCorruptError, TransferError
+from dualpath.core.errors import TransferError
 from dualpath.core.runtime import Runtime
 from dualpath.traffic.contract import Region, Units
 from dualpath.traffic.counters import Counters
@@ -58,7 +58,6 @@ class Copier:
             self._on_span("copy", job)
             job.succeed()
         else:
-            self._counters.kv_corrupt += isinstance(error, KvCorruptError)
             job.fail(error if isinstance(error, TransferError) else TransferError(f"local copy failed: {error}"))
 
     def _copy(self, source: Region, source_units: Units, target: Region, target_units: Units) -> None:

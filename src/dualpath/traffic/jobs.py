@@ -65,7 +65,7 @@ class PeerJob(Job):
     local_units: Units
     remote_region: str
     remote_units: Units
-    after: Callable[[], None] | None = None  # compares what has arrived with what was sent; raises KvCorruptError
+    after: Callable[[], None] | None = None  # when it has arrived, before it ends: see ``TrafficManager.pull``
     handle: Any = None
 
 

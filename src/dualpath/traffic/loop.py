@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import TypeVar
 
-from dualpath.core.errors import StoreError, TransferError
+from dualpath.core.errors import BlockCorruptError, StoreError, TransferError
 from dualpath.core.plan import Role
 from dualpath.core.runtime import Command, Runtime
 from dualpath.store.contract import StoreIo
@@ -51,11 +51,12 @@ class TrafficLoop:
         runtime: Runtime,
         counters: Counters,
         on_span: Callable[[str, Job], None],
+        run_check: Callable[[Callable[[], None], Callable[[Exception | None], None]], object],  # beside this thread
         max_reads_in_flight: int,
         max_writes_in_flight: int,
     ) -> None:
         self._name, self._transport, self._io, self._runtime = name, transport, io, runtime
-        self._counters, self._on_span = counters, on_span
+        self._counters, self._on_span, self._run_check = counters, on_span, run_check
         self._hasher = runtime.worker(f"{name}-hash")
         self.peers = PeerLane(transport, role, runtime, counters, self._compare, on_span)
         common = (nic, self._hasher, self._deliver, runtime, self._is_hurried)
@@ -195,9 +196,9 @@ class TrafficLoop:
         return self._is_quiet or self._runtime.now_s() > self._closing_deadline_s
 
     def _compare(self, job: PeerJob, then: Callable[[PeerJob, Exception | None], None]) -> None:
-        """What has arrived with what was sent, on the hash thread; ``then`` here."""
+        """What has arrived with what was sent, beside this thread; ``then`` here."""
         assert job.after is not None
-        self._hasher.run(job.after, lambda error: self._deliver(lambda e: then(job, e), error))
+        self._run_check(job.after, lambda error: self._deliver(lambda e: then(job, e), error))
 
     def _on_read_end(self, job: StorageJob, error: Exception | None) -> None:
         self._counters.reads_ended += 1
@@ -212,6 +213,7 @@ class TrafficLoop:
             self._counters.storage_write_bytes += job.num_bytes
         if error is not None:
             self._counters.blocks_not_persisted += 1
+            self._counters.kv_corrupt += isinstance(error, BlockCorruptError)
             if not isinstance(error, StoreError | TransferError):
                 log.error("writing block %s: %r", job.request.key.hex(), error)
         self._on_span("storage write" if error is None else "storage write (failed)", job)

@@ -1,8 +1,9 @@
 """The traffic manager: one per engine, the only one that moves KV bytes, all of it asynchronous and with deadlines.
 
 One thread owns the transport (a NIXL agent, which is not thread-safe) and the store's I/O, and does nothing but post
-and poll; checksums and local copies run on two helper threads. Everybody else submits and gets a ``Transfer``. An idle
-manager blocks on its queue; one whose peers may be moving bytes polls every millisecond (``expecting_peers``).
+and poll; checksums, digests and local copies run on three helper threads. Everybody else submits and gets a
+``Transfer``. An idle manager blocks on its queue; one whose peers may be moving bytes polls every millisecond
+(``expecting_peers``).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from dualpath.core.ids import BlockKey, EngineId, NodeId, PeerId
 from dualpath.core.plan import Role
 from dualpath.core.runtime import Runtime
 from dualpath.store.contract import StoreIo
+from dualpath.traffic.checks import Checks
 from dualpath.traffic.contract import Op, Transfer, Transport, Units
 from dualpath.traffic.copier import Copier, pin, unpin
 from dualpath.traffic.counters import Counters, TrafficStats
@@ -32,6 +34,7 @@ from dualpath.traffic.storage_nic import NicDirection, StorageNic
 
 B = TypeVar("B")
 _SUBMIT_BLOCKS = 16
+_CHECKS_END_S = 5.0
 _unquiet_memory: list[EngineMemory] = []  # of managers that closed while something could still write it: never freed
 
 
@@ -76,9 +79,11 @@ class TrafficManager:
         self._transport, self._storage_nic = transport, storage_nic
         self._copies_by_nic = copies_by_nic
         self._counters = Counters()
+        self.checks = Checks(engine_id, runtime, self._memory, self._counters)
         self._copier = Copier(f"{engine_id}-copy", runtime, self._counters, self._span)
         io = self._io = open_io(transport)  # before registration: memory is registered with the backends that exist
         transport.register(self._staging.region)
+        transport.register(self._staging.headers)
         self._loop = TrafficLoop(
             engine_id,
             role,
@@ -88,6 +93,7 @@ class TrafficManager:
             runtime,
             self._counters,
             self._span,
+            self.checks.run,
             max_reads_in_flight,
             max_writes_in_flight,
         )
@@ -115,6 +121,13 @@ class TrafficManager:
             pin(self._staging.region.storage)
         self._transport.register(region)
 
+    def register_pages(self, num_pages: int) -> None:
+        """Make region "pages": headers that come from a peer's region "headers", or go there. Before ``start``."""
+        self._transport.register(self._memory.add_pages(num_pages))
+
+    def page(self, number: int) -> memoryview:
+        return self._memory.page(number)
+
     # --- life -----------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
@@ -136,6 +149,7 @@ class TrafficManager:
         self.write_slots.close()
         is_quiet = self._loop.close(deadline_s)
         self._copier.close()
+        self.checks.close(_CHECKS_END_S)
         if not is_quiet:
             _unquiet_memory.append(self._memory)
         elif self._memory.has_cuda:
@@ -188,7 +202,8 @@ class TrafficManager:
     ) -> Transfer[int]:
         """Bring a peer's units into ours, one by one. The value is the number of bytes.
 
-        ``after`` runs on a helper thread when all have arrived; it raises KvCorruptError where they are not right.
+        ``after`` runs on a helper thread when all have arrived, before the transfer ends; it raises ``checks.corrupt``
+        where they are not right.
         """
         return self._move(Op.PULL, peer, local_region, local_units, remote_region, remote_units, deadline_s, after)
 
@@ -225,17 +240,22 @@ class TrafficManager:
         return transfers
 
     def write_blocks(
-        self, blocks: Sequence[tuple[BlockKey, BlockKey, int, int]], deadline_s: float | None = None
+        self,
+        blocks: Sequence[tuple[BlockKey, BlockKey, int]],
+        deadline_s: float | None = None,
+        *,
+        have_headers: bool = False,
     ) -> list[Transfer[int]]:
-        """Write each (key, parent's key, slot, tokens held); header and checksum are filled in on the way.
+        """Write each (key, parent's key, slot). The header is filled in on the way; where slots ``have_headers``, only
+        a block that fits its own is written.
 
         The slot must not change until the transfer is quiescent. A transfer raises StoreError or TransferTimeoutError.
         """
         deadline_s = self._storage_deadline_s if deadline_s is None else deadline_s
-        self._memory.hold_slots([slot for _, _, slot, _ in blocks])
+        self._memory.hold_slots([slot for *_, slot in blocks])
         transfers: list[Transfer[int]] = []
         for chunk in self._chunks(blocks):
-            jobs = [self._memory.write_job(*block, deadline_s) for block in chunk]
+            jobs = [self._memory.write_job(*block, deadline_s, has_header=have_headers) for block in chunk]
             self._loop.submit(jobs, partial(self._loop.writes.add, jobs))
             transfers.extend(job.transfer for job in jobs)
         return transfers

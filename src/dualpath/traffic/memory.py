@@ -10,11 +10,11 @@ import torch
 from dualpath.core.geometry import KvGeometry
 from dualpath.core.ids import BlockKey
 from dualpath.core.runtime import Clock
-from dualpath.store.header import verify, write_header
+from dualpath.store.header import HEADER_BYTES, verify, write_header
 from dualpath.traffic.contract import Region, Units
 from dualpath.traffic.jobs import Hold, StorageJob
 from dualpath.traffic.slots import SlotPool
-from dualpath.traffic.staging import DEVICE, Staging, device_region
+from dualpath.traffic.staging import DEVICE, PAGES, Staging, device_region, page_region
 
 
 class EngineMemory:
@@ -28,7 +28,8 @@ class EngineMemory:
         # Who waits for a write slot keeps device memory: when storage hangs, better no write than no answer.
         self.write_slots = SlotPool(num_write_slots, clock, first_slot=num_slots, waits_for_lingering=False)
         self.staging = Staging(geometry, num_slots + num_write_slots)
-        self.regions: dict[str, Region] = {self.staging.region.name: self.staging.region}
+        own = (self.staging.region, self.staging.headers)
+        self.regions: dict[str, Region] = {region.name: region for region in own}
 
     @property
     def has_cuda(self) -> bool:
@@ -38,6 +39,14 @@ class EngineMemory:
         region = device_region(tensor, self._geometry.layer_block_bytes)
         self.regions[DEVICE] = region
         return region
+
+    def add_pages(self, num_pages: int) -> Region:
+        region = self.regions[PAGES] = page_region(num_pages)
+        return region
+
+    def page(self, number: int) -> memoryview:
+        start = number * HEADER_BYTES
+        return memoryview(self.regions[PAGES].storage.numpy())[start : start + HEADER_BYTES]
 
     def select(self, region_name: str, units: Units, num_others: int) -> tuple[Region, Units]:
         """The region and its checked units, int32. Raises ValueError where they do not fit it or the other side."""
@@ -72,11 +81,16 @@ class EngineMemory:
         job.after = lambda: verify(view, self._digest, key, self._geometry)
         return job
 
-    def write_job(self, key: BlockKey, parent: BlockKey, slot: int, num_tokens: int, deadline_s: float) -> StorageJob:
-        """Header and checksum into the slot, then slot to storage. The slot is held already."""
+    def write_job(
+        self, key: BlockKey, parent: BlockKey, slot: int, deadline_s: float, *, has_header: bool
+    ) -> StorageJob:
+        """Slot to storage. The slot is held already. Its header is made first, or is what the payload must fit."""
         view = self.staging.object_view(slot)
         job = self._storage_job(key, slot, deadline_s)
-        job.before = lambda: write_header(view, self._digest, key, parent, self._geometry, num_tokens)
+        if has_header:
+            job.before = lambda: verify(view, self._digest, key, self._geometry, parent)
+        else:
+            job.before = lambda: write_header(view, self._digest, key, parent, self._geometry)
         return job
 
     def _storage_job(self, key: BlockKey, slot: int, deadline_s: float) -> StorageJob:

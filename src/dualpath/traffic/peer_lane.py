@@ -123,13 +123,12 @@ class PeerLane:
         return True
 
     def _arrived(self, job: PeerJob, error: Exception | None) -> None:
-        """All bytes are here; ``error``: but not as they were sent."""
+        """All bytes are here, and what was to follow has been done; ``error``: but they are not as they were sent."""
         self._checking.pop(job, None)
         self._on_span("copy" if self._is_copy(job) else job.op.value, job)
         if error is None:
             job.succeed()
         else:
-            self._counters.kv_corrupt += 1
             job.fail(error)
 
     def _count(self, job: PeerJob) -> None:

@@ -1,7 +1,8 @@
 """The staging buffer: one registered allocation of slots shaped like stored objects, for storage and peers alike.
 
 A slot is a header of 4 KiB and a Full Block, padded to 4 KiB: one I/O request moves a whole object in or out, and every
-(slot, layer) is a unit that peers can address. Unit id = slot * num_layers + layer.
+(slot, layer) is a unit that peers can address. Unit id = slot * num_layers + layer. The headers are the units of
+another region over the same memory.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from dualpath.core.geometry import KvGeometry
@@ -18,7 +20,9 @@ from dualpath.store.header import HEADER_BYTES, object_bytes
 from dualpath.traffic.contract import Region, Units
 
 STAGING = "staging"
+HEADERS = "headers"  # of the staging slots
 DEVICE = "device"
+PAGES = "pages"  # headers on their way from or to a peer
 _PAGE_BYTES = 4096
 
 
@@ -35,6 +39,7 @@ class Staging:
         self._bytes = memoryview(self._storage.numpy().data)
         self._layers = np.arange(geometry.num_layers, dtype=np.int32)
         self.region = self._make_region()
+        self.headers = Region(HEADERS, self._storage, HEADER_BYTES, self._slot_addresses())
 
     def units(self, slots: Units | Sequence[int], layer: int) -> Units:
         """One layer of each slot."""
@@ -57,9 +62,12 @@ class Staging:
 
     def _make_region(self) -> Region:
         layers, unit_bytes = self.geometry.num_layers, self.geometry.layer_block_bytes
-        slots = np.arange(self.num_slots, dtype=np.int64)[:, None] * self.slot_bytes
-        addresses = self._base + HEADER_BYTES + slots + np.arange(layers, dtype=np.int64) * unit_bytes
+        payloads = self._slot_addresses()[:, None] + HEADER_BYTES
+        addresses = payloads + np.arange(layers, dtype=np.int64) * unit_bytes
         return Region(STAGING, self._storage, unit_bytes, addresses.reshape(-1))
+
+    def _slot_addresses(self) -> npt.NDArray[np.int64]:
+        return self._base + np.arange(self.num_slots, dtype=np.int64) * self.slot_bytes
 
 
 def device_region(tensor: torch.Tensor, unit_bytes: int) -> Region:
@@ -68,6 +76,12 @@ def device_region(tensor: torch.Tensor, unit_bytes: int) -> Region:
         raise ValueError(f"device memory must be contiguous uint8 in units of {unit_bytes} bytes, got {tensor.shape}")
     addresses = tensor.data_ptr() + np.arange(tensor.numel() // unit_bytes, dtype=np.int64) * unit_bytes
     return Region(DEVICE, tensor.view(-1), unit_bytes, addresses)
+
+
+def page_region(num_pages: int) -> Region:
+    storage = _aligned_zeros(num_pages * HEADER_BYTES)
+    addresses = storage.data_ptr() + np.arange(num_pages, dtype=np.int64) * HEADER_BYTES
+    return Region(PAGES, storage, HEADER_BYTES, addresses)
 
 
 def _aligned_zeros(num_bytes: int) -> torch.Tensor:

@@ -30,7 +30,11 @@ class StillTrafficManager(TrafficManager):
         return [_done() for _ in blocks]
 
     def write_blocks(
-        self, blocks: Sequence[tuple[BlockKey, BlockKey, int, int]], deadline_s: float | None = None
+        self,
+        blocks: Sequence[tuple[BlockKey, BlockKey, int]],
+        deadline_s: float | None = None,
+        *,
+        have_headers: bool = False,
     ) -> list[Transfer[int]]:
         return [_done() for _ in blocks]
 
