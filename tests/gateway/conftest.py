@@ -13,12 +13,14 @@ from openai import AsyncOpenAI
 from tests.gateway.fakes import FakeBackend
 
 from dualpath.gateway.app import create_app
+from dualpath.gateway.metrics import Metrics
 from dualpath.gateway.server import serve
 from dualpath.gateway.settings import GatewaySettings
 from dualpath.gateway.tokenizer import Tokenizer
 from dualpath.models.init import init_model
 
 Serving = Callable[..., AbstractAsyncContextManager[str]]
+SETTINGS = GatewaySettings()
 
 
 @pytest.fixture(scope="session")
@@ -58,10 +60,12 @@ def serving(tokenizer: Tokenizer) -> Serving:
     """A server on a free port for as long as the block lasts; gives its address."""
 
     @asynccontextmanager
-    async def run(backend: FakeBackend, *, drain_s: float = 5.0) -> AsyncIterator[str]:
+    async def run(
+        backend: FakeBackend, *, drain_s: float = 5.0, settings: GatewaySettings = SETTINGS
+    ) -> AsyncIterator[str]:
         listening: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        stop = asyncio.Event()
-        app = create_app(backend, tokenizer)
+        stop, metrics = asyncio.Event(), Metrics()
+        app = create_app(backend, tokenizer, settings, metrics)
         app.router.lifespan_context = _keep_tokenizer
         server = asyncio.create_task(
             serve(
@@ -72,6 +76,8 @@ def serving(tokenizer: Tokenizer) -> Serving:
                 stop=stop,
                 handle_signals=False,
                 on_listening=lambda _, port: listening.set_result(port),
+                limits=settings.connections,
+                refusals=metrics.refusals,
             )
         )
         try:

@@ -129,3 +129,8 @@ def test_stops_match_a_plain_search(text: str, stops: list[str]) -> None:
     else:
         end, _, stop = min(ends)
         assert (shown, matched) == (text[: end - len(stop)], stop)
+
+
+def test_many_choices_share_what_is_known_of_their_stop_strings() -> None:
+    matchers = [StopMatcher(["ab" * 2000, "stop"]) for _ in range(128)]
+    assert len({id(automaton._fallback) for matcher in matchers for automaton in matcher._automata}) == 2

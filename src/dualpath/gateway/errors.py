@@ -53,7 +53,7 @@ class _ErrorResponse(Response):
 
     def __init__(self, error: ApiError) -> None:
         super().__init__(error.body(), error.status, headers=error.headers, media_type="application/json")
-        self._code = error.code
+        self._code = error.code or error.error_type
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope[ERROR_CODE] = self._code

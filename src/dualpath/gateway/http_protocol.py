@@ -23,6 +23,7 @@ from dualpath.gateway.refusals import Refusals
 from dualpath.gateway.settings import ConnectionLimits
 
 logger = logging.getLogger(__name__)
+LINGER_S = 2.0  # for a client to take its last answer and close
 # uvicorn writes a line for every malformed request; we count them, and tell of some.
 _quiet = logging.getLogger(f"{__name__}.uvicorn")
 _quiet.setLevel(logging.ERROR)
@@ -35,6 +36,7 @@ class _Owes(Enum):
     REQUEST = "request"  # not a byte has come
     HEADER = "header"
     BODY = "body"  # of a request that has been answered
+    CLOSE = "close"  # it has been given its last answer
 
 
 @dataclass(slots=True)
@@ -72,7 +74,7 @@ class HttpProtocol(H11Protocol):
         self._forget_deadlines()
 
     def data_received(self, data: bytes) -> None:
-        if self.transport.is_closing():
+        if self._owes is _Owes.CLOSE or self.transport.is_closing():
             return
         try:
             super().data_received(data)
@@ -109,7 +111,9 @@ class HttpProtocol(H11Protocol):
         self._refuse(ApiError(status, msg, code="malformed_http"))
 
     def shutdown(self) -> None:
-        if not self.transport.is_closing():
+        if self._owes is _Owes.CLOSE:
+            self._close()
+        elif not self.transport.is_closing():
             super().shutdown()
 
     def _should_upgrade(self) -> bool:
@@ -121,6 +125,8 @@ class HttpProtocol(H11Protocol):
         """Find out what the client owes now; a deadline runs on while that is the same."""
         if self.transport.is_closing():
             self._forget_deadlines()
+        elif self._owes is _Owes.CLOSE:
+            return
         elif self.cycle is not None and not self.cycle.response_complete:
             self._owe(_Owes.NOTHING)
         elif self.conn.their_state is h11.SEND_BODY:
@@ -142,6 +148,8 @@ class HttpProtocol(H11Protocol):
         self._deadline = self.loop.call_later(self._patience_s(what), self._on_deadline)
 
     def _patience_s(self, what: _Owes) -> float:
+        if what is _Owes.CLOSE:
+            return LINGER_S
         if what is _Owes.BODY:
             return self._limits.body_timeout_s
         if what is _Owes.REQUEST and self._num_answered:
@@ -152,8 +160,8 @@ class HttpProtocol(H11Protocol):
         if self._owes is _Owes.HEADER:
             message = f"the request's header did not come within {self._limits.header_timeout_s:g} s"
             self._refuse(ApiError(408, message, code="header_timeout"))
-        elif self._owes is _Owes.REQUEST and self._num_answered:
-            self._close()  # an idle connection's usual end
+        elif self._owes is _Owes.CLOSE or (self._owes is _Owes.REQUEST and self._num_answered):
+            self._close()  # its usual end
         else:
             self._drop("body_timeout" if self._owes is _Owes.BODY else "no_request")
 
@@ -180,8 +188,8 @@ class HttpProtocol(H11Protocol):
         self._refuse(error)
 
     def _refuse(self, error: ApiError) -> None:
-        """Answer with ``error`` if that is still possible, and close."""
-        if self.transport.is_closing():
+        """Answer with ``error`` if that is still possible, as the last thing on this connection."""
+        if self._owes is _Owes.CLOSE or self.transport.is_closing():
             return
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):  # an answer is on its way, or was sent
             self._drop(error.code or "other")
@@ -196,18 +204,29 @@ class HttpProtocol(H11Protocol):
         start = h11.Response(status_code=error.status, headers=headers, reason=STATUS_PHRASES[error.status])
         for event in (start, h11.Data(body), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event) or b"")
-        self._close()
+        self._leave_request()
+        # Closing with bytes unread would reset the connection, and the answer might be lost.
+        self._owe(_Owes.CLOSE)
+        self.flow.resume_reading()
+        self.transport.write_eof()
 
     def _drop(self, code: str) -> None:
+        if self._owes is _Owes.CLOSE:
+            self._close()
+            return
         self._shared.refusals.count(None, code, self._peer())
         self._close()
 
     def _close(self) -> None:
         self._forget_deadlines()
-        if self.cycle is not None and not self.cycle.response_complete:
-            self.cycle.disconnected = True  # it must not write into the answer that was given for it
-            self.cycle.message_event.set()
+        self._leave_request()
         self.transport.close()
+
+    def _leave_request(self) -> None:
+        """The one that runs, if any: it must not write into the answer that was given for it."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
 
     def _peer(self) -> str:
         return "client {}:{}".format(*(self.client or ("?", 0)))

@@ -15,6 +15,7 @@ from rich.table import Table
 from dualpath.core.errors import DualPathError
 
 _TIMEOUT_S = 10.0
+_HINTS = {401: "; give a key with --api-key", 403: "; give an admin key with --api-key"}
 
 
 def read_status(url: str, api_key: str | None, interval_s: float) -> dict[str, Any]:
@@ -45,8 +46,7 @@ def _fetch(url: str, api_key: str | None) -> dict[str, Any]:
             found: dict[str, Any] = json.load(answer)
             return found
     except urllib.error.HTTPError as error:
-        hint = "; give a key with --api-key" if error.code == 401 else ""
-        raise DualPathError(f"{url} answers {error.code} {error.reason}{hint}") from None
+        raise DualPathError(f"{url} answers {error.code} {error.reason}{_HINTS.get(error.code, '')}") from None
     except (OSError, ValueError) as error:
         raise DualPathError(f"{url} does not answer: {error}") from None
 

@@ -1,0 +1,352 @@
+"""What a client owes: a header, a body, that it takes its answer. Whoever owes nothing is never cut off."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import socket
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import pytest
+from prometheus_client import CollectorRegistry
+from tests.gateway.conftest import Serving
+from tests.gateway.fakes import FakeBackend, says
+from tests.gateway.test_server import until
+
+from dualpath.gateway.refusals import LOG_EVERY_S, Refusals
+from dualpath.gateway.settings import ConnectionLimits, GatewaySettings
+
+HANG_S = 30.0
+POST = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n"
+HEALTH = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@dataclass
+class Client:
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    async def answer(self) -> tuple[int, Any]:
+        """The next answer: its status, and its body's JSON."""
+        async with asyncio.timeout(HANG_S):
+            head = (await self.reader.readuntil(b"\r\n\r\n")).lower()
+            length = int(head.partition(b"content-length: ")[2].split(b"\r\n")[0])
+            body = await self.reader.readexactly(length)
+        return int(head.split(b" ")[1]), json.loads(body) if body else None
+
+    async def error(self, status: int, code: str) -> None:
+        """The next answer is this error, in the API's shape, and the last one."""
+        got, body = await self.answer()
+        assert (got, body["error"]["code"]) == (status, code)
+        assert set(body["error"]) == {"message", "type", "param", "code"}
+        assert await self.rest() == b""
+
+    async def rest(self) -> bytes:
+        """All that comes until the server closes."""
+        async with asyncio.timeout(HANG_S):
+            try:
+                return await self.reader.read()
+            except ConnectionError:
+                return b""
+
+    async def drip(self, data: bytes, every_s: float) -> None:
+        """Sends a byte now and then, until the server closes."""
+        for i in range(len(data)):
+            if self.reader.at_eof() or self.writer.is_closing():
+                return
+            self.writer.write(data[i : i + 1])
+            await asyncio.sleep(every_s)
+
+
+@asynccontextmanager
+async def client(url: str, first: bytes = b"") -> AsyncIterator[Client]:
+    host, port = url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    try:
+        writer.write(first)
+        yield Client(reader, writer)
+    finally:
+        writer.transport.abort()
+
+
+async def errors(url: str) -> dict[tuple[str, str], int]:
+    """(status, code) -> how often, as Prometheus sees it."""
+    async with httpx.AsyncClient() as http:
+        lines = (await http.get(f"{url}/metrics")).text.splitlines()
+    found = {}
+    for line in lines:
+        if line.startswith("dualpath_http_errors_total{"):
+            labels = dict(part.split("=") for part in line[line.index("{") + 1 : line.index("}")].split(","))
+            found[labels["status"].strip('"'), labels["code"].strip('"')] = int(float(line.split(" ")[-1]))
+    return found
+
+
+def limits(**values: Any) -> GatewaySettings:
+    return GatewaySettings(connections=ConnectionLimits(**values))
+
+
+# -- header ----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_header_that_does_not_come(backend: FakeBackend, serving: Serving) -> None:
+    async with serving(backend, settings=limits(header_timeout_s=0.2)) as url:
+        async with client(url, POST) as slow:
+            await slow.error(408, "header_timeout")
+        async with client(url, POST) as dripping:
+            drip = asyncio.create_task(dripping.drip(b"X-" + b"y" * 5000, 0.05))
+            await dripping.error(408, "header_timeout")
+            drip.cancel()
+        async with client(url) as silent:
+            assert await silent.rest() == b""
+        assert await errors(url) == {("408", "header_timeout"): 2, ("none", "no_request"): 1}
+
+
+async def test_the_second_header_of_a_connection_has_the_same_deadline(backend: FakeBackend, serving: Serving) -> None:
+    async with serving(backend, settings=limits(header_timeout_s=0.2)) as url, client(url, HEALTH) as slow:
+        assert await slow.answer() == (200, None)
+        slow.writer.write(POST)
+        await slow.error(408, "header_timeout")
+
+
+async def test_an_idle_connection_is_closed_in_silence(backend: FakeBackend, serving: Serving) -> None:
+    async with serving(backend, settings=limits(keep_alive_s=0.3)) as url:
+        async with client(url) as idle:
+            for _ in range(3):  # longer than that in all
+                idle.writer.write(HEALTH)
+                assert await idle.answer() == (200, None)
+                await asyncio.sleep(0.15)
+            assert await idle.rest() == b""
+        assert await errors(url) == {}
+
+
+# -- body ------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_body_that_does_not_come(backend: FakeBackend, serving: Serving) -> None:
+    async with serving(backend, settings=limits(body_timeout_s=0.2)) as url:
+        async with client(url, POST + b"Content-Length: 9000\r\n\r\n" + b" " * 5000) as slow:
+            await slow.error(408, "body_timeout")
+        async with client(url, POST + b"Transfer-Encoding: chunked\r\n\r\n") as dripping:
+            drip = asyncio.create_task(dripping.drip(b"1\r\n \r\n" * 1000, 0.02))
+            await dripping.error(408, "body_timeout")
+            drip.cancel()
+        assert await errors(url) == {("408", "body_timeout"): 2}
+        assert backend.requests == []
+
+
+@pytest.mark.parametrize("path", [b"/v1/nothing", b"/health", b"/v1/completions"])
+async def test_the_rest_of_a_body_that_nobody_wants(backend: FakeBackend, serving: Serving, path: bytes) -> None:
+    """It has been answered, and is drained, as many clients do not read before they have sent all; but not for ever."""
+    settings = GatewaySettings(max_body_bytes=5000, connections=ConnectionLimits(body_timeout_s=0.3, keep_alive_s=60))
+    start = (b"GET " if path == b"/health" else b"POST ") + path + b" HTTP/1.1\r\nHost: x\r\n"
+    async with serving(backend, settings=settings) as url:
+        async with client(url, start + b"Content-Length: 300000\r\n\r\n" + b"x" * 299_999) as sending:
+            status, _ = await sending.answer()
+            assert status in (200, 404, 413)
+            sending.writer.write(b"x" + HEALTH)
+            assert (await sending.answer())[0] == 200
+        async with client(url, start + b"Content-Length: 9999999\r\n\r\n") as stalled:
+            await stalled.answer()
+            drip = asyncio.create_task(stalled.drip(b"x" * 5000, 0.02))
+            assert await stalled.rest() == b""
+            drip.cancel()
+        assert (await errors(url))["none", "body_timeout"] == 1
+
+
+# -- answer ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_answers_take_as_long_as_they_take(backend: FakeBackend, serving: Serving, stream: bool) -> None:
+    backend.pause_s = 0.3
+    settings = limits(header_timeout_s=0.1, body_timeout_s=0.1, keep_alive_s=0.1, send_timeout_s=0.1)
+    async with serving(backend, settings=settings) as url, httpx.AsyncClient(timeout=HANG_S) as http:
+        answer = await http.post(f"{url}/v1/completions", json={"prompt": "x", "stream": stream})
+        assert answer.status_code == 200
+        assert not stream or answer.text.endswith("data: [DONE]\n\n")
+        assert backend.outcomes() == ["finished"]
+
+
+async def test_a_client_that_takes_nothing_is_cut_off(backend: FakeBackend, serving: Serving) -> None:
+    backend.max_context_tokens = 1_000_000
+    backend.script = lambda request: [65] * request.sampling.max_tokens
+    body = b'{"prompt":"x","stream":true,"max_tokens":900000}'
+    async with serving(backend, settings=limits(send_timeout_s=0.3)) as url:
+        host, port = url.removeprefix("http://").split(":")
+        with socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            sock.connect((host, int(port)))
+            sock.sendall(POST + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+            for _ in range(int(HANG_S * 10)):
+                await asyncio.sleep(0.1)
+                if backend.outcomes() == ["cancelled"]:
+                    break
+        assert backend.outcomes() == ["cancelled"]
+        assert await errors(url) == {("none", "send_timeout"): 1}
+
+
+# -- how many ----------------------------------------------------------------------------------------------------------
+
+
+async def test_300_stalled_connections_hurt_nobody(backend: FakeBackend, serving: Serving) -> None:
+    """Half of them in a header, half in a body."""
+    async with AsyncExitStack() as stack:
+        url = await stack.enter_async_context(serving(backend, drain_s=0.1))
+        for i in range(300):
+            await stack.enter_async_context(client(url, POST + b"Content-Length: 9000\r\n\r\n" * (i % 2)))
+        async with httpx.AsyncClient(timeout=HANG_S) as http:
+            assert (await http.post(f"{url}/v1/completions", json={"prompt": "x" * 900})).status_code == 200
+        assert await errors(url) == {}  # none of them was closed for it
+
+
+async def test_too_many_connections(backend: FakeBackend, serving: Serving) -> None:
+    """Those without a request make room, longest first; requests that run do not."""
+    backend.hang_after = 1
+    body = b'{"prompt":"x"}'
+    request = POST + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    async with serving(backend, settings=limits(max_connections=3), drain_s=0.1) as url:
+        async with client(url) as oldest, client(url, POST) as older, client(url) as young:
+            async with client(url, HEALTH) as fourth:
+                assert await fourth.answer() == (200, None)
+                assert await oldest.rest() == b""
+                older.writer.write(b"Content-Length: %d\r\n\r\n" % len(body) + body)
+                young.writer.write(request)
+                fourth.writer.write(request)
+                await until(lambda: len(backend.open_iterators) == 3)
+            await until(lambda: len(backend.open_iterators) == 2)
+            async with client(url, request):
+                await until(lambda: len(backend.open_iterators) == 3)
+                async with client(url, HEALTH) as refused:
+                    await refused.error(503, "too_many_connections")
+                assert len(backend.open_iterators) == 3
+        await until(lambda: not backend.open_iterators)
+        found = await errors(url)
+        assert (found["none", "evicted"], found["503", "too_many_connections"]) == (1, 1)
+
+
+async def test_shutting_down_does_not_wait_for_the_stalled(backend: FakeBackend, serving: Serving) -> None:
+    async with asyncio.timeout(HANG_S):
+        async with serving(backend, drain_s=1.0) as url:
+            stalled = [client(url, POST + more) for more in (b"", b"Content-Length: 5\r\n\r\n", b"\x00\r\n\r\n")]
+            for each in stalled:
+                await each.__aenter__()
+            await asyncio.sleep(0.1)
+        for each in stalled:
+            await each.__aexit__(None, None, None)
+
+
+# -- malformed ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("raw", "status"),
+    [
+        (b"nonsense\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\n\r\n", 400),
+        (b"GET /\xff HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+        (b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", 400),
+        (POST + b"Content-Length: x\r\n\r\n", 400),
+        (POST + b"Transfer-Encoding: gzip\r\n\r\n", 400),
+        (POST + b"X: " + b"y" * 40_000, 431),
+        (POST + b"Transfer-Encoding: chunked\r\n\r\nnot a length\r\n", 400),
+        (HEALTH.replace(b"/health", b"/v1/models/" + b"%ed%a0%80"), 404),
+    ],
+)
+async def test_malformed_http_gets_an_error_like_any_other(
+    backend: FakeBackend, serving: Serving, raw: bytes, status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(backend) as url:
+        async with client(url, raw) as odd:
+            got, body = await odd.answer()
+            assert got == status
+            assert set(body["error"]) == {"message", "type", "param", "code"}
+            assert status == 404 or await odd.rest() == b""
+        found = await errors(url)
+        assert found[str(status), "model_not_found" if status == 404 else "malformed_http"] == 1
+        assert backend.requests == []
+    assert not [record for record in caplog.records if record.levelno > logging.INFO]
+
+
+async def test_garbage_behind_a_request_does_not_spoil_its_answer(backend: FakeBackend, serving: Serving) -> None:
+    backend.pause_s = 0.05
+    body = b'{"prompt":"x"}'
+    request = POST + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    async with serving(backend) as url, client(url, request * 2 + b"\x00garbage\r\n\r\n") as odd:
+        for _ in range(2):
+            status, answer = await odd.answer()
+            assert (status, answer["choices"][0]["text"]) == (200, "Hello")
+        await odd.error(400, "malformed_http")
+
+
+async def test_garbage_in_a_body_that_has_been_answered_ends_the_connection(
+    backend: FakeBackend, serving: Serving, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(backend) as url:
+        async with client(url, POST.replace(b"completions", b"none") + b"Transfer-Encoding: chunked\r\n\r\n") as odd:
+            assert (await odd.answer())[0] == 404
+            odd.writer.write(b"not a length\r\n")
+            assert await odd.rest() == b""
+        assert (await errors(url))["none", "malformed_http"] == 1
+    assert not [record for record in caplog.records if record.levelno > logging.INFO]
+
+
+# -- what is said of it ------------------------------------------------------------------------------------------------
+
+
+async def test_every_error_is_counted_by_status_and_kind(backend: FakeBackend, serving: Serving) -> None:
+    backend.script = says("x")
+    async with serving(backend, settings=GatewaySettings(api_keys=("k",))) as url:
+        async with httpx.AsyncClient(base_url=url, headers={"Authorization": "Bearer k"}) as http:
+            await http.post("/v1/completions", content=b"{")
+            await http.post("/v1/completions", json={"prompt": 5})
+            await http.post("/v1/completions", json={"prompt": "x", "n": 0})
+            await http.get("/v1/nothing")
+            await http.get("/v1/completions")
+            await http.get("/v1/models", headers={"Authorization": "Bearer other"})
+            backend.failure = (0, RuntimeError("unforeseen"))
+            await http.post("/v1/completions", json={"prompt": "x"})
+        assert await errors(url) == {
+            ("400", "invalid_json"): 1,
+            ("400", "invalid_type"): 1,
+            ("400", "invalid_request_error"): 1,
+            ("404", "not_found"): 1,
+            ("405", "method_not_allowed"): 1,
+            ("401", "invalid_api_key"): 1,
+            ("500", "internal_error"): 1,
+        }
+
+
+def test_the_log_has_a_line_per_kind_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
+    now_s = 100.0
+    refusals = Refusals(CollectorRegistry(), lambda: now_s)
+    with caplog.at_level(logging.INFO):
+        for _ in range(1000):
+            refusals.count(400, "invalid_json", "POST /x from a:1")
+        refusals.count(None, "send_timeout", "client a:1")
+        now_s += LOG_EVERY_S
+        refusals.count(400, "invalid_json", "POST /y from b:2")
+    assert [record.getMessage() for record in caplog.records] == [
+        "POST /x from a:1: 400 invalid_json",
+        "client a:1: none send_timeout",
+        "POST /y from b:2: 400 invalid_json, and 999 more like it",
+    ]
+
+
+async def test_the_log_shows_no_key_no_body_and_no_control_characters(
+    backend: FakeBackend, serving: Serving, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    settings = GatewaySettings(api_keys=("secret-key",))
+    async with serving(backend, settings=settings) as url, httpx.AsyncClient(base_url=url) as http:
+        for key in ("secret-key", "secret-other"):
+            headers = {"Authorization": f"Bearer {key}"}
+            await http.post("/v1/a%0Ab%1b[31m", json={"prompt": "secret-text"}, headers=headers)
+            await http.post("/v1/completions", json={"prompt": "secret-text", "n": 0}, headers=headers)
+    told = [record.getMessage() for record in caplog.records if record.name == "dualpath.gateway.refusals"]
+    assert len(told) == 3
+    assert not [line for line in told if "secret" in line or not line.isprintable()]
