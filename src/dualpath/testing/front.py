@@ -122,6 +122,12 @@ class Front:
         self._log(f"{self.process.name} serves")
         self.is_up.set()
 
+    @property
+    def state(self) -> str:
+        if self.starting.done() and self.starting.exception() is not None:
+            return f"{self.process.name} does not start: {self.starting.exception()!r}"
+        return f"{self.process.name} {'serves' if self.is_up.is_set() else 'is starting'}"
+
     def kill(self) -> None:
         if self.process.is_alive and self.is_up.is_set():
             Context().run(self._kill)

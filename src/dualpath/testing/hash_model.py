@@ -23,7 +23,7 @@ SPEC = ModelSpec("hash", "hash", "0" * 32, NUM_LAYERS, ROW_BYTES, torch.float32,
 GEOMETRY = KvGeometry(NUM_LAYERS, BLOCK_TOKENS, ROW_BYTES)
 NAMESPACE = Namespace(SPEC.fingerprint, "float32", GEOMETRY, "cpu")
 
-_LAYER_S, _STEP_S = (2e-4, 2e-3), (5e-4, 3e-3)  # half of what compute takes, in virtual time
+_LAYER_S, _STEP_S = (5e-4, 1e-2), (1e-3, 1e-2)  # half of what compute takes, in virtual time
 
 
 def _hash(*parts: bytes) -> bytes:

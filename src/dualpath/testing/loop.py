@@ -56,11 +56,9 @@ class _Ready(collections.deque[asyncio.Handle]):
 class _Task(asyncio.Task[Any]):
     """Tasks in a set are in the same order in every run."""
 
-    _numbers = itertools.count()
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, number: int, *args: Any, **kwargs: Any) -> None:
+        self._number = number
         super().__init__(*args, **kwargs)
-        self._number = next(self._numbers)
 
     def __hash__(self) -> int:
         return self._number
@@ -94,6 +92,7 @@ class VirtualLoop(asyncio.base_events.BaseEventLoop):
         self._clock_resolution = 1e-9
         self._ready = _Ready(self)
         self._selector = _NoSelector(self)
+        self._task_numbers = itertools.count()
         self._graveyard: list[object] = []  # what a killed process had: its code must never run again
         self.set_task_factory(self._make_task)
 
@@ -140,7 +139,7 @@ class VirtualLoop(asyncio.base_events.BaseEventLoop):
         self._graveyard.clear()
 
     def _make_task(self, loop: Any, coroutine: Any, **kwargs: Any) -> asyncio.Task[Any]:
-        task = _Task(coroutine, loop=loop, **kwargs)
+        task = _Task(next(self._task_numbers), coroutine, loop=loop, **kwargs)
         context: Context | None = kwargs.get("context")
         process = current_process.get() if context is None else context.get(current_process)
         if process is not None:

@@ -9,7 +9,7 @@ import random
 from dataclasses import dataclass, replace
 
 PATHS = ("prefill", "decode", "shorter", "split", "split", "round_robin")
-STORM_S = 30.0  # faults begin within so long of the start
+STORM_S = 10.0  # faults begin within so long of the start
 
 # What each kind of fault does, and to what. A mild one leaves a way round: every request must be answered all the same.
 NODE_FAULTS = ("kill", "stop", "cut line", "hang line")
@@ -118,9 +118,9 @@ def draw(seed: int) -> Scenario:
         device_kv_tokens=dice.choice([112, 160]) if is_small else 400,
         max_batch_tokens=dice.choice([16, 64, 8192]),
         capacity_blocks=dice.choice([None, None, 40, 100]),
-        storage_delay_s=dice.choice([0.0, 0.003, 0.01]),
-        network_delay_s=dice.choice([0.0, 0.001, 0.005]),
-        restarts_after_s=dice.choice([0.5, 3.0, 20.0]),
+        storage_delay_s=dice.choice([0.0, 0.01, 0.1]),
+        network_delay_s=dice.choice([0.0, 0.005, 0.03]),
+        restarts_after_s=dice.choice([0.5, 3.0, 12.0]),
         agents=(),
         faults=(),
     )
@@ -131,11 +131,11 @@ def draw(seed: int) -> Scenario:
 def _agent(dice: random.Random, number: int, max_prompt_tokens: int) -> Agent:
     turns: list[Turn] = []
     length = 0
-    for _ in range(dice.randint(1, 4)):
+    for _ in range(dice.randint(1, 6)):
         turn = Turn(
             num_appended=dice.randint(1, 12) if turns else dice.randint(3, 40),
             num_tokens=dice.randint(1, 10),
-            pause_s=dice.choice([0.0, 0.0, dice.uniform(0, 2), dice.uniform(0, 10)]),
+            pause_s=dice.choice([0.0, 0.0, dice.uniform(0, 0.5), dice.uniform(0, 3)]),
             abort_after=dice.randint(0, 4) if dice.random() < 0.08 else None,
             reads_slowly=dice.random() < 0.05,
         )
@@ -143,7 +143,7 @@ def _agent(dice: random.Random, number: int, max_prompt_tokens: int) -> Agent:
         if length >= max_prompt_tokens:
             break
         turns.append(turn)
-    tenant, start_s = dice.choice(["", "", "red", "blue"]), dice.uniform(0, STORM_S / 3)
+    tenant, start_s = dice.choice(["", "", "red", "blue"]), dice.uniform(0, STORM_S / 4)
     return Agent(number, tenant, start_s, dice.randint(0, 2), tuple(turns))
 
 
@@ -158,8 +158,8 @@ def _faults(dice: random.Random, is_remote: bool) -> tuple[Fault, ...]:
             at_s=round(dice.uniform(0.0, STORM_S), 3),
             kind=dice.choice(chosen),
             target=dice.randrange(64),
-            for_s=round(dice.choice([0.01, 0.1, 0.5, 2.0, 6.0]) * dice.uniform(0.5, 2), 4),
+            for_s=round(dice.choice([0.05, 0.5, 2.0, 5.0]) * dice.uniform(0.5, 2), 4),
             strength=dice.choice([0.05, 0.3, 1.0]),
         )
-        for number in range(dice.randint(0, 10))
+        for number in range(dice.randint(0, 16))
     )

@@ -9,8 +9,13 @@ import itertools
 import logging
 import random
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import Context
 from dataclasses import dataclass, field
+
+import torch
 
 from dualpath.core.ids import BlockKey
 from dualpath.store import memory
@@ -26,7 +31,8 @@ from dualpath.testing.scenario import NODE_FAULTS, STORM_S, Agent, Fault, Scenar
 from dualpath.testing.weather import Weather
 from dualpath.traffic.fake_transport import FakeFabric
 
-_REST_S = 90.0  # after the last fault, everything that was held has been given back
+_END_S = 1500.0  # by then all requests have ended, and all that was killed is there again
+_REST_S = 20.0  # after the last fault, everything that was held has been given back
 _MAX_STEPS = 3_000_000
 _names = itertools.count()
 
@@ -62,10 +68,8 @@ def run(scenario: Scenario) -> Outcome:
     loop = VirtualLoop(scenario.seed)
     loop.max_steps = _MAX_STEPS
     url = f"memory://world-{next(_names)}"
-    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None  # what killed processes leave is collected below
-    gc_was_enabled = gc.isenabled()
-    gc.disable()  # so that nothing is collected at another moment in another run
-    try:
+    torch.set_num_threads(1)
+    with _quietly():
         loop.set_exception_handler(lambda _, context: outcome.trace.append(f"loop: {context.get('message')}"))
         try:
             loop.run_until_complete(_World(scenario, loop, url, outcome).run())
@@ -73,13 +77,26 @@ def run(scenario: Scenario) -> Outcome:
             outcome.violation = _explain(error)
         loop.wind_up()
         loop.close()
-    finally:
         memory.forget(url)
-        if gc_was_enabled:
-            gc.enable()
-        sys.unraisablehook = hook
     outcome.num_steps, outcome.virtual_s = loop.num_steps, round(loop.now_s, 3)
     return outcome
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Collect nothing meanwhile, or it would be at another moment in another run; and then what dead processes left."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            gc.collect()
+            gc.freeze()  # what is there already is looked at no more: a collection takes a millisecond then
+            gc.disable()
+            yield
+            gc.collect()
+    finally:
+        gc.enable()
+        sys.unraisablehook = hook
 
 
 def _explain(error: BaseException) -> str:
@@ -136,8 +153,10 @@ class _World:
         """No fault any more, and every process is there."""
         while self._around.weather.active or not self._front.is_up.is_set():
             await asyncio.sleep(0.5)
+            if self._loop.now_s > _END_S:
+                raise Violation(f"the cluster is not up after {_END_S:g} s: {self._front.state}")
         self._log("all faults are over")
-        await asyncio.sleep(max(30.0, 2 * self._scenario.restarts_after_s))
+        await asyncio.sleep(10.0 + 1.2 * self._scenario.restarts_after_s)
 
     async def _check_that_it_serves(self) -> None:
         """After all faults, a request is answered again."""
