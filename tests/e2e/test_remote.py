@@ -100,7 +100,7 @@ class Stream:
 
 
 def is_back(remote: RemoteCluster, engine_id: str) -> bool:
-    return not remote.service._health.is_lost(EngineId(engine_id))
+    return remote.service._peering.num_connected(EngineId(engine_id)) > 0
 
 
 async def both_serve(remote: RemoteCluster) -> None:

@@ -93,6 +93,10 @@ class Peering:
     def is_connected(self, prefill_id: EngineId, decode_id: EngineId) -> bool:
         return self.connection(prefill_id, decode_id) > 0
 
+    def num_connected(self, engine_id: EngineId) -> int:
+        """With how many of the other role the engine is connected."""
+        return sum(pair.connection > 0 for pair in self._pairs_of(engine_id))
+
     # -- events -------------------------------------------------------------------------------------------------------
 
     def engine_lost(self, engine_id: EngineId) -> None:
