@@ -24,6 +24,7 @@ import torch
 
 from dualpath.core.geometry import KvGeometry
 from dualpath.core.ids import BlockKey
+from dualpath.core.runtime import SystemRuntime
 from dualpath.store.contract import IoRequest, IoState, IoTicket, StoreIo
 from dualpath.store.files import FileStore
 from dualpath.store.header import object_bytes, verify, write_header
@@ -51,7 +52,7 @@ class Setup:
 def prepare(root: Path, num_blocks: int, geometry: KvGeometry) -> Setup:
     store = FileStore(root, NAMESPACE, geometry)
     agent = build_agent("storage-read")
-    io = store.open_io(agent)
+    io = store.open_io(agent, SystemRuntime())
     staging = torch.randint(0, 256, (num_blocks, object_bytes(geometry)), dtype=torch.uint8)
     agent.register_memory(staging, backends=["POSIX"])
     keys = [BlockKey(number.to_bytes(16, "big")) for number in range(num_blocks)]

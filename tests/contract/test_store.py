@@ -15,6 +15,7 @@ from tests.store.blocks import GEOMETRY, NAMESPACE, OBJECT_BYTES, Bench, block_b
 from tests.store.s3_server import S3Server, s3_server, set_credentials
 
 from dualpath.core.errors import BlockCorruptError, BlockMissingError, StoreError
+from dualpath.core.runtime import SystemRuntime
 from dualpath.store.contract import BlockStore, IoState
 from dualpath.store.faults import FaultyIo
 from dualpath.store.files import FileStore
@@ -53,7 +54,7 @@ def make_bench(url: str) -> Iterator[Callable[[], Bench]]:
     def make() -> Bench:
         agent = build_agent(f"store-test-{next(_names)}")
         store = open_store(url, NAMESPACE, GEOMETRY)
-        io = store.open_io(agent)
+        io = store.open_io(agent, SystemRuntime())
         staging = torch.zeros((NUM_SLOTS, OBJECT_BYTES), dtype=torch.uint8)
         agent.register_memory(staging)
         benches.append(Bench(store, io, staging, agent))

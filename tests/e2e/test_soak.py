@@ -125,8 +125,8 @@ def faults(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_
     store: Any = MemoryStore if request.param == "memory-fake" else FileStore
     open_io = store.open_io
 
-    def open_faulty(self: Any, agent: Any) -> LateIo:
-        faults.ios.append(LateIo(open_io(self, agent)))
+    def open_faulty(self: Any, agent: Any, runtime: Any) -> LateIo:
+        faults.ios.append(LateIo(open_io(self, agent, runtime)))
         return faults.ios[-1]
 
     monkeypatch.setattr(store, "open_io", open_faulty)

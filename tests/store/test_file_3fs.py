@@ -14,6 +14,7 @@ import torch
 from tests.store.blocks import GEOMETRY, NAMESPACE, OBJECT_BYTES, Bench, key_of
 
 from dualpath.core.errors import BlockMissingError, ConfigError
+from dualpath.core.runtime import SystemRuntime
 from dualpath.store import file_3fs
 from dualpath.store.contract import IoState
 from dualpath.store.file_3fs import File3fsStore
@@ -98,7 +99,7 @@ def test_data_goes_through_the_plugin_and_the_directory_through_the_mount(mount:
     store = open_store(f"{mount.as_uri()}/kv?engine=3fs", NAMESPACE, GEOMETRY)
     assert isinstance(store, File3fsStore)
     agent = StandIn()
-    io = store.open_io(agent)
+    io = store.open_io(agent, SystemRuntime())
     assert agent.params == {"mount_point": str(mount), "mem_config": "dram"}
     staging = torch.zeros((4, OBJECT_BYTES), dtype=torch.uint8)
     agent.register_memory(staging)

@@ -6,9 +6,12 @@ import gc
 import itertools
 import os
 import resource
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +21,8 @@ import torch
 from tests.store.blocks import GEOMETRY, NAMESPACE, OBJECT_BYTES, Bench, block_bytes, fill_block, key_of
 
 from dualpath.core.errors import BlockCorruptError, BlockMissingError, StoreError
-from dualpath.store.contract import IoState
+from dualpath.core.runtime import SystemRuntime
+from dualpath.store.contract import IoState, IoTicket
 from dualpath.store.files import FileStore, pid_space
 from dualpath.store.files_io import FileIo
 from dualpath.store.header import verify
@@ -33,11 +37,11 @@ def num_open_files() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-@pytest.fixture(params=POSIX_ENGINES, ids=["default", "libaio"])
-def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
-    agent = build_agent(f"files-test-{next(_names)}", params=request.param)
-    store = FileStore(tmp_path, NAMESPACE, GEOMETRY)
-    io = FileIo(store, agent, max_open=20, doubt_s=0.05)
+@contextmanager
+def open_bench(store: FileStore, params: Any = None) -> Iterator[Bench]:
+    """Nothing is left open or half-written at the end."""
+    agent = build_agent(f"files-test-{next(_names)}", params=params)
+    io = FileIo(store, agent, SystemRuntime(), max_open=20, doubt_s=0.05)
     staging = torch.zeros((NUM_SLOTS, OBJECT_BYTES), dtype=torch.uint8)
     agent.register_memory(staging, backends=["POSIX"])
     gc.collect()  # what earlier tests left to be closed
@@ -45,12 +49,27 @@ def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
     yield Bench(store, io, staging, agent)
     io.close()
     assert num_open_files() <= num_before, "descriptors leak"
-    assert list(tmp_path.rglob("*.tmp.*")) == [], "temporaries leak"
+    assert io.num_open_files() == 0
+    assert list(Path(store.url.removeprefix("file://")).rglob("*.tmp.*")) == [], "temporaries leak"
+
+
+@pytest.fixture(params=POSIX_ENGINES, ids=["default", "libaio"])
+def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
+    with open_bench(FileStore(tmp_path, NAMESPACE, GEOMETRY), request.param) as bench:
+        yield bench
 
 
 def files_of(bench: Bench) -> FileStore:
     assert isinstance(bench.store, FileStore)
     return bench.store
+
+
+def until_moving(bench: Bench, tickets: Sequence[IoTicket]) -> None:
+    """Their files are open, their transfers posted."""
+    end_s = time.monotonic() + 5.0
+    while not all(ticket.handle for ticket in tickets):  # type: ignore[attr-defined]
+        assert [bench.io.poll(ticket) for ticket in tickets] == [IoState.IN_PROGRESS] * len(tickets)
+        assert time.monotonic() < end_s
 
 
 def test_more_blocks_than_may_be_open(bench: Bench) -> None:
@@ -70,9 +89,12 @@ def test_hung_transfers_do_not_hold_up_the_queue(bench: Bench, monkeypatch: pyte
     """Only the last, queued ticket is polled, and the first nine of those before it never end."""
     bench.write(*range(NUM_SLOTS))
     tickets = bench.io.submit_reads(bench.requests(range(NUM_SLOTS)))
-    hung = [ticket.handle for ticket in tickets[:9]]  # type: ignore[attr-defined]
     real = bench.agent.check_xfer_state
-    monkeypatch.setattr(bench.agent, "check_xfer_state", lambda handle: "PROC" if handle in hung else real(handle))
+
+    def check(handle: Any) -> str:
+        return "PROC" if any(handle is ticket.handle for ticket in tickets[:9]) else real(handle)
+
+    monkeypatch.setattr(bench.agent, "check_xfer_state", check)
     bench.finish(tickets[-1:])
     assert [bench.io.poll(ticket) for ticket in tickets[:9]] == [IoState.IN_PROGRESS] * 9
     monkeypatch.undo()
@@ -122,7 +144,7 @@ def test_an_unexplained_error_keeps_the_memory_for_a_while(bench: Bench, monkeyp
 
     monkeypatch.setattr(bench.agent, "check_xfer_state", fail)
     (ticket,) = bench.io.submit_reads([bench.request(0, 1)])
-    assert bench.io.poll(ticket) is IoState.IN_PROGRESS
+    until_moving(bench, [ticket])
     assert not bench.io.release(ticket)
     assert bench.finish([ticket]) == [IoState.FAILED]
     assert isinstance(ticket.error, StoreError)
@@ -140,14 +162,36 @@ def test_a_full_disk_fails_the_write_and_leaves_nothing(bench: Bench) -> None:
     assert bench.write(2) == [IoState.DONE]
 
 
-def test_a_vanished_directory_fails_tickets_and_is_not_made_again(bench: Bench, tmp_path: Path) -> None:
-    (tmp_path / NAMESPACE.hex()).rmdir()
+def test_a_vanished_mount_fails_tickets_and_what_is_in_its_place_is_not_filled(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After an unmount the mount point is an empty directory of the file system below."""
+    shutil.rmtree(tmp_path / NAMESPACE.hex())
+    monkeypatch.setattr(files_of(bench), "_device", os.stat("/proc").st_dev)
     fill_block(bench.views[0], 1)
     (ticket,) = bench.io.submit_writes([bench.request(0, 1)])
     assert bench.finish([ticket]) == [IoState.FAILED]
-    assert "directory is gone" in str(ticket.error)
+    assert "file system is gone" in str(ticket.error)
+    with pytest.raises(StoreError, match="file system is gone"):
+        bench.store.try_write()
     assert isinstance(bench.read(1)[0].error, BlockMissingError)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2], ids=["folders", "namespace", "root"])
+def test_a_store_that_was_deleted_comes_back_to_work(depth: int, tmp_path: Path) -> None:
+    root = tmp_path / "kv"
+    store = FileStore(root, NAMESPACE, GEOMETRY)
+    with open_bench(store) as bench:
+        bench.write(1)
+        for path in (
+            [*(root / NAMESPACE.hex()).iterdir()] if depth == 0 else [[root / NAMESPACE.hex(), root][depth - 1]]
+        ):
+            shutil.rmtree(path)
+        assert isinstance(bench.read(1)[0].error, BlockMissingError)
+        assert bench.write(1, 2) == [IoState.DONE] * 2
+        assert [ticket.error for ticket in bench.read(1, 2)] == [None] * 2
+        store.try_write()
 
 
 def test_a_directory_in_the_way_fails_alone(bench: Bench) -> None:

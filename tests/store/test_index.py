@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from tests.store.blocks import GEOMETRY, NAMESPACE, OBJECT_BYTES, block_bytes, key_of
 
 from dualpath.core.ids import BlockKey
+from dualpath.core.runtime import SystemRuntime
 from dualpath.store.header import object_bytes
 from dualpath.store.index import BlockIndex, BlockState
 from dualpath.store.memory import MemoryStore
@@ -239,7 +240,7 @@ async def test_rebuild_lists_and_parents_come_later() -> None:
     damaged[100] ^= 1
     store.put_raw(key_of(2), bytes(damaged))
     assert len(index.unknown_parents(10)) == 4
-    assert await learn_parents(index, store, batch_blocks=2) == [key_of(2)]
+    assert await learn_parents(index, store, SystemRuntime(), batch_blocks=2) == [key_of(2)]
     index.check_integrity()
     assert index.unknown_parents(10) == []
     assert index.match([key_of(i) for i in range(6)]) == 2
@@ -251,7 +252,7 @@ async def test_leaves_go_first_after_a_restart_too() -> None:
     stored(store, 0, 1, 2, 3)
     index = BlockIndex(object_bytes(GEOMETRY))
     index.rebuild(store)
-    await learn_parents(index, store)
+    await learn_parents(index, store, SystemRuntime())
     assert index.evict_to(2 * OBJECT_BYTES) == [key_of(3), key_of(2)]
 
 

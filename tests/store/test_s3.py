@@ -18,6 +18,7 @@ from tests.store.faulty_proxy import Fault, FaultyProxy, faulty_proxy
 from tests.store.s3_server import BUCKET, S3Server, s3_server, set_credentials
 
 from dualpath.core.errors import BlockCorruptError, BlockMissingError, ConfigError, StoreError
+from dualpath.core.runtime import SystemRuntime
 from dualpath.store import s3_io
 from dualpath.store.contract import IoState
 from dualpath.store.header import verify
@@ -53,7 +54,7 @@ def make_bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Benc
         more = "".join(f"&{name}={value}" for name, value in ({"timeout_s": 3} | options).items())
         agent = build_agent(f"s3-test-{next(_names)}", ())
         store = open_store(f"s3://{BUCKET}/kv?endpoint={endpoint}{more}", NAMESPACE, GEOMETRY)
-        io = store.open_io(agent)
+        io = store.open_io(agent, SystemRuntime())
         staging = torch.zeros((NUM_SLOTS, OBJECT_BYTES), dtype=torch.uint8)
         agent.register_memory(staging)
         benches.append(Bench(store, io, staging, agent))
@@ -136,7 +137,7 @@ async def test_a_restarted_program_rebuilds_its_index_from_the_listing(
     damaged = await asyncio.to_thread(index.rebuild, store)
     assert damaged == [key_of(4)]
     assert index.match([key_of(1), key_of(2), key_of(3)]) == 3
-    assert await learn_parents(index, store) == []
+    assert await learn_parents(index, store, SystemRuntime()) == []
     index.check_integrity()
     fresh = make_bench(server.endpoint)
     assert [ticket.error for ticket in fresh.read(1, 2, 3)] == [None] * 3
@@ -285,13 +286,14 @@ def test_a_process_ends_well_while_a_transfer_hangs(server: S3Server, make_bench
     program = f"""
 import torch
 from tests.store.blocks import *
+from dualpath.core.runtime import SystemRuntime
 from dualpath.store import s3_io
 from dualpath.store.nixl_api import build_agent
 from dualpath.store.open import open_store
 s3_io.CLOSE_TIMEOUT_S = 0.1
 agent = build_agent("hangs", ())
 store = open_store("s3://{BUCKET}/kv?endpoint={server.endpoint}", NAMESPACE, GEOMETRY)
-io = store.open_io(agent)
+io = store.open_io(agent, SystemRuntime())
 staging = torch.zeros((4, OBJECT_BYTES), dtype=torch.uint8)
 agent.register_memory(staging)
 print("ready", flush=True)

@@ -122,7 +122,7 @@ class Cluster(ABC):
             describe_nodes=self._describe_nodes,
         )
         await self._service.start()
-        self._learning = asyncio.create_task(learn_parents(index, nodes.store))
+        self._learning = asyncio.create_task(learn_parents(index, nodes.store, self._runtime))
 
     async def close(self, drain_s: float) -> None:
         """Let running requests end for up to ``drain_s``, cancel the rest, free everything."""

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from dualpath.core.geometry import KvGeometry
 from dualpath.core.ids import BlockKey
+from dualpath.core.runtime import Runtime
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,13 @@ class StoreIo(Protocol):
         """Give up a ticket. True: its memory is quiescent. False: it may still be written; call again later."""
         ...
 
-    def close(self) -> None: ...
+    def stalled_s(self) -> float:
+        """How long the oldest call to storage has had no answer; 0.0 where none waits. Any thread."""
+        ...
+
+    def close(self) -> None:
+        """Give up everything. Bounded: what does not end, in a thread or in memory, is left behind."""
+        ...
 
 
 class BlockStore(Protocol):
@@ -87,7 +94,7 @@ class BlockStore(Protocol):
     namespace_digest: bytes
     geometry: KvGeometry
 
-    def open_io(self, agent: Any) -> StoreIo:
+    def open_io(self, agent: Any, runtime: Runtime) -> StoreIo:
         """The face that moves bytes, for the thread that owns ``agent``, a NIXL agent (ignored by stores that need
         none).
 
@@ -111,5 +118,15 @@ class BlockStore(Protocol):
         ...
 
     def used_bytes(self) -> int: ...
+
+    def free_bytes(self) -> int | None:
+        """What storage still has for us; None where it does not say. Raises StoreError."""
+        ...
+
+    def try_write(self) -> None:
+        """Write an object of the usual size under no block's name, and remove it. Raises StoreFullError where there is
+        no room, StoreError where it cannot be written for another reason.
+        """
+        ...
 
     def close(self) -> None: ...

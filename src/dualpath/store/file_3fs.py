@@ -14,6 +14,7 @@ from typing import Any
 
 from dualpath.core.errors import ConfigError
 from dualpath.core.geometry import KvGeometry
+from dualpath.core.runtime import Runtime
 from dualpath.store.contract import StoreIo
 from dualpath.store.files import FileStore
 from dualpath.store.nixl_api import installed_backends
@@ -30,10 +31,11 @@ class File3fsStore(FileStore):
         self.mount = check_3fs(root)
         super().__init__(root, namespace_digest, geometry, durable=durable)
 
-    def open_io(self, agent: Any) -> StoreIo:
+    def open_io(self, agent: Any, runtime: Runtime) -> StoreIo:
         from dualpath.store.files_io import FileIo
 
-        return FileIo(self, agent, backend=BACKEND, backend_params=backend_params(self.mount), max_open=MAX_OPEN_FILES)
+        params = backend_params(self.mount)
+        return FileIo(self, agent, runtime, backend=BACKEND, backend_params=params, max_open=MAX_OPEN_FILES)
 
 
 def backend_params(mount: Path) -> dict[str, str]:

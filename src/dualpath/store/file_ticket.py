@@ -1,4 +1,4 @@
-"""One file on its way: what its transfer holds, and how its failures read."""
+"""One file on its way: what its transfer holds, how far it has come, and how its failures read."""
 
 from __future__ import annotations
 
@@ -18,14 +18,24 @@ class FileTicket:
     key: BlockKey
     request: IoRequest
     is_write: bool
-    temporary: str = ""
     state: IoState = IoState.IN_PROGRESS
     error: Exception | None = None
     fd: int = -1
-    is_registered: bool = False
+    temporary: str = ""
     handle: Any = None
+    has_moved: bool = False  # a write whose bytes are in the file, which waits for its name
     is_abandoned: bool = False
-    doubt_ends_s: float = 0.0  # monotonic; 0: no doubt
+    doubt_ends_s: float = 0.0  # 0: no doubt
+
+    def is_given_up(self) -> bool:
+        """Asked by other threads, too: what was given up is not published."""
+        return self.is_abandoned
+
+    def settle(self, error: Exception | None) -> None:
+        """Its end, unless it was given up before."""
+        if self.state is IoState.IN_PROGRESS:
+            self.error = error
+            self.state = IoState.DONE if error is None else IoState.FAILED
 
 
 def region(ticket: FileTicket) -> tuple[int, int, int, str]:
@@ -35,8 +45,10 @@ def region(ticket: FileTicket) -> tuple[int, int, int, str]:
 
 def explain(ticket: FileTicket, error: Exception) -> StoreError:
     """What went wrong, as one of our errors."""
-    if not isinstance(error, OSError):
-        return StoreError(f"block {ticket.key.hex()}: NIXL says {error!r}")
+    if isinstance(error, StoreError):
+        return error
     if ticket.is_write and isinstance(error, FileNotFoundError):
-        return StoreError(f"block {ticket.key.hex()}: the store's directory is gone")
-    return store_error(error, ticket.key)
+        return StoreError(f"block {ticket.key.hex()}: its folder was deleted meanwhile")
+    if isinstance(error, OSError):
+        return store_error(error, ticket.key)
+    return StoreError(f"block {ticket.key.hex()}: NIXL says {error!r}")

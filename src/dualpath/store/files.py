@@ -6,28 +6,33 @@ meanwhile; two writers of one key both succeed and the last stays. ``host`` name
 does a dead pid prove that its temporary is abandoned. Elsewhere a temporary is swept once it is an hour old.
 
 Blocks are a cache, so nothing is fsynced by default: after a power failure a file may be short or hold zeros, and the
-checksum finds it. ``durable=True`` adds fsync of file and directory before a write counts as done.
+checksum finds it. ``durable=True`` adds fsync of the file, and of every directory on its way that got a new entry,
+before a write counts as done.
+
+A directory that was deleted under a running server is made again; a mount that vanished is not filled: what is there in
+its place is on another file system.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
 import os
 import socket
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from dualpath.core.errors import BlockCorruptError, BlockMissingError, ConfigError, StoreError
+from dualpath.core.errors import BlockCorruptError, BlockMissingError, ConfigError, StoreError, StoreFullError
 from dualpath.core.geometry import KvGeometry
 from dualpath.core.ids import BlockKey
 from dualpath.core.keys import KEY_BYTES
+from dualpath.core.runtime import Runtime, SystemRuntime
 from dualpath.store.contract import StoredBlock, StoreIo
-from dualpath.store.header import HEADER_BYTES
+from dualpath.store.header import HEADER_BYTES, object_bytes
 
 SUFFIX = ".kv"
 TEMPORARY_MARK = ".tmp."
@@ -45,12 +50,19 @@ class FileStore:
         self.geometry = geometry
         self.durable = durable
         self._directory = str(root.absolute() / namespace_digest.hex())
-        make_writable_directory(self._directory)
+        self._synced_folders: dict[str, None] = {}  # whose own entry in the directory is durable
+        try:
+            self._make_directory()
+        except OSError as error:
+            raise ConfigError(f"cannot create store directory {self._directory}: {error.strerror}") from error
+        if not os.access(self._directory, os.W_OK | os.X_OK):
+            raise ConfigError(f"store directory {self._directory} is not writable")
+        self._device = os.stat(self._directory).st_dev
 
-    def open_io(self, agent: Any) -> StoreIo:
+    def open_io(self, agent: Any, runtime: Runtime) -> StoreIo:
         from dualpath.store.files_io import FileIo  # the directory works without NIXL
 
-        return FileIo(self, agent)
+        return FileIo(self, agent, runtime)
 
     def path_of(self, key: BlockKey) -> str:
         name = key.hex()
@@ -59,6 +71,24 @@ class FileStore:
     def temporary_of(self, key: BlockKey) -> str:
         """A name nobody else uses, in the directory of ``path_of``."""
         return f"{self.path_of(key)}{TEMPORARY_MARK}{pid_space()}.{os.getpid()}.{next(_temporary_numbers)}"
+
+    def make_folder(self, key: BlockKey) -> None:
+        """The two-digit folder of ``path_of``. Raises OSError, or StoreError where the file system is gone."""
+        folder = os.path.dirname(self.path_of(key))
+        with suppress(FileExistsError):
+            try:
+                os.mkdir(folder)
+            except FileNotFoundError:
+                self._restore_directory()
+                os.mkdir(folder)
+
+    def sync_folder(self, key: BlockKey) -> None:
+        """Make a new name durable, and the folder's own if this is the first one here."""
+        folder = os.path.dirname(self.path_of(key))
+        _sync(folder)
+        if folder not in self._synced_folders:
+            _sync(self._directory)
+            self._synced_folders[folder] = None
 
     def list_blocks(self) -> Iterator[StoredBlock]:
         for entry in scan_files(self._directory):
@@ -96,18 +126,60 @@ class FileStore:
     def used_bytes(self) -> int:
         return sum(block.num_bytes for block in self.list_blocks())
 
+    def free_bytes(self) -> int | None:
+        """What the file system has for users without privileges, whatever their quota."""
+        try:
+            found = os.statvfs(self._directory)
+        except OSError as error:
+            raise StoreError(f"{self.url}: {error.strerror or error}") from error
+        return found.f_bavail * found.f_frsize
+
+    def try_write(self) -> None:
+        """As a temporary: should we die here, whoever lists the store next removes it."""
+        key = BlockKey(bytes(KEY_BYTES))
+        path = self.temporary_of(key)
+        try:
+            self.make_folder(key)
+            with open(path, "xb", buffering=0) as file:
+                left = memoryview(bytes(object_bytes(self.geometry)))
+                while left:
+                    left = left[file.write(left) :]
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise store_error(error, key) from error
+        finally:
+            with suppress(OSError):
+                os.unlink(path)
+
     def close(self) -> None:
         """Nothing is held open."""
 
+    def _restore_directory(self) -> None:
+        path = Path(self._directory)
+        while not path.exists():
+            path = path.parent
+        if os.stat(path).st_dev != self._device:
+            raise StoreError(f"{self.url}: the file system is gone")
+        self._make_directory()
 
-def make_writable_directory(path: str) -> None:
-    """Create ``path`` where needed. Raises ConfigError, one line, where it cannot be used."""
+    def _make_directory(self) -> None:
+        path = Path(self._directory)
+        changed = [path.parent]  # always: another process may have made ours, and died before it was durable
+        while not changed[-1].exists():
+            changed.append(changed[-1].parent)
+        path.mkdir(parents=True, exist_ok=True)
+        self._synced_folders.clear()
+        if self.durable:
+            for parent in reversed(changed):
+                _sync(str(parent))
+
+
+def _sync(directory: str) -> None:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.makedirs(path, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"cannot create store directory {path}: {error.strerror}") from error
-    if not os.access(path, os.W_OK | os.X_OK):
-        raise ConfigError(f"store directory {path} is not writable")
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def scan_files(directory: str) -> Iterator[os.DirEntry[str]]:
@@ -139,7 +211,12 @@ def store_error(error: OSError, key: BlockKey) -> StoreError:
     """What the operating system said, as one of ours."""
     if isinstance(error, FileNotFoundError):
         return BlockMissingError(f"block {key.hex()} is not stored")
-    return StoreError(f"block {key.hex()}: {error.strerror or error}")
+    kind = StoreFullError if is_full(error) else StoreError
+    return kind(f"block {key.hex()}: {error.strerror or error}")
+
+
+def is_full(error: OSError) -> bool:
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 @cache
@@ -158,7 +235,7 @@ def sweep_if_abandoned(entry: os.DirEntry[str]) -> bool:
     if not mark or parse_key(name) is None:
         return False
     with suppress(OSError):
-        is_old = time.time() - entry.stat().st_mtime > MAX_TEMPORARY_AGE_S
+        is_old = SystemRuntime().unix_s() - entry.stat().st_mtime > MAX_TEMPORARY_AGE_S  # a file's age is real
         if is_old or _writer_is_dead(writer):
             os.unlink(entry.path)
             return True

@@ -5,13 +5,13 @@ Every header names its namespace, key, parent and geometry, so the objects expla
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from dualpath.core.errors import BlockCorruptError, BlockMissingError, StoreError
 from dualpath.core.geometry import KvGeometry
 from dualpath.core.ids import BlockKey
+from dualpath.core.runtime import SystemRuntime
 from dualpath.store.folder import Entry, Folder, open_folder
 from dualpath.store.header import HEADER_BYTES, Header, parse_header, verify
 
@@ -112,7 +112,7 @@ def _iter_rows(folder: Folder) -> Iterator[BlockRow]:
             header, problem, is_damaged = None, str(error), True
         except StoreError as error:
             problem = f"cannot be read: {error}"
-        yield BlockRow(entry, time.time() - entry.modified_unix_s, header, problem, is_damaged)
+        yield BlockRow(entry, SystemRuntime().unix_s() - entry.modified_unix_s, header, problem, is_damaged)
 
 
 def _verify_row(folder: Folder, row: BlockRow) -> None:

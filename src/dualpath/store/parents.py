@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 
 from dualpath.core.errors import BlockCorruptError, BlockMissingError, StoreError
 from dualpath.core.ids import BlockKey
+from dualpath.core.runtime import Runtime
 from dualpath.store.contract import BlockStore
 from dualpath.store.header import parse_header
 from dualpath.store.index import BlockIndex
 
+_FORGOTTEN_PER_TURN = 64
 
-async def learn_parents(index: BlockIndex, store: BlockStore, batch_blocks: int = 256) -> list[BlockKey]:
+
+async def learn_parents(
+    index: BlockIndex, store: BlockStore, runtime: Runtime, batch_blocks: int = 256
+) -> list[BlockKey]:
     """Read every header that the index needs, without holding up the event loop. Returns damaged blocks: delete them.
 
     Missing and damaged blocks are forgotten. A block whose header cannot be read now counts as the first of a chain.
+    One call at a time, and no deadline: storage that hangs keeps one thread, and nobody waits for the result.
     """
     damaged: list[BlockKey] = []
     gone: list[BlockKey] = []
     while keys := index.unknown_parents(batch_blocks):
-        for key, found in zip(keys, await asyncio.to_thread(_read_parents, store, keys), strict=True):
+        for key, found in zip(keys, await runtime.to_thread(_read_parents, store, keys), strict=True):
             if isinstance(found, BlockCorruptError):
                 damaged.append(key)
             if isinstance(found, BlockCorruptError | BlockMissingError):
                 gone.append(key)
             index.learn_parent(key, None if isinstance(found, StoreError) else found)
-    for key in gone:  # last, when what lies behind them is known
+    for number, key in enumerate(gone):  # last, when what lies behind them is known
         index.forget(key)
+        if number % _FORGOTTEN_PER_TURN == 0:
+            await runtime.sleep_s(0)
     return damaged
 
 

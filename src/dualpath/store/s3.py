@@ -13,9 +13,10 @@ from typing import Any
 from dualpath.core.errors import BlockCorruptError, BlockMissingError
 from dualpath.core.geometry import KvGeometry
 from dualpath.core.ids import BlockKey
+from dualpath.core.runtime import Runtime, SystemRuntime
 from dualpath.store.contract import StoredBlock, StoreIo
 from dualpath.store.files import SUFFIX, parse_key
-from dualpath.store.header import HEADER_BYTES
+from dualpath.store.header import HEADER_BYTES, object_bytes
 from dualpath.store.s3_bucket import Bucket
 from dualpath.store.s3_settings import S3Settings
 
@@ -31,10 +32,10 @@ class S3Store:
         self.bucket = Bucket(settings)
         self.bucket.check()
 
-    def open_io(self, agent: Any) -> StoreIo:
+    def open_io(self, agent: Any, runtime: Runtime) -> StoreIo:
         from dualpath.store.s3_io import S3Io  # the directory works without NIXL
 
-        return S3Io(self, agent)
+        return S3Io(self, agent, runtime)
 
     def name_of(self, key: BlockKey) -> str:
         """The object's name in the bucket."""
@@ -67,6 +68,16 @@ class S3Store:
 
     def used_bytes(self) -> int:
         return sum(block.num_bytes for block in self.list_blocks())
+
+    def free_bytes(self) -> int | None:
+        """A bucket does not say how much it takes."""
+        return None
+
+    def try_write(self) -> None:
+        folder = f"{self.namespace_digest.hex()}/try-{SystemRuntime().unique_id()}"
+        name = f"{self.settings.prefix}/{folder}" if self.settings.prefix else folder
+        self.bucket.write(name, bytes(object_bytes(self.geometry)))
+        self.bucket.delete(name)
 
     def close(self) -> None:
         """Connections end with the client."""

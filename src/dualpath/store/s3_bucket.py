@@ -18,13 +18,16 @@ import obstore
 from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import S3Store as Client
 
-from dualpath.core.errors import BlockMissingError, ConfigError, StoreError
+from dualpath.core.errors import BlockMissingError, ConfigError, StoreError, StoreFullError
 from dualpath.store.s3_settings import S3Settings
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, S3Config
 
 CONNECT_TIMEOUT_S = 3.0
+_FULL = (
+    r"status code: 507|<Code>\w*(QuotaExceeded|StorageFull|InsufficientStorage)\w*</Code>"  # Ceph, MinIO, WebDAV-like
+)
 _LISTING_CHUNK = 1000  # what S3 gives in one page
 
 
@@ -94,6 +97,14 @@ class Bucket:
             return self._read_start(name, num_bytes)
         except (BaseError, OSError) as error:
             raise self._error(name, error) from None
+
+    def write(self, name: str, data: bytes) -> None:
+        """One PUT. Raises StoreFullError where the server says that there is no room, or StoreError."""
+        try:
+            obstore.put(self.client, name, data, use_multipart=False)
+        except (BaseError, OSError) as error:
+            kind = StoreFullError if re.search(_FULL, str(error)) else StoreError
+            raise kind(f"{name}: {self.explain(error)}") from None
 
     def delete(self, name: str) -> None:
         """Absent is fine. Raises StoreError."""

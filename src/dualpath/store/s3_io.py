@@ -16,13 +16,16 @@ from __future__ import annotations
 
 import itertools
 import logging
-import time
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
+from contextlib import suppress
+from functools import partial
 from itertools import islice
 
 from dualpath.core.errors import BlockCorruptError, BlockMissingError, StoreError
+from dualpath.core.runtime import Command, Runtime
+from dualpath.store.blocking_calls import BlockingCalls
 from dualpath.store.contract import IoRequest, IoState, IoTicket
 from dualpath.store.nixl_api import Agent, ensure_backend
 from dualpath.store.s3 import S3Store
@@ -33,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT_S = 5.0
 MAX_ATTEMPTS = 2
-_INQUIRERS = 4
+MAX_INQUIRERS = 4
 _CHECKS_PER_QUEUED_POLL = 8
 _OBJECTS_PER_RETIREMENT = 16
 _BACKENDS = ["OBJ"]
@@ -43,16 +46,17 @@ _device_ids = itertools.count(1)
 class S3Io:
     """StoreIo over one NIXL agent. Create it before the staging memory is registered: it makes sure of the backend."""
 
-    def __init__(self, store: S3Store, agent: Agent) -> None:
+    def __init__(self, store: S3Store, agent: Agent, runtime: Runtime) -> None:
         prepare_environment(store.settings)
         ensure_backend(agent, _BACKENDS[0], backend_params(store.settings))
         self._store = store
         self._agent = agent
+        self._runtime = runtime
         self._max_posted = 2 * store.settings.connections
         self._queue: deque[S3Ticket] = deque()
-        self._posted: dict[S3Ticket, None] = {}  # longest unseen first
+        self._posted: dict[S3Ticket, float] = {}  # longest unseen first: since when
         self._retired: list[tuple[int, int, int, str]] = []  # objects of finished transfers, still registered
-        self._inquirers = ThreadPoolExecutor(_INQUIRERS, thread_name_prefix="s3-inquiry")
+        self._inquiries = BlockingCalls(runtime, f"{agent.name}-s3", MAX_INQUIRERS)
 
     def submit_reads(self, requests: Sequence[IoRequest]) -> Sequence[IoTicket]:
         return self._submit([S3Ticket(request.key, request, is_write=False) for request in requests])
@@ -63,11 +67,10 @@ class S3Io:
     def poll(self, ticket: IoTicket) -> IoState:
         assert isinstance(ticket, S3Ticket)
         if ticket.state is IoState.IN_PROGRESS:
+            self._inquiries.take()
             if ticket.handle is not None:
                 self._check(ticket)
-            elif ticket.inquiry is not None:
-                self._hear(ticket)
-            else:
+            elif not ticket.is_asked:
                 self._check_some()
             if self._queue:
                 self._pump()
@@ -84,17 +87,23 @@ class S3Io:
                 self._check(ticket)
         return ticket.state is not IoState.IN_PROGRESS
 
+    def stalled_s(self) -> float:
+        posted_s = min(tuple(self._posted.values()), default=None)
+        moving_s = 0.0 if posted_s is None else self._runtime.now_s() - posted_s
+        return max(moving_s, self._inquiries.stalled_s())
+
     def close(self) -> None:
         """Give up what is queued and wait, for a bounded time, for what is under way."""
         for ticket in self._queue:
             self.release(ticket)
         self._queue.clear()
-        deadline_s = time.monotonic() + CLOSE_TIMEOUT_S
-        while self._posted and time.monotonic() < deadline_s:
+        deadline_s = self._runtime.now_s() + CLOSE_TIMEOUT_S
+        while self._posted and self._runtime.now_s() < deadline_s:
             for ticket in list(self._posted):
                 self.release(ticket)
-            time.sleep(0.001)
-        self._inquirers.shutdown(wait=False, cancel_futures=True)
+            with suppress(TimeoutError):
+                self._runtime.wait(Future(), 0.001)
+        self._inquiries.close()
         self._retire()
         if self._posted:
             logger.warning(
@@ -139,14 +148,14 @@ class S3Io:
     def _post(self, ticket: S3Ticket) -> None:
         request, agent = ticket.request, self._agent
         if not ticket.is_write:
-            ticket.mark = set_mark(request)
+            ticket.mark = set_mark(request, self._runtime)
         ticket.num_attempts += 1
         try:
             local = agent.get_xfer_descs([(request.address, request.num_bytes, 0)], "DRAM")
             remote = agent.get_xfer_descs([(0, request.num_bytes, ticket.device_id)], "OBJ")
             operation = "WRITE" if ticket.is_write else "READ"
             ticket.handle = agent.initialize_xfer(operation, local, remote, agent.name, b"", _BACKENDS)
-            self._posted[ticket] = None
+            self._posted[ticket] = self._runtime.now_s()
             status = agent.transfer(ticket.handle)
         except Exception as error:  # refused before any request was made
             self._rest(ticket)
@@ -178,27 +187,31 @@ class S3Io:
             self._settle(ticket, None)
         else:
             ticket.has_arrived = is_good
-            ticket.inquiry = self._inquirers.submit(self._store.bucket.num_bytes, self._store.name_of(ticket.key))
+            ticket.is_asked = True
+            self._inquiries.run([partial(self._inquire, ticket)])
 
-    def _hear(self, ticket: S3Ticket) -> None:
-        """The bucket's answer: what it means for the ticket."""
-        assert ticket.inquiry is not None
-        if not ticket.inquiry.done():
-            return
-        inquiry, ticket.inquiry = ticket.inquiry, None
+    def _inquire(self, ticket: S3Ticket) -> Command:
+        """On another thread."""
         try:
-            num_bytes = inquiry.result()
+            return partial(self._hear, ticket, self._store.bucket.num_bytes(self._store.name_of(ticket.key)))
         except BlockMissingError:
-            num_bytes = None
-        except StoreError as error:
-            self._settle(ticket, StoreError(f"block {ticket.key.hex()}: {error}"))
-            return
-        if ticket.is_write:
+            return partial(self._hear, ticket, None)
+        except Exception as error:
+            return partial(self._hear, ticket, StoreError(f"block {ticket.key.hex()}: {error}"))
+
+    def _hear(self, ticket: S3Ticket, answer: int | StoreError | None) -> None:
+        """The object's size, None where it is not there, or why nobody says: what it means for the ticket."""
+        ticket.is_asked = False
+        if ticket.state is not IoState.IN_PROGRESS:
+            return  # given up meanwhile
+        if isinstance(answer, StoreError):
+            self._settle(ticket, answer)
+        elif ticket.is_write:
             self._try_again(ticket)
-        elif num_bytes is None:
+        elif answer is None:
             self._settle(ticket, BlockMissingError(f"block {ticket.key.hex()} is not stored"))
-        elif num_bytes != ticket.request.num_bytes:
-            text = f"block {ticket.key.hex()}: object of {num_bytes} bytes instead of {ticket.request.num_bytes}"
+        elif answer != ticket.request.num_bytes:
+            text = f"block {ticket.key.hex()}: object of {answer} bytes instead of {ticket.request.num_bytes}"
             self._settle(ticket, BlockCorruptError(text))
         elif ticket.has_arrived:
             self._settle(ticket, None)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-import random
-from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
 from dualpath.core.ids import BlockKey
+from dualpath.core.runtime import Runtime
 from dualpath.store.contract import IoRequest, IoState
 
 
@@ -26,7 +25,7 @@ class S3Ticket:
     mark: int = 0  # what a read's last byte was before
     num_attempts: int = 0
     has_arrived: bool = False  # a read's transfer ended well; its size is in doubt
-    inquiry: Future[int] | None = None  # asks the bucket for the object's size
+    is_asked: bool = False  # somebody asks the bucket for the object's size
     is_abandoned: bool = False
 
 
@@ -34,12 +33,12 @@ def last_byte(request: IoRequest) -> ctypes.c_uint8:
     return ctypes.c_uint8.from_address(request.address + request.num_bytes - 1)
 
 
-def set_mark(request: IoRequest) -> int:
+def set_mark(request: IoRequest, runtime: Runtime) -> int:
     """Put a random byte where the object's last one is to come. S3 delivers in order: once it has changed, all is here.
 
     A short object makes a good answer to a ranged GET, so nothing else would tell. One read in 256 keeps the mark by
     chance and asks the bucket in vain.
     """
     last = last_byte(request)
-    last.value = random.randrange(256)
+    last.value = runtime.random_bits(8)
     return last.value
