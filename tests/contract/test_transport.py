@@ -17,10 +17,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.traffic import peer_process
-from tests.traffic.rig import DECODE, GEOMETRY, PREFILL, UNIT_BYTES, Engine, make_engine, make_store
+from tests.traffic.rig import DECODE_PEER, GEOMETRY, PREFILL, PREFILL_PEER, UNIT_BYTES, Engine, make_engine, make_store
 
 from dualpath.core.errors import PeerLostError, TransferError
-from dualpath.core.ids import EngineId
+from dualpath.core.ids import PeerId
 from dualpath.core.plan import Role
 from dualpath.traffic.contract import Op, TransferState, Transport, Units
 from dualpath.traffic.fake_transport import FakeFabric
@@ -55,7 +55,7 @@ class Pair:
     far: End
 
     def run(self, op: Op, local: Units, remote: Units, region: str = "staging") -> TransferState:
-        handle = self.near.transport.post(op, DECODE, "device", local, region, remote)
+        handle = self.near.transport.post(op, DECODE_PEER, "device", local, region, remote)
         end_s = time.monotonic() + 10
         while (state := self.near.transport.poll(handle)) is TransferState.IN_PROGRESS:
             self.far.transport.progress()
@@ -72,8 +72,8 @@ def units(*numbers: int) -> Units:
 def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
     fabric = FakeFabric()
     make: Any = fabric.transport if request.param == "fake" else NixlTransport
-    pair = Pair(End(make(PREFILL)), End(make(DECODE)))
-    assert pair.near.transport.add_peer(pair.far.transport.metadata()) == DECODE
+    pair = Pair(End(make(PREFILL_PEER)), End(make(DECODE_PEER)))
+    assert pair.near.transport.add_peer(pair.far.transport.metadata()) == DECODE_PEER
     yield pair
     pair.near.transport.close()
     pair.far.transport.close()
@@ -126,7 +126,7 @@ def test_device_regions_reach_each_other(pair: Pair) -> None:
 
 
 def test_learning_a_peer_again_changes_nothing(pair: Pair) -> None:
-    assert pair.near.transport.add_peer(pair.far.transport.metadata()) == DECODE
+    assert pair.near.transport.add_peer(pair.far.transport.metadata()) == DECODE_PEER
     pair.far.unit(3)[:] = 77
     assert pair.run(Op.PULL, units(0), units(3)) is TransferState.DONE
     assert torch.all(pair.near.device[0] == 77)
@@ -134,23 +134,23 @@ def test_learning_a_peer_again_changes_nothing(pair: Pair) -> None:
 
 def test_units_that_the_peer_does_not_have_are_refused(pair: Pair) -> None:
     with pytest.raises(TransferError):
-        pair.near.transport.post(Op.PULL, DECODE, "device", units(0), "staging", units(NUM_UNITS))
+        pair.near.transport.post(Op.PULL, DECODE_PEER, "device", units(0), "staging", units(NUM_UNITS))
     with pytest.raises(TransferError):
-        pair.near.transport.post(Op.PULL, DECODE, "device", units(0), "elsewhere", units(0))
+        pair.near.transport.post(Op.PULL, DECODE_PEER, "device", units(0), "elsewhere", units(0))
 
 
 def test_strangers_and_nonsense_are_refused(pair: Pair) -> None:
     with pytest.raises(PeerLostError):
-        pair.near.transport.post(Op.PULL, EngineId("nobody"), "device", units(0), "staging", units(0))
+        pair.near.transport.post(Op.PULL, PeerId("nobody"), "device", units(0), "staging", units(0))
     with pytest.raises(TransferError, match="not a peer's metadata"):
         pair.near.transport.add_peer(b"\xc1nonsense")
-    pair.near.transport.remove_peer(EngineId("nobody"))
+    pair.near.transport.remove_peer(PeerId("nobody"))
 
 
 def test_a_removed_peer_can_come_back(pair: Pair) -> None:
-    pair.near.transport.remove_peer(DECODE)
+    pair.near.transport.remove_peer(DECODE_PEER)
     with pytest.raises(PeerLostError):
-        pair.near.transport.post(Op.PULL, DECODE, "device", units(0), "staging", units(0))
+        pair.near.transport.post(Op.PULL, DECODE_PEER, "device", units(0), "staging", units(0))
     pair.near.transport.add_peer(pair.far.transport.metadata())
     assert pair.run(Op.PULL, units(0), units(0)) is TransferState.DONE
 
@@ -185,7 +185,7 @@ def far(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_pat
         text=True,
         env={**os.environ, "PYTHONPATH": source},
     )
-    near = make_engine(PREFILL, Role.PREFILL, NixlTransport(PREFILL), make_store("memory", tmp_path))
+    near = make_engine(PREFILL, Role.PREFILL, NixlTransport(PREFILL_PEER), make_store("memory", tmp_path))
     assert process.stdout is not None
     near.manager.add_peer(bytes.fromhex(process.stdout.readline()))
     far = Far(process, near)
@@ -203,16 +203,14 @@ def far(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_pat
 def test_bytes_cross_processes_both_ways_until_the_peer_is_killed(far: Far) -> None:
     manager, device = far.near.manager, far.near.device
     local, remote = units(0, 5, 9, 10), units(23, 1, 2, 16)
-    assert manager.pull(DECODE, "device", local, "staging", remote).result(10) == 4 * UNIT_BYTES
+    assert manager.pull(DECODE_PEER, "device", local, "staging", remote).future.result(10) == 4 * UNIT_BYTES
     for mine, theirs in zip(local, remote, strict=True):
         assert torch.all(device[mine] == theirs)
     device.fill_(200)
-    assert manager.push(DECODE, "device", local, "staging", remote).result(10) == 4 * UNIT_BYTES
+    assert manager.push(DECODE_PEER, "device", local, "staging", remote).future.result(10) == 4 * UNIT_BYTES
     expected = [200 if unit in remote else unit for unit in range(8 * GEOMETRY.num_layers)]
     assert far.ask("sums") == " ".join(map(str, expected))
     far.process.kill()
     far.process.wait()
-    start_s = time.monotonic()
     with pytest.raises(TransferError):
-        manager.pull(DECODE, "device", local, "staging", remote, deadline_s=5.0).result(10)
-    assert time.monotonic() - start_s < 6
+        manager.pull(DECODE_PEER, "device", local, "staging", remote, deadline_s=5.0).future.result(10)

@@ -1,180 +1,178 @@
-"""The real transport: one NIXL agent per engine, Layer Blocks by one-sided reads and writes over UCX.
+"""The real transport: one NIXL agent per peer, Layer Blocks by one-sided reads and writes over UCX.
 
 Every region's descriptors are prepared once, per peer for the peers', and a transfer only picks indexes. What UCX runs
 on (RDMA, TCP, shared memory) is the user's choice by UCX's own environment variables (``UCX_TLS``,
-``UCX_NET_DEVICES``); unset, UCX takes the fastest there is. We only set ``UCX_ERROR_SIGNALS`` to nothing unless it is
-set, so that UCX leaves the process's signal handlers alone.
+``UCX_NET_DEVICES``); unset, UCX takes the fastest there is. Two of them are set unless they are: ``UCX_ERROR_SIGNALS``
+to nothing, so that UCX leaves the process's signal handlers alone, and ``UCX_TCP_SYN_CNT``, since UCX waits for
+connections to be made.
 
-A posted transfer is never aborted: nothing tells when an abort has taken effect on the wire. It lasts until NIXL
-reports an end, good or bad; a peer that is stopped, not dead, may keep it, and its memory, for as long as it stays so.
+Nothing tells when a transfer that failed or was aborted comes to rest on the wire; only destroying an agent ends what
+moves through it (``PeerAgent``). So each peer has its own, made when we add the peer or when it adds us.
 """
 
 from __future__ import annotations
 
+import itertools
+import logging
 import os
-from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
 
 from dualpath.core.errors import PeerLostError, TransferError
-from dualpath.core.ids import EngineId
-from dualpath.store.nixl_api import build_agent, nixl_api
+from dualpath.core.ids import PeerId
+from dualpath.store.nixl_api import build_agent
 from dualpath.traffic.contract import Op, Region, TransferState, Units
+from dualpath.traffic.nixl_hello import Hello, HelloChannel
+from dualpath.traffic.nixl_peer_agent import BACKEND, PeerAgent
+from dualpath.traffic.nixl_regions import RegionTable
 from dualpath.traffic.staging import DEVICE
 
-_BACKEND = "UCX"
-_OPERATIONS = {Op.PULL: "READ", Op.PUSH: "WRITE"}
-_METADATA_VERSION = 1
-
-
-class _RegionTable(msgspec.Struct, array_like=True):
-    """A region's units as runs of neighbours: int64 [n, 2] of (address, units)."""
-
-    name: str
-    memory_type: str
-    device_id: int
-    unit_bytes: int
-    runs: bytes
+_log = logging.getLogger(__name__)
+_METADATA_VERSION = 2
+_POLLS_PER_HELLO = 1000
+_ENVIRONMENT = {"UCX_ERROR_SIGNALS": "", "UCX_TCP_SYN_CNT": "2"}  # 2: a silent host costs 7 s, not 2 minutes
 
 
 class _Metadata(msgspec.Struct, array_like=True):
     version: int
-    engine_id: str
-    agent: bytes
-    regions: list[_RegionTable]
-
-
-@dataclass(slots=True)
-class _Side:
-    """Prepared descriptors of one region."""
-
-    dlist: Any
-    num_units: int
-    unit_bytes: int
-
-
-@dataclass(slots=True)
-class _Peer:
-    metadata: bytes
-    sides: dict[str, _Side]
+    peer_id: str
+    main_agent: bytes
+    regions: list[RegionTable]
 
 
 @dataclass(slots=True, eq=False)
 class _Handle:
-    peer: EngineId
-    transfer: Any
+    peer: PeerId
+    op: Op
+    local_region: str
+    local_units: Units
+    remote_region: str
+    remote_units: Units
+    transfer: Any = None  # None: not begun, or over and freed
+    num_polls: int = 0
     state: TransferState = TransferState.IN_PROGRESS
-    error: TransferError | None = field(default=None)
+    error: TransferError | None = None
+
+    def fail(self, error: TransferError) -> None:
+        if self.state is TransferState.IN_PROGRESS:
+            self.error, self.state = error, TransferState.FAILED
+
+
+@dataclass(slots=True, eq=False)
+class _Peer:
+    agent: PeerAgent
+    number: int  # of our agent
+    main_agent: bytes
+    metadata: bytes | None = None  # None: it added us, we have not added it
+    regions: dict[str, RegionTable] = field(default_factory=dict)
+    their_number: int = 0  # of the peer's agent that ours is connected with; 0: none yet
+    has_left: bool = False  # it removed us
+    handles: set[_Handle] = field(default_factory=set)  # not yet released
+
+    def fail_all(self, error: TransferError) -> None:
+        for handle in self.handles:
+            handle.fail(error)
 
 
 class NixlTransport:
-    """One engine's agent. One thread at a time; see the contract. Raises ConfigError where NIXL is not usable.
+    """One engine's transport. One thread at a time; see the contract. Raises ConfigError where NIXL is not usable.
+
+    ``remove_peer`` holds what the contract says for everything that comes over a network or through a queue, in a few
+    milliseconds and whatever the peer does. Between processes on one host UCX takes CMA, where the initiator writes the
+    target's memory itself: there only its own ``remove_peer``, or the end of its process, ends what it pushes.
 
     ``backends``: more than UCX only to save the store's I/O from creating its own; it does when it opens.
     """
 
-    def __init__(self, engine_id: EngineId, backends: Sequence[str] = (_BACKEND, "POSIX")) -> None:
-        os.environ.setdefault("UCX_ERROR_SIGNALS", "")
-        self.engine_id = engine_id
-        self.agent: Any = build_agent(engine_id, backends)
-        self._regions: dict[str, _RegionTable] = {}
-        self._own: dict[str, _Side] = {}
+    def __init__(self, peer_id: PeerId, backends: Sequence[str] = (BACKEND, "POSIX")) -> None:
+        for name, value in _ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        self.peer_id = peer_id
+        self.agent: Any = build_agent(peer_id, backends)  # for hellos and the store's I/O
+        self._hellos = HelloChannel(self.agent, peer_id)
+        self._numbers = itertools.count(1)
+        self._regions: list[tuple[Region, RegionTable]] = []
         self._registrations: list[Any] = []
-        self._memory: list[Region] = []
-        self._peers: dict[EngineId, _Peer] = {}
-        self._num_active: Counter[EngineId] = Counter()  # handles not yet released
+        self._peers: dict[PeerId, _Peer] = {}
+        self._heard: dict[PeerId, int] = {}  # highest number of an agent that this peer has made for us
 
     def register(self, region: Region) -> None:
-        tensor = region.storage
-        memory_type, device_id = ("VRAM", tensor.device.index or 0) if tensor.is_cuda else ("DRAM", 0)
-        # Storage reads and writes go by the staging buffer alone; peers reach everything.
-        backends = [_BACKEND] if region.name == DEVICE else []
-        entry = (tensor.data_ptr(), tensor.numel(), device_id, "")
-        try:
-            self._registrations.append(self.agent.register_memory([entry], memory_type, backends))
-        except Exception as error:  # the binding's exceptions share no public base class
-            raise TransferError(f"NIXL cannot register {tensor.numel()} bytes of {memory_type}: {error!r}") from error
-        self._memory.append(region)
-        runs = _find_runs(region.addresses, region.unit_bytes)
-        table = _RegionTable(region.name, memory_type, device_id, region.unit_bytes, runs.tobytes())
-        self._regions[region.name] = table
-        self._own[region.name] = self._prepare("NIXL_INIT_AGENT", table)
+        table = RegionTable.of(region)
+        if region.name != DEVICE:  # storage reads and writes go by the staging buffer alone
+            self._register_for_storage(region, table)
+        self._regions.append((region, table))
 
     def metadata(self) -> bytes:
-        tables = list(self._regions.values())
+        tables = [table for _, table in self._regions]
         return msgspec.msgpack.encode(
-            _Metadata(_METADATA_VERSION, self.engine_id, self.agent.get_agent_metadata(), tables)
+            _Metadata(_METADATA_VERSION, self.peer_id, self.agent.get_agent_metadata(), tables)
         )
 
-    def add_peer(self, metadata: bytes) -> EngineId:
+    def add_peer(self, metadata: bytes) -> PeerId:
         try:
             decoded = msgspec.msgpack.decode(metadata, type=_Metadata)
         except msgspec.DecodeError as error:
             raise TransferError(f"not a peer's metadata: {error}") from None
         if decoded.version != _METADATA_VERSION:
-            raise TransferError(f"{decoded.engine_id} speaks version {decoded.version}, we speak {_METADATA_VERSION}")
-        peer = EngineId(decoded.engine_id)
+            raise TransferError(f"{decoded.peer_id} speaks version {decoded.version}, we speak {_METADATA_VERSION}")
+        peer = PeerId(decoded.peer_id)
         known = self._peers.get(peer)
-        if known is not None and known.metadata == metadata:
-            return peer
-        if self._num_active[peer]:
-            raise TransferError(f"transfers with the former {peer} have not come to rest; try again later")
-        self.remove_peer(peer)
+        if known is not None and known.has_left:
+            self.remove_peer(peer)
+            known = None
+        if known is not None and known.metadata not in (None, metadata):
+            raise TransferError(f"{peer} has other memory than before: not the same peer")
+        known = known or self._open(peer, decoded.main_agent)
         try:
-            if peer != self.engine_id:  # with ourselves, for copies through the NIC, NIXL needs no introduction
-                self.agent.add_remote_agent(decoded.agent)
-            sides = {table.name: self._prepare(peer, table) for table in decoded.regions}
-        except Exception as error:
-            raise PeerLostError(f"NIXL cannot reach {peer}: {error!r}") from error
-        self._peers[peer] = _Peer(metadata, sides)
+            self._learn(known, metadata, {table.name: table for table in decoded.regions})
+            if not known.their_number:
+                self._connect_itself(known) if peer == self.peer_id else self._say_hello(peer, known)
+        except TransferError:
+            self.remove_peer(peer)
+            raise
         return peer
 
-    def remove_peer(self, peer: EngineId) -> None:
+    def remove_peer(self, peer: PeerId) -> None:
         known = self._peers.pop(peer, None)
         if known is None:
             return
-        for side in known.sides.values():
-            side.dlist.release()
-        if peer == self.engine_id:
-            return
-        try:
-            self.agent.remove_remote_agent(peer)
-        except Exception as error:
-            raise TransferError(f"NIXL cannot forget {peer}: {error!r}") from error
+        known.fail_all(PeerLostError(f"{peer} was removed"))
+        known.agent.destroy()
+        for handle in known.handles:
+            handle.transfer = None
+        self._hellos.say_farewell(peer, known.number)
 
     def post(
-        self, op: Op, peer: EngineId, local_region: str, local_units: Units, remote_region: str, remote_units: Units
+        self, op: Op, peer: PeerId, local_region: str, local_units: Units, remote_region: str, remote_units: Units
     ) -> _Handle:
-        local, remote = self._own[local_region], self._remote(peer, remote_region)
+        """Where the peer has not answered our hello yet, the transfer begins when it does."""
+        known = self._reachable(peer)
+        remote = known.regions.get(remote_region)
+        if remote is None:
+            raise TransferError(f"{peer} has no region {remote_region!r}")
         if int(remote_units.max()) >= remote.num_units or int(remote_units.min()) < 0:
             raise TransferError(f"{peer}'s region {remote_region!r} has only {remote.num_units} units")
+        local = known.agent.own[local_region]
         if local.unit_bytes != remote.unit_bytes:
             raise TransferError(f"units of {local.unit_bytes} bytes here, {remote.unit_bytes} at {peer}")
-        try:
-            transfer = self.agent.make_prepped_xfer(
-                _OPERATIONS[op], local.dlist, local_units, remote.dlist, remote_units
-            )
-        except Exception as error:
-            raise _explain(error, peer) from error
-        handle = _Handle(peer, transfer)
-        self._num_active[peer] += 1
-        try:
-            self._note(handle, self.agent.transfer(transfer))
-        except Exception as error:
-            handle.error, handle.state = _explain(error, peer), TransferState.FAILED
+        handle = _Handle(peer, op, local_region, local_units, remote_region, remote_units)
+        if known.their_number:
+            self._begin(known, handle)
+        known.handles.add(handle)
         return handle
 
     def poll(self, handle: _Handle) -> TransferState:
-        if handle.state is TransferState.IN_PROGRESS:
-            try:
-                self._note(handle, self.agent.check_xfer_state(handle.transfer))
-            except Exception as error:
-                handle.error, handle.state = _explain(error, handle.peer), TransferState.FAILED
+        if handle.state is not TransferState.IN_PROGRESS:
+            return handle.state
+        known = self._peers[handle.peer]
+        if handle.transfer is None:
+            self._poll_waiting(known, handle)
+        else:
+            self._note(handle, known.agent.check)
         return handle.state
 
     def failure(self, handle: _Handle) -> TransferError:
@@ -183,66 +181,131 @@ class NixlTransport:
     def release(self, handle: _Handle) -> bool:
         if handle.state is TransferState.IN_PROGRESS:
             return False
-        if handle.transfer is not None:
-            transfer, handle.transfer = handle.transfer, None
-            self._num_active[handle.peer] -= 1
-            try:
-                transfer.release()
-            except Exception as error:
-                handle.error = _explain(error, handle.peer)
+        known = self._peers.get(handle.peer)
+        if known is not None and handle in known.handles:
+            known.handles.discard(handle)
+            if handle.transfer is not None:
+                known.agent.release(handle.transfer)
+        handle.transfer = None
         return True
 
     def progress(self) -> None:
-        self.agent.get_new_notifs()
+        self._hear()
+        for known in self._peers.values():
+            known.agent.progress()
 
     def close(self) -> None:
         for peer in list(self._peers):
-            if not self._num_active[peer]:
-                self.remove_peer(peer)
-        self._peers.clear()
-        for side in self._own.values():
-            side.dlist.release()
+            self.remove_peer(peer)
         for registration in self._registrations:
-            self.agent.deregister_memory(registration)
+            with suppress(Exception):
+                self.agent.deregister_memory(registration)
         self._registrations.clear()
-        self._own.clear()
-        # The native agent goes, with its endpoints and descriptors, whoever still holds the Python object around it.
+        # The native agent goes, with its connections and descriptors, whoever still holds the Python object around it.
         self.agent.agent = None
         self.agent = None
+        self._hellos.close()
 
-    def _remote(self, peer: EngineId, region: str) -> _Side:
+    # --- transfers ------------------------------------------------------------------------------------------------
+
+    def _reachable(self, peer: PeerId) -> _Peer:
         known = self._peers.get(peer)
-        if known is None:
-            raise PeerLostError(f"{peer} is not a peer of {self.engine_id}")
-        if region not in known.sides:
-            raise TransferError(f"{peer} has no region {region!r}")
-        return known.sides[region]
+        if known is None or known.metadata is None:
+            raise PeerLostError(f"{peer} is not a peer of {self.peer_id}")
+        if known.has_left:
+            raise PeerLostError(f"{peer} has removed {self.peer_id}")
+        return known
 
-    def _prepare(self, agent_name: str, table: _RegionTable) -> _Side:
-        runs = np.frombuffer(table.runs, dtype=np.int64).reshape(-1, 2)
-        rows = np.empty((len(runs), 5), dtype=np.uint64)  # address, bytes, device, stride, count
-        rows[:, 0], rows[:, 4] = runs[:, 0], runs[:, 1]
-        rows[:, 1] = rows[:, 3] = table.unit_bytes
-        rows[:, 2] = table.device_id
-        dlist = self.agent.prep_xfer_dlist(agent_name, rows, table.memory_type, [_BACKEND])
-        return _Side(dlist, int(runs[:, 1].sum()), table.unit_bytes)
+    def _begin(self, known: _Peer, handle: _Handle) -> None:
+        """Raises TransferError or PeerLostError, and then nothing moves."""
+        local, remote = known.agent.own[handle.local_region], known.agent.remote[handle.remote_region]
+        handle.transfer = known.agent.start(handle.op, local, handle.local_units, remote, handle.remote_units)
+        self._note(handle, known.agent.post)
+
+    def _poll_waiting(self, known: _Peer, handle: _Handle) -> None:
+        handle.num_polls += 1
+        try:
+            if handle.num_polls % _POLLS_PER_HELLO == 0:
+                self._say_hello(handle.peer, known)
+        except PeerLostError as error:
+            handle.fail(error)
+        self._hear()
 
     @staticmethod
-    def _note(handle: _Handle, status: str) -> None:
-        if status == "DONE":
-            handle.state = TransferState.DONE
-        elif status != "PROC":
-            handle.error, handle.state = TransferError(f"NIXL reports {status}"), TransferState.FAILED
+    def _note(handle: _Handle, call: Any) -> None:
+        try:
+            handle.state = call(handle.transfer)
+        except TransferError as error:
+            handle.fail(error)
 
+    def _register_for_storage(self, region: Region, table: RegionTable) -> None:
+        backends = [name for name in self.agent.backends if name != BACKEND]
+        if not backends:
+            return
+        entry = (region.storage.data_ptr(), region.storage.numel(), table.device_id, "")
+        try:
+            self._registrations.append(self.agent.register_memory([entry], table.memory_type, backends))
+        except Exception as error:  # the binding's exceptions share no public base class
+            raise TransferError(f"NIXL cannot register {region.storage.numel()} bytes: {error!r}") from error
 
-def _find_runs(addresses: npt.NDArray[np.int64], unit_bytes: int) -> npt.NDArray[np.int64]:
-    """Units that follow each other without a gap, as rows of (address of the first, number of units)."""
-    starts = np.flatnonzero(np.concatenate([[True], np.diff(addresses) != unit_bytes]))
-    return np.stack([addresses[starts], np.diff(np.append(starts, len(addresses)))], axis=1)
+    # --- meeting peers --------------------------------------------------------------------------------------------
 
+    def _open(self, peer: PeerId, main_agent: bytes) -> _Peer:
+        number = next(self._numbers)
+        known = _Peer(PeerAgent(f"{self.peer_id}>{peer}#{number}", peer, self._regions), number, main_agent)
+        self._peers[peer] = known
+        return known
 
-def _explain(error: Exception, peer: EngineId) -> TransferError:
-    lost = getattr(nixl_api().nixlBind, "nixlRemoteDisconnectError", None)
-    if lost is not None and isinstance(error, lost):
-        return PeerLostError(f"{peer} is gone")
-    return TransferError(f"a transfer with {peer} failed: {error!r}")
+    def _learn(self, known: _Peer, metadata: bytes, regions: dict[str, RegionTable]) -> None:
+        if known.metadata is None:
+            known.metadata, known.regions = metadata, regions
+            if known.their_number:
+                known.agent.prepare(list(regions.values()))
+
+    def _connect_itself(self, known: _Peer) -> None:
+        known.agent.connect_itself()
+        known.their_number = known.number
+        known.agent.prepare(list(known.regions.values()))
+
+    def _say_hello(self, peer: PeerId, known: _Peer) -> None:
+        self._hellos.say(peer, known.main_agent, known.number, known.agent.metadata(), known.their_number)
+
+    def _hear(self) -> None:
+        for hello in self._hellos.hear():
+            try:
+                self._greet(PeerId(hello.sender), hello)
+            except TransferError as error:
+                _log.warning("%s cannot connect with %s: %s", self.peer_id, hello.sender, error)
+
+    def _greet(self, peer: PeerId, hello: Hello) -> None:
+        known = self._peers.get(peer)
+        if not hello.agent:
+            if known is not None and known.their_number == hello.number:
+                known.has_left = True
+                known.fail_all(PeerLostError(f"{peer} has removed {self.peer_id}"))
+            return
+        if known is None:
+            if hello.number <= self._heard.get(peer, 0):
+                return  # said before we removed it
+            known = self._open(peer, hello.main_agent)
+        self._heard[peer] = max(hello.number, self._heard.get(peer, 0))
+        if hello.number > known.their_number:
+            self._connect(peer, known, hello)
+        if hello.seen != known.number and hello.number == known.their_number:
+            self._say_hello(peer, known)
+
+    def _connect(self, peer: PeerId, known: _Peer, hello: Hello) -> None:
+        """With the peer's agent for us, or a later one: what began with the former will not end well."""
+        for handle in known.handles:
+            if handle.transfer is not None:
+                handle.fail(PeerLostError(f"{peer} has begun anew"))
+        known.their_number = 0
+        known.agent.connect(hello.agent)
+        known.agent.prepare(list(known.regions.values()))
+        known.their_number, known.has_left = hello.number, False
+        for handle in known.handles:
+            if handle.transfer is None and handle.state is TransferState.IN_PROGRESS:
+                try:
+                    self._begin(known, handle)
+                except TransferError as error:
+                    handle.fail(error)

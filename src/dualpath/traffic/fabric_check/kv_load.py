@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from dualpath.core.errors import DualPathError, TransferError
-from dualpath.core.ids import EngineId
+from dualpath.core.ids import PeerId
 from dualpath.traffic.contract import Op, TransferState
 from dualpath.traffic.fabric_check.plan import UNIT_BYTES, UNITS_PER_TRANSFER
 from dualpath.traffic.nixl_transport import NixlTransport
@@ -104,13 +104,13 @@ def _run(link: Connection, moved: Any, rank: int, num_transfers: int, deadline_s
 class _Pusher:
     def __init__(self, link: Connection, moved: Any, rank: int, num_transfers: int, deadline_s: float) -> None:
         self._link, self._moved, self._deadline_s = link, moved, deadline_s
-        self._transport = NixlTransport(EngineId(f"kv{rank}"), ("UCX",))
+        self._transport = NixlTransport(PeerId(f"kv{rank}"), ("UCX",))
         memory = torch.zeros(num_transfers * UNITS_PER_TRANSFER * UNIT_BYTES, dtype=torch.uint8)
         self._transport.register(device_region(memory, UNIT_BYTES))
         units = np.arange(num_transfers * UNITS_PER_TRANSFER, dtype=np.int32)
         self._free = list(units.reshape(num_transfers, UNITS_PER_TRANSFER))
         self._flying: list[tuple[Any, Any, float]] = []  # handle, its units, when it was posted
-        self._peer: EngineId | None = None
+        self._peer: PeerId | None = None
         self._wanted = False
         self._on_rest: Callable[[], None] | None = None
 
