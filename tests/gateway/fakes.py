@@ -60,6 +60,7 @@ class FakeBackend:
     max_context_tokens: int = 1024
     script: Script = field(default_factory=lambda: says("Hello"))
     is_ready: bool = True
+    found: tuple[str, ...] = ()  # problems
     refusal: Exception | None = None  # raised at the call
     failure: tuple[int, Exception] | None = None  # (tokens before it, raised from the iterator)
     hang_after: int | None = None  # tokens; then nothing ever comes
@@ -73,6 +74,9 @@ class FakeBackend:
 
     def ready(self) -> bool:
         return self.is_ready
+
+    def problems(self) -> tuple[str, ...]:
+        return self.found
 
     def generate(self, request: Request) -> AsyncGenerator[TokenEvent, None]:
         if self.refusal is not None:

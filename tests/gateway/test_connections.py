@@ -108,7 +108,7 @@ async def test_a_header_that_does_not_come(backend: FakeBackend, serving: Servin
 
 async def test_the_second_header_of_a_connection_has_the_same_deadline(backend: FakeBackend, serving: Serving) -> None:
     async with serving(backend, settings=limits(header_timeout_s=0.2)) as url, client(url, HEALTH) as slow:
-        assert await slow.answer() == (200, None)
+        assert await slow.answer() == (200, {"problems": []})
         slow.writer.write(POST)
         await slow.error(408, "header_timeout")
 
@@ -118,7 +118,7 @@ async def test_an_idle_connection_is_closed_in_silence(backend: FakeBackend, ser
         async with client(url) as idle:
             for _ in range(3):  # longer than that in all
                 idle.writer.write(HEALTH)
-                assert await idle.answer() == (200, None)
+                assert await idle.answer() == (200, {"problems": []})
                 await asyncio.sleep(0.15)
             assert await idle.rest() == b""
         assert await errors(url) == {}
@@ -212,7 +212,7 @@ async def test_too_many_connections(backend: FakeBackend, serving: Serving) -> N
     async with serving(backend, settings=limits(max_connections=3), drain_s=0.1) as url:
         async with client(url) as oldest, client(url, POST) as older, client(url) as young:
             async with client(url, HEALTH) as fourth:
-                assert await fourth.answer() == (200, None)
+                assert await fourth.answer() == (200, {"problems": []})
                 assert await oldest.rest() == b""
                 older.writer.write(b"Content-Length: %d\r\n\r\n" % len(body) + body)
                 young.writer.write(request)

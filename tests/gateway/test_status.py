@@ -51,7 +51,10 @@ async def test_metrics(http: httpx.AsyncClient, backend: FakeBackend) -> None:
 
 
 async def test_health_and_version(http: httpx.AsyncClient, backend: FakeBackend) -> None:
-    assert (await http.get("/health")).status_code == 200
+    assert (await http.get("/health")).json() == {"problems": []}
+    backend.found = ("the storage of 1 nodes does not answer",)
+    response = await http.get("/health")
+    assert (response.status_code, response.json()) == (200, {"problems": list(backend.found)})
     assert (await http.get("/version")).json() == {"version": __version__}
     backend.is_ready = False
     assert (await http.get("/health")).status_code == 503

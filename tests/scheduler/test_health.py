@@ -22,6 +22,9 @@ def test_a_stalled_side_is_not_read_from_until_its_storage_answers() -> None:
             ):
                 c.prefill[0].storage_stalled_s, c.decode[0].storage_stalled_s = on_prefill_s, on_decode_s
                 await asyncio.sleep(6.0)
+                num_stalled = (on_prefill_s > 5.0) + (on_decode_s > 5.0)
+                told = (f"the storage of {num_stalled} nodes does not answer",) if num_stalled else ()
+                assert c.service.problems() == told
                 assert await c.run(request) == expected(request)
                 bytes_read.append(c.record(request).storage_read_bytes)
             assert bytes_read == [
@@ -66,9 +69,15 @@ def test_the_service_is_ready_while_two_engines_are_connected() -> None:
             for engine in c.decode:
                 c.service.mark_lost(engine.info.engine_id)
                 c.service.mark_back(engine.info.engine_id)
-            await asyncio.sleep(3.0)
             assert not c.service.ready()
-            await asyncio.sleep(5.0)
+            assert c.service.problems() == ("2 pairs of living engines are not connected",)
+            await asyncio.sleep(8.0)
             assert c.service.ready()
+            assert c.service.problems() == ()
+            c.decode[1].fall_silent()
+            await asyncio.sleep(6.0)
+            assert c.service.problems() == ("1 of 3 engines do not answer",)
+            c.decode[1].speak()
+            await asyncio.sleep(8.0)
 
     run_virtual(scenario())

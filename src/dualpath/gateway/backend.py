@@ -20,6 +20,10 @@ class Backend(Protocol):
         """Whether requests can be served now."""
         ...
 
+    def problems(self) -> tuple[str, ...]:
+        """What an operator should know although requests are served, one line each, for everybody to see."""
+        ...
+
     def generate(self, request: Request) -> AsyncIterator[TokenEvent]:
         """The request's tokens as they are made. The event with a ``finish_reason`` is the last one.
 

@@ -38,6 +38,7 @@ _ENGINE_GAUGES = (
     ("dualpath_staging_slots", "staging_slots", "Staging slots, total"),
     ("dualpath_staging_slots_used", "staging_slots_used", "Staging slots in use"),
     ("dualpath_transfers_lingering", "transfers_lingering", "Transfers given up that may still touch their slots"),
+    ("dualpath_storage_stalled_seconds", "storage_stalled_s", "How long the oldest storage call has had no answer"),
     ("dualpath_device_kv_bytes", "device_kv_bytes", "Device memory set aside for KV, bytes"),
     ("dualpath_device_kv_used_bytes", "device_kv_used_bytes", "Device memory for KV in use, bytes"),
     ("dualpath_device_kv_peak_bytes", "device_kv_peak_bytes", "Most device memory for KV ever in use, bytes"),

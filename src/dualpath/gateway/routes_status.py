@@ -22,7 +22,7 @@ def status_router(gateway: Gateway) -> APIRouter:
     async def health() -> Response:
         if not gateway.backend.ready():
             raise not_ready()
-        return Response(status_code=200)
+        return json_response({"problems": gateway.backend.problems()})
 
     @router.get("/version")
     async def version() -> Response:

@@ -91,11 +91,18 @@ class Health:
 
     def is_stalled(self, node_id: NodeId) -> bool:
         """Whether the node's storage has left a call unanswered for too long, by the latest word of its engines."""
-        return any(
-            stats.node_id == node_id and stats.storage_stalled_s > self._config.storage_stalled_s
+        return node_id in self._stalled_nodes()
+
+    @property
+    def num_stalled_nodes(self) -> int:
+        return len(self._stalled_nodes())
+
+    def _stalled_nodes(self) -> set[NodeId]:
+        return {
+            stats.node_id
             for engine_id, stats in self._latest.items()
-            if engine_id not in self._lost
-        )
+            if stats.storage_stalled_s > self._config.storage_stalled_s and engine_id not in self._lost
+        }
 
     def mark_lost(self, engine_id: EngineId, reason: Exception) -> None:
         """Idempotent."""

@@ -97,6 +97,13 @@ class Peering:
         """With how many of the other role the engine is connected."""
         return sum(pair.connection > 0 for pair in self._pairs_of(engine_id))
 
+    @property
+    def num_apart(self) -> int:
+        """Pairs of engines that are both there, and not connected."""
+        return sum(
+            not pair.connection and not any(map(self._is_lost, pair.engine_ids)) for pair in self._pairs.values()
+        )
+
     # -- events -------------------------------------------------------------------------------------------------------
 
     def engine_lost(self, engine_id: EngineId) -> None:

@@ -133,6 +133,19 @@ class Service:
     def ready(self) -> bool:
         return self._is_open and self._placer.has_engines
 
+    def problems(self) -> tuple[str, ...]:
+        """What an operator should know although requests are served. Without names: anybody may ask."""
+        engine_ids = (*self._prefill, *self._decode)
+        lost = sum(map(self._health.is_lost, engine_ids))
+        apart = self._peering.num_apart
+        stalled = self._health.num_stalled_nodes
+        found = (
+            (lost, f"{lost} of {len(engine_ids)} engines do not answer"),
+            (apart, f"{apart} pairs of living engines are not connected"),
+            (stalled, f"the storage of {stalled} nodes does not answer"),
+        )
+        return tuple(text for count, text in found if count)
+
     def mark_lost(self, engine_id: EngineId, reason: DualPathError | None = None) -> None:
         """Whoever knows that an engine has gone says so here; it is used again once it answers."""
         self._health.mark_lost(engine_id, reason or DualPathError("reported lost"))
