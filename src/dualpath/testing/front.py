@@ -117,7 +117,12 @@ class Front:
             cluster: Cluster = _Remote(self._config, self._around, self._nodes, runtime)
         else:
             cluster = _Embedded(self._config, self._around, runtime)
-        await cluster.start()
+        try:
+            await cluster.start()
+        except DualPathError as error:  # whoever keeps the process alive starts it again
+            self._log(f"{self.process.name} does not start: {error}")
+            Context().run(self._kill)
+            return
         self.cluster = cluster
         self._log(f"{self.process.name} serves")
         self.is_up.set()
@@ -125,7 +130,7 @@ class Front:
     @property
     def state(self) -> str:
         if self.starting.done() and self.starting.exception() is not None:
-            return f"{self.process.name} does not start: {self.starting.exception()!r}"
+            return f"{self.process.name} failed: {self.starting.exception()!r}"
         return f"{self.process.name} {'serves' if self.is_up.is_set() else 'is starting'}"
 
     def kill(self) -> None:
@@ -194,7 +199,7 @@ class Front:
 
 
 def _tell(queue: asyncio.Queue[TokenEvent | Exception], error: Exception) -> None:
-    """Connections break whatever is still in them."""
-    while queue.full():
+    """Connections break with whatever is still in them."""
+    while not queue.empty():
         queue.get_nowait()
     queue.put_nowait(error)
