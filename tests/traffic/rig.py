@@ -141,6 +141,7 @@ def make_engine(
     clock: SystemRuntime | None = None,
     nic: StorageNic | None = None,
     num_slots: int = 8,
+    num_pages: int = 0,
     **settings: Any,
 ) -> Engine:
     clock = clock or SystemRuntime()
@@ -166,6 +167,8 @@ def make_engine(
     )
     device = torch.zeros(num_slots * GEOMETRY.num_layers, UNIT_BYTES, dtype=torch.uint8)
     manager.register_device(device)
+    if num_pages:
+        manager.register_pages(num_pages)
     manager.start()
     return Engine(manager, ios[0], device)
 

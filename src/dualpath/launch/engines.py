@@ -50,7 +50,7 @@ class EngineBuilder:
             traffic=self._traffic(place, nic),
             config=PrefillConfig(
                 workspace_tokens=self.sizes.workspace_tokens,
-                verifies=self._verifies,
+                verifies=self.verifies,
                 streams_layers=self.system.streams_layers,
                 max_batch_tokens=self.config.memory.prefill_batch_tokens,
                 slot_deadline_s=deadlines.slot_s,
@@ -71,7 +71,7 @@ class EngineBuilder:
             traffic=self._traffic(place, nic),
             config=DecodeConfig(
                 self.sizes.decode_kv_tokens,
-                verifies=self._verifies,
+                verifies=self.verifies,
                 slot_deadline_s=self.config.deadlines.slot_s,
             ),
             runtime=self.runtime,
@@ -79,7 +79,7 @@ class EngineBuilder:
         )
 
     @property
-    def _verifies(self) -> bool:
+    def verifies(self) -> bool:
         """End to end wherever a CPU touches the bytes anyway, unless told otherwise."""
         verify = self.config.memory.verify
         computes_on_cpus = self.namespace.numerics == "cpu"

@@ -71,7 +71,7 @@ def _digest(storage: torch.Tensor, starts: npt.NDArray[np.int64], num_bytes: npt
 def _from_device(region: Region, units: Units, num_bytes: npt.NDArray[np.int64]) -> Digests:
     """By way of host memory, on a stream of its own: compute does not wait for it."""
     device = region.storage.device
-    with torch.cuda.stream(torch.cuda.Stream(device)):
+    with torch.cuda.stream(torch.cuda.Stream(device) if region.storage.is_cuda else None):
         rows = region.storage.view(-1, region.unit_bytes)  # device memory has no gaps between units
         host = rows[torch.from_numpy(units).to(device)].cpu()
     return _digest(host.view(-1), np.arange(len(units), dtype=np.int64) * region.unit_bytes, num_bytes)
