@@ -59,7 +59,17 @@ class StoreConfig(Table):
         help="file:///DIR on any mounted file system, s3://BUCKET/PREFIX, or memory:// to forget it at the end",
     )
     capacity_bytes: int | None = setting(
-        None, minimum=1, none_means="no limit", help="least recently used blocks are deleted beyond this size"
+        None,
+        minimum=1,
+        none_means="capacity-fraction for files, else no limit",
+        help="least recently used blocks are deleted beyond this size",
+    )
+    capacity_fraction: float = setting(
+        0.8,
+        above=0,
+        maximum=1,
+        help="without capacity-bytes: how much of a file system our blocks may fill, as a share of its size less what "
+        "others use at the time",
     )
     block_tokens: int = setting(64, minimum=1, maximum=4096, help="tokens in a block, the unit of storing and reuse")
 

@@ -71,6 +71,7 @@ class LimitsFinder:
             max_retries=config.scheduler.max_retries,
             # The oracle's index names blocks that were never stored; it must not evict those of others.
             capacity_bytes=None if self.system.skips_io else config.store.capacity_bytes,
+            capacity_fraction=None if self.system.skips_io else config.store.capacity_fraction,
         )
 
     def _with_deadlines(self, settings: SchedulerConfig) -> SchedulerConfig:

@@ -72,7 +72,7 @@ class Steps:
     namespace: Namespace
     config: SchedulerConfig
     health: Health
-    on_stored: Callable[[], None]  # blocks were published: the store may have grown too large
+    on_stored: Callable[[], None]  # blocks were published, or could not be written: the store may be too large, or full
     num_planned: int = 0
 
     async def run(self, attempt: Attempt) -> None:
@@ -245,7 +245,7 @@ class Steps:
         ledger.writing(step.writing)
         ledger.durable(step.durable)
         ledger.failed(step.not_persisted)
-        if step.durable:
+        if step.durable or step.not_persisted:
             self.on_stored()
         for event in step.tokens:
             job.emit(event)

@@ -47,8 +47,8 @@ class SchedulerConfig:
     probe_interval_s: float = 1.0  # how often a lost engine is asked whether it is back
     storage_stalled_s: float = 5.0  # a node whose storage has not answered for so long is spared reads
     # bookkeeping
-    capacity_bytes: int | None = None  # of the block store; None: capacity_share
-    capacity_share: float | None = None  # of what the file system holds for us and has free; None: never evict
+    capacity_bytes: int | None = None  # of the block store; None: capacity_fraction
+    capacity_fraction: float | None = None  # of what the file system holds for us and has free; None: never evict
     max_finished_records: int = 1000
 
     def __post_init__(self) -> None:

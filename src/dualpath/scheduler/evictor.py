@@ -40,16 +40,17 @@ class Evictor:
         capacity_bytes: int | None,
         runtime: Runtime | None = None,
         *,
-        capacity_share: float | None = None,
+        capacity_fraction: float | None = None,
     ) -> None:
         self._index = index
         self._store = store
         self._runtime = runtime or SystemRuntime()
         self._capacity_bytes = capacity_bytes
-        self._capacity_share = None if capacity_bytes is not None else capacity_share
+        self._capacity_fraction = None if capacity_bytes is not None else capacity_fraction
         self._free_bytes: int | None = None
         self._calls = DirectoryCalls(self._runtime)
         self._due = asyncio.Event()
+        self._turn = asyncio.Lock()
         self._next_look_s = self._next_try_s = 0.0
         self._pause_s = _LOOK_EVERY_S
         self._num_failures_seen = 0
@@ -84,6 +85,10 @@ class Evictor:
 
     async def evict(self) -> int:
         """One round. Returns how many blocks went. An object that cannot be deleted is left to ``store gc``."""
+        async with self._turn:
+            return await self._evict()
+
+    async def _evict(self) -> int:
         num_evicted = 0
         try:
             await self._measure()
@@ -99,12 +104,12 @@ class Evictor:
 
     async def _measure(self) -> None:
         """Our share of the file system, now."""
-        if self._capacity_share is None or self._runtime.now_s() < self._next_look_s:
+        if self._capacity_fraction is None or self._runtime.now_s() < self._next_look_s:
             return
         self._next_look_s = self._runtime.now_s() + _LOOK_EVERY_S
         self._free_bytes = await self._calls.call(self._store.free_bytes)
         if self._free_bytes is not None:
-            self._capacity_bytes = int(self._capacity_share * (self._index.used_bytes() + self._free_bytes))
+            self._capacity_bytes = int(self._capacity_fraction * (self._index.used_bytes() + self._free_bytes))
 
     async def _evict_to(self, capacity_bytes: int) -> int:
         """A few blocks at a time: meanwhile others have the event loop, and storage sets the pace."""

@@ -42,10 +42,10 @@ class BlockingCalls:
         self._woken_s = 0.0
 
     @property
-    def num_open(self) -> int:
-        """Calls that are waiting, under way, or over and not taken yet."""
+    def num_lively(self) -> int:
+        """Calls that are waiting, under way and not stuck, or over and not taken yet."""
         with self._lock:
-            return len(self._waiting) + len(self._begun_s) + len(self._ended)
+            return len(self._waiting) + self._num_at_work() + len(self._ended)
 
     def stalled_s(self) -> float:
         """How long the oldest call that is under way has had no answer. Any thread."""
@@ -79,8 +79,7 @@ class BlockingCalls:
         """Put another thread to work if none is at it, or if those that are leave calls waiting."""
         now_s = self._runtime.now_s()
         with self._lock:
-            num_at_it = sum(begun_s > now_s - STUCK_S for begun_s in self._begun_s.values())
-            if num_at_it >= (NUM_THREADS if now_s >= self._woken_s + _MORE_AFTER_S else 1):
+            if not self._waiting or self._num_at_work() >= (NUM_THREADS if now_s >= self._woken_s + _MORE_AFTER_S else 1):
                 return
             if self._idle:
                 number = self._idle.pop()
@@ -90,6 +89,11 @@ class BlockingCalls:
                 return
             self._woken_s = self._begun_s[number] = now_s
         self._threads[number].run(partial(self._work, number), _ignore)
+
+    def _num_at_work(self) -> int:
+        """Threads that are not stuck."""
+        stuck_s = self._runtime.now_s() - STUCK_S
+        return sum(begun_s > stuck_s for begun_s in self._begun_s.values())
 
     def _work(self, number: int) -> None:
         """Make calls until none is waiting. On a thread of ours."""

@@ -104,7 +104,7 @@ class FileIo:
             self.release(ticket)
         self._queue.clear()
         deadline_s = self._runtime.now_s() + CLOSE_TIMEOUT_S
-        while (self._num_open or self._calls.num_open) and self._runtime.now_s() < deadline_s:
+        while (self._transfers.moving or self._calls.num_lively) and self._runtime.now_s() < deadline_s:
             self._advance()
             for ticket in self._transfers.moving:
                 self.release(ticket)
