@@ -51,13 +51,13 @@ async def test_bytes_take_the_path_they_are_told_to(path, model_dir, tmp_path):
         geometry = embedded.geometry
     num_blocks = hit_tokens // BLOCK_TOKENS
     assert num_blocks == len(HISTORY) // BLOCK_TOKENS
-    object_bytes = 4096 + geometry.full_block_bytes
+    object_bytes = 4096 + geometry.full_block_bytes  # between engines, too, a block's header goes with it
     prefill_blocks = {"prefill": num_blocks, "decode": 0, "split": num_blocks // 2}[path]
     assert storage == {"prefill": prefill_blocks * object_bytes, "decode": (num_blocks - prefill_blocks) * object_bytes}
     # The decode buffer lacks the hits read on the prefill side and the block with the new tokens, no more.
     assert transfers == {
-        "decode_to_prefill": (num_blocks - prefill_blocks) * geometry.full_block_bytes,
-        "prefill_to_decode": (prefill_blocks + 1) * geometry.full_block_bytes,
+        "decode_to_prefill": (num_blocks - prefill_blocks) * object_bytes,
+        "prefill_to_decode": (prefill_blocks + 1) * object_bytes,
     }
 
 
@@ -126,4 +126,4 @@ async def test_the_trace_shows_every_layer_and_transfer(model_dir, tmp_path):
     assert {"forward", "compute layer 0", "compute layer 3", "step"} <= names
     assert {"pull", "push", "storage read", "storage write", "copy"} <= names
     loads = [e for e in events if e["name"] == "pull"]
-    assert len(loads) == 4, "one pull per layer of the one forward that had a history"
+    assert len(loads) == 5, "one pull of headers and one per layer, of the one forward that had a history"

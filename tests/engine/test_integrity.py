@@ -264,6 +264,20 @@ def test_nothing_overtakes_a_slow_digest(settings: dict[str, Any]) -> None:
     run(scenario, **settings)
 
 
+@pytest.mark.parametrize("path", ["decode", "split"])
+def test_layers_may_come_before_their_headers(path: str) -> None:
+    async def scenario(pair: Pair) -> None:
+        first = await pair.ask(PROMPT)
+        await pair.rest()
+        pair.fates = [(op, True, Fate(delay_s=0.3)) for op in Op]
+        second = await pair.ask([*PROMPT, *first.tokens, 5])
+        assert not pair.fates
+        assert (second.record.num_retries, pair.num_corrupt) == (0, 0)
+        await pair.rest()
+
+    run(scenario, path=path)
+
+
 def test_a_failed_push_of_headers_may_still_arrive() -> None:
     """Decode slots are used again when the decode engine is at rest, not before."""
 

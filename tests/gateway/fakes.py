@@ -35,6 +35,7 @@ STATS = ClusterStats(
             storage_write_bytes=50,
             kv_transfer_bytes={"decode_to_prefill": 5},
             blocks_corrupt=1,
+            kv_corrupt=2,
             device_kv_bytes=1000,
             device_kv_used_bytes=400,
             device_kv_peak_bytes=900,

@@ -34,6 +34,7 @@ REQUIRED = {
     'dualpath_blocks_corrupt_total{engine="de0",node="n1",role="decode"}': 1,
     'dualpath_blocks_failed_total{engine="de0",node="n1",role="decode"}': 0,
     'dualpath_blocks_not_persisted_total{engine="de0",node="n1",role="decode"}': 0,
+    'dualpath_kv_corrupt_total{engine="de0",node="n1",role="decode"}': 2,
     "dualpath_recomputed_blocks_total": 0,
     "dualpath_prompt_tokens_total": 3,
     "dualpath_hit_tokens_total": 2,

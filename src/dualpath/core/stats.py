@@ -25,7 +25,7 @@ class EngineStats:
     blocks_corrupt: int = 0
     blocks_failed: int = 0  # storage reads that failed or passed their deadline
     blocks_not_persisted: int = 0  # storage writes that failed; serving went on
-    kv_corrupt: int = 0  # Layer Blocks that did not arrive, or did not stay, as they were made; none was used
+    kv_corrupt: int = 0  # Layer Blocks and headers that were not as they were made when it came to use; none was used
     num_forwards: int = 0
     # gauges
     num_requests: int = 0

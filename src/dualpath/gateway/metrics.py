@@ -30,6 +30,7 @@ _ENGINE_COUNTERS = (
     ("dualpath_blocks_corrupt", "blocks_corrupt", "Blocks whose header or checksum did not hold"),
     ("dualpath_blocks_failed", "blocks_failed", "Block reads that failed or passed their deadline"),
     ("dualpath_blocks_not_persisted", "blocks_not_persisted", "Block writes that failed; serving went on"),
+    ("dualpath_kv_corrupt", "kv_corrupt", "Layer Blocks and headers found damaged on their way or in memory"),
     ("dualpath_forwards", "num_forwards", "Forward passes of the model"),
 )
 _ENGINE_GAUGES = (

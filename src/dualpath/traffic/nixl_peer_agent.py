@@ -7,7 +7,7 @@ peer does, and no other peer notices. It must go with every object that could ke
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -35,13 +35,19 @@ class Side:
 class PeerAgent:
     """Every error is a TransferError or PeerLostError. Not thread-safe. ``name`` is never used again."""
 
-    def __init__(self, name: str, peer: PeerId, regions: Sequence[tuple[Region, RegionTable]]) -> None:
+    def __init__(
+        self,
+        name: str,
+        peer: PeerId,
+        regions: Sequence[tuple[Region, RegionTable]],
+        params: Mapping[str, Mapping[str, str]],
+    ) -> None:
         self._name, self._peer = name, peer
         try:
-            self._agent = build_agent(name, (BACKEND,))
+            self._agent = build_agent(name, (BACKEND,), params)
         except ConfigError as error:  # others were made before: what is missing now is descriptors, say
             raise TransferError(str(error)) from None
-        self._registrations: list[Any] = []
+        self._registrations: dict[int, Any] = {}  # by address: regions may share an allocation
         self._transfers: set[Any] = set()
         self._remote_name: str | None = None
         self.remote: dict[str, Side] = {}
@@ -109,7 +115,7 @@ class PeerAgent:
         self._disconnect()
         for side in self.own.values():
             _drop(side.dlist)
-        for registration in self._registrations:
+        for registration in self._registrations.values():
             with suppress(Exception):
                 self._agent.deregister_memory(registration)
         self.own.clear()
@@ -129,7 +135,9 @@ class PeerAgent:
         storage = region.storage
         entry = (storage.data_ptr(), storage.numel(), table.device_id, "")
         try:
-            self._registrations.append(self._agent.register_memory([entry], table.memory_type, [BACKEND]))
+            if entry[0] not in self._registrations:
+                registration = self._agent.register_memory([entry], table.memory_type, [BACKEND])
+                self._registrations[entry[0]] = registration
         except Exception as error:
             raise TransferError(
                 f"NIXL cannot register {storage.numel()} bytes of {table.memory_type}: {error!r}"

@@ -15,7 +15,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,12 +29,11 @@ from dualpath.traffic.contract import Op, Region, TransferState, Units
 from dualpath.traffic.nixl_hello import Hello, HelloChannel
 from dualpath.traffic.nixl_peer_agent import BACKEND, PeerAgent
 from dualpath.traffic.nixl_regions import RegionTable
-from dualpath.traffic.staging import DEVICE
+from dualpath.traffic.staging import STAGING
 
 _log = logging.getLogger(__name__)
 _METADATA_VERSION = 2
 _POLLS_PER_HELLO = 1000
-_ENVIRONMENT = {"UCX_ERROR_SIGNALS": "", "UCX_TCP_SYN_CNT": "2"}  # 2: a silent host costs 7 s, not 2 minutes
 
 
 class _Metadata(msgspec.Struct, array_like=True):
@@ -85,14 +84,19 @@ class NixlTransport:
     milliseconds and whatever the peer does. Between processes on one host UCX takes CMA, where the initiator writes the
     target's memory itself: there only its own ``remove_peer``, or the end of its process, ends what it pushes.
 
-    ``backends``: more than UCX only to save the store's I/O from creating its own; it does when it opens.
+    ``backends``: more than UCX only to save the store's I/O from creating its own; it does when it opens. ``ucx``:
+    parameters of NIXL's UCX backend.
     """
 
-    def __init__(self, peer_id: PeerId, backends: Sequence[str] = (BACKEND, "POSIX")) -> None:
-        for name, value in _ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
+    def __init__(
+        self, peer_id: PeerId, backends: Sequence[str] = (BACKEND, "POSIX"), ucx: Mapping[str, str] | None = None
+    ) -> None:
+        os.environ.setdefault("UCX_ERROR_SIGNALS", "")
+        if not ucx:
+            os.environ.setdefault("UCX_TCP_SYN_CNT", "2")  # a silent host costs 7 s, not 2 minutes
         self.peer_id = peer_id
-        self.agent: Any = build_agent(peer_id, backends)  # for hellos and the store's I/O
+        self._ucx = {BACKEND: dict(ucx or {})}
+        self.agent: Any = build_agent(peer_id, backends, self._ucx)  # for hellos and the store's I/O
         self._hellos = HelloChannel(self.agent, peer_id)
         self._numbers = itertools.count(1)
         self._regions: list[tuple[Region, RegionTable]] = []
@@ -102,7 +106,7 @@ class NixlTransport:
 
     def register(self, region: Region) -> None:
         table = RegionTable.of(region)
-        if region.name != DEVICE:  # storage reads and writes go by the staging buffer alone
+        if region.name == STAGING:  # storage reads and writes go by the staging buffer alone
             self._register_for_storage(region, table)
         self._regions.append((region, table))
 
@@ -150,6 +154,7 @@ class NixlTransport:
         self, op: Op, peer: PeerId, local_region: str, local_units: Units, remote_region: str, remote_units: Units
     ) -> _Handle:
         """Where the peer has not answered our hello yet, the transfer begins when it does."""
+        self._hear()  # who has left this process says so, and UCX would not notice
         known = self._reachable(peer)
         remote = known.regions.get(remote_region)
         if remote is None:
@@ -252,7 +257,7 @@ class NixlTransport:
 
     def _open(self, peer: PeerId, main_agent: bytes) -> _Peer:
         number = next(self._numbers)
-        known = _Peer(PeerAgent(f"{self.peer_id}>{peer}#{number}", peer, self._regions), number, main_agent)
+        known = _Peer(PeerAgent(f"{self.peer_id}>{peer}#{number}", peer, self._regions, self._ucx), number, main_agent)
         self._peers[peer] = known
         return known
 
