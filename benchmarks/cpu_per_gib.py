@@ -5,6 +5,9 @@ Two engines, each in a process of its own as on two hosts, and an S3 server (rcl
 device. Every hop moves the same ``--blocks`` Full Blocks at a time, as a request does. CPU of all threads of a process
 counts, and nothing else runs in it. For comparison, one memcpy of as much memory.
 
+"verified": the same hop as ``[memory] verify = "all"`` has it, in turns with the plain one: what arrives on the device
+is digested when it has arrived, what is pushed beside the push, a written block's header is there and is compared.
+
     UCX_TLS=tcp python benchmarks/cpu_per_gib.py --gib 1
 """
 
@@ -16,6 +19,7 @@ import multiprocessing as mp
 import os
 import resource
 import socket
+import statistics
 import subprocess
 import tempfile
 import time
@@ -34,9 +38,10 @@ from dualpath.core.runtime import SystemRuntime
 from dualpath.launch.testbed.rollout_processes import find_rclone
 from dualpath.store.header import object_bytes
 from dualpath.store.open import open_store
-from dualpath.traffic.contract import Transfer
+from dualpath.traffic.contract import Transfer, Units
 from dualpath.traffic.manager import TrafficManager
 from dualpath.traffic.nixl_transport import NixlTransport
+from dualpath.traffic.staging import DEVICE, STAGING
 from dualpath.traffic.storage_nic import StorageNic
 
 GIB = 1024**3
@@ -44,6 +49,7 @@ GEOMETRY = KvGeometry(num_layers=6, block_tokens=64, bytes_per_token_layer=8192)
 NAMESPACE = b"cpu-per-gib-----"
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 DEADLINE_S = 60.0
+PEER = PeerId("decode")
 
 
 def own_cpu_s() -> float:
@@ -130,41 +136,61 @@ class Hops:
         layers, per_layer = range(GEOMETRY.num_layers), len(slots)
         self.staging = [manager.staging_units(slots, layer) for layer in layers]
         self.device = [np.arange(per_layer, dtype=np.int32) + layer * per_layer for layer in layers]
+        self.num_bytes = np.full(per_layer, GEOMETRY.layer_block_bytes)
 
-    def write(self) -> int:
+    def write(self, verifies: bool = False) -> int:
+        """Hashed once either way; the headers of the plain turn before are there."""
         root = BlockKey(bytes(16))
-        return wait(
-            self.manager.write_blocks([(key, root, slot) for key, slot in zip(self.keys, self.slots, strict=True)])
-        )
+        blocks = [(key, root, slot) for key, slot in zip(self.keys, self.slots, strict=True)]
+        return wait(self.manager.write_blocks(blocks, have_headers=verifies))
 
     def read(self) -> int:
         return wait(self.manager.read_blocks(list(zip(self.keys, self.slots, strict=True))))
 
-    def copy(self) -> int:
-        return wait(
-            [
-                self.manager.copy("staging", units, "device", device)
-                for units, device in zip(self.staging, self.device, strict=True)
-            ]
-        )
+    def copy(self, verifies: bool = False) -> int:
+        pairs = list(zip(self.staging, self.device, strict=True))
+        return wait([self.manager.copy(STAGING, u, DEVICE, d, self._digest(d, verifies)) for u, d in pairs])
 
-    def pull(self) -> int:
+    def pull(self, verifies: bool = False) -> int:
         """The peer's buffers are laid out as ours: the same slots, all of them."""
-        return wait([self.manager.pull(PeerId("decode"), "staging", u, "staging", u) for u in self.staging])
+        pull, pairs = self.manager.pull, list(zip(self.staging, self.device, strict=True))
+        return wait([pull(PEER, DEVICE, d, STAGING, u, None, self._digest(d, verifies)) for u, d in pairs])
 
-    def push(self) -> int:
-        pairs = zip(self.device, self.staging, strict=True)
-        return wait([self.manager.push(PeerId("decode"), "device", d, "staging", u) for d, u in pairs])
+    def push(self, verifies: bool = False) -> int:
+        transfers, beside = [], []
+        for units, device in zip(self.staging, self.device, strict=True):
+            transfers.append(self.manager.push(PEER, DEVICE, device, STAGING, units))
+            if (digest := self._digest(device, verifies)) is not None:
+                beside.append(self.manager.checks.submit(digest))
+        return wait(transfers) + wait(beside)
+
+    def _digest(self, device: Units, verifies: bool) -> Callable[[], None] | None:
+        if not verifies:
+            return None
+
+        def digest() -> None:
+            self.manager.checks.digests(DEVICE, device, self.num_bytes)
+
+        return digest
 
 
-def measure(move: Callable[[], int], total_bytes: float, far_cpu_s: Callable[[], float]) -> tuple[float, float, float]:
-    """Seconds of wall clock, own CPU and far CPU, each per GiB."""
+Cost = tuple[float, float, float]  # wall clock, own CPU, far CPU, in s/GiB
+Move = Callable[[bool], int]
+Far = tuple[Callable[[], float], str]
+
+
+def measure(move: Callable[[], int], total_bytes: float, far_cpu_s: Callable[[], float]) -> Cost:
     move()  # connections, pages
     moved, begin_s, own_s, far_s = 0, time.perf_counter(), own_cpu_s(), far_cpu_s()
     while moved < total_bytes:
         moved += move()
     took = time.perf_counter() - begin_s, own_cpu_s() - own_s, far_cpu_s() - far_s
     wall_s, near_s, other_s = (GIB * seconds / moved for seconds in took)
+    return wall_s, near_s, other_s
+
+
+def medians(costs: list[Cost]) -> Cost:
+    wall_s, near_s, other_s = (statistics.median(column) for column in zip(*costs, strict=True))
     return wall_s, near_s, other_s
 
 
@@ -182,12 +208,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gib", type=float, default=1.0, help="how much each hop moves")
     parser.add_argument("--blocks", type=int, default=32, help="Full Blocks of 3 MiB moved at a time")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each hop, plain and verified; medians count")
+    parser.add_argument("--s3", action="store_true", help="S3 as well, from an rclone server")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     total = arguments.gib * GIB
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
-        (Path(scratch) / "s3").mkdir()
-        s3_url, s3_pid = stack.enter_context(s3_server(Path(scratch) / "s3"))
         file_url = f"file://{scratch}/kv"
         link, far_link = mp.Pipe()
         peer = mp.get_context("spawn").Process(
@@ -204,28 +230,48 @@ def main() -> None:
         link.send(by_file.metadata())
         by_file.add_peer(link.recv())
         assert link.recv() == "ready"
-        by_s3, s3_slots = make_manager("prefill-s3", Role.PREFILL, s3_url, arguments.blocks)
-        files, s3 = Hops(by_file, slots), Hops(by_s3, s3_slots)
-        rows: list[tuple[str, Callable[[], int], Callable[[], float], str]] = [
-            ("staging -> file, checksummed", files.write, lambda: 0.0, ""),
-            ("file -> staging, verified", files.read, lambda: 0.0, ""),
-            ("staging -> S3, checksummed", s3.write, lambda: cpu_s_of(s3_pid), "rclone"),
-            ("S3 -> staging, verified", s3.read, lambda: cpu_s_of(s3_pid), "rclone"),
-            ("peer's staging -> staging, by layer", files.pull, peer_cpu_s, "peer"),
-            ("device -> peer's staging, by layer", files.push, peer_cpu_s, "peer"),
-            ("staging -> device, by layer", files.copy, lambda: 0.0, ""),
+        files = Hops(by_file, slots)
+        none: Far = (lambda: 0.0, "")
+        there: Far = (peer_cpu_s, "peer")
+        rows: list[tuple[str, Move, Far]] = [
+            ("staging -> file, checksummed", files.write, none),
+            ("file -> staging, verified", lambda _: files.read(), none),
+            ("peer's staging -> device, by layer", files.pull, there),
+            ("device -> peer's staging, by layer", files.push, there),
+            ("staging -> device, by layer", files.copy, none),
         ]
+        if arguments.s3:
+            (Path(scratch) / "s3").mkdir()
+            s3_url, s3_pid = stack.enter_context(s3_server(Path(scratch) / "s3"))
+            by_s3, s3_slots = make_manager("prefill-s3", Role.PREFILL, s3_url, arguments.blocks)
+            stack.callback(by_s3.close)
+            s3, server = Hops(by_s3, s3_slots), (lambda: cpu_s_of(s3_pid), "rclone")
+            rows.insert(2, ("staging -> S3, checksummed", s3.write, server))
+            rows.insert(3, ("S3 -> staging, verified", lambda _: s3.read(), server))
         ucx_tls = os.environ.get("UCX_TLS", "unset")
         print(f"{object_bytes(GEOMETRY) / 2**20:.2f} MiB blocks, {arguments.blocks} at a time; UCX_TLS={ucx_tls}")
         print(f"{'hop':<38}{'GB/s':>7}{'CPU s/GiB':>11}{'far end':>9}")
         print(f"{'one memcpy':<38}{'':>7}{memcpy_s_per_gib(total):>11.2f}")
-        for name, move, far_cpu_s, far in rows:
-            wall_s, near_s, other_s = measure(move, total, far_cpu_s)
-            print(f"{name:<38}{GIB / wall_s / 1e9:>7.2f}{near_s:>11.2f}" + (f"{other_s:>9.2f}  {far}" if far else ""))
+        for name, move, far in rows:
+            for label, line in turns(name, move, far, total, arguments.rounds).items():
+                print(f"{label:<38}{line}")
         link.send("quit")
         by_file.close()
-        by_s3.close()
         peer.join(10)
+
+
+def turns(name: str, move: Move, far: Far, total_bytes: float, rounds: int) -> dict[str, str]:
+    """What a hop costs, plain and verified in turns."""
+    costs: dict[bool, list[Cost]] = {False: [], True: []}
+    for _ in range(rounds):
+        for verifies, those in costs.items():
+            those.append(measure(lambda v=verifies: move(v), total_bytes / rounds, far[0]))  # type: ignore[misc]
+    lines = {}
+    for verifies, those in costs.items():
+        wall_s, near_s, other_s = medians(those)
+        line = f"{GIB / wall_s / 1e9:>7.2f}{near_s:>11.3f}"
+        lines["  verified" if verifies else name] = line + (f"{other_s:>9.3f}  {far[1]}" if far[1] else "")
+    return lines
 
 
 if __name__ == "__main__":

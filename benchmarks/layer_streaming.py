@@ -1,14 +1,15 @@
-"""Does layer streaming hide behind compute? One prefill of few new tokens over a long history, five ways, interleaved.
+"""Does layer streaming hide behind compute? One prefill of few new tokens over a long history, in turns.
 
 resident: the same forward with all history already in device memory. transformers: its own forward with a DynamicCache.
 prefill / decode / split: the prefill engine's forward with history streamed from the prefill buffer, from the decode
-buffer over UCX, from both. Limit: 1.0 of resident.
+buffer over UCX, from both; KV verified end to end ("all") and on storage alone ("storage"). Limit: 1.0 of resident.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import statistics
 import tempfile
 import time
@@ -57,22 +58,25 @@ async def engine_forward_s(cluster: EmbeddedCluster, prompt: list[int], number: 
 
 
 async def measure(model_dir: Path, cached: int, new: int, rounds: int, threads: int) -> dict[str, list[float]]:
-    times: dict[str, list[float]] = {"resident": [], "transformers": [], "prefill": [], "decode": [], "split": []}
+    times: dict[str, list[float]] = {"resident": [], "transformers": []}
     clusters = {}
     with tempfile.TemporaryDirectory() as store:
-        for path in ("prefill", "decode", "split"):
+        for path, verify in itertools.product(("prefill", "decode", "split"), ("storage", "all")):
             config = ServeConfig(
                 model=ModelConfig(dir=model_dir, device="cpu"),
                 store=StoreConfig(url=f"file://{store}"),
                 cluster=ClusterConfig(prefill=1, decode=1, path=path, threads_per_engine=threads),
-                memory=MemoryConfig(max_context_tokens=cached + new + 64, decode_kv_tokens=4 * (cached + new)),
+                memory=MemoryConfig(
+                    max_context_tokens=cached + new + 64, decode_kv_tokens=2 * (cached + new), verify=verify
+                ),
                 observe=ObserveConfig(trace_out=Path(store) / "trace.json"),
             )
-            clusters[path] = EmbeddedCluster(config, progress=lambda _: None)
-            await clusters[path].start()
+            name = f"{path}, {verify}"
+            clusters[name], times[name] = EmbeddedCluster(config, progress=lambda _: None), []
+            await clusters[name].start()
             torch.manual_seed(0)
             history = torch.randint(32, 127, (cached,)).tolist()
-            await engine_forward_s(clusters[path], [*history, 32], 0)  # stores the history
+            await engine_forward_s(clusters[name], [*history, 32], 0)  # stores the history
         model = load_model(model_dir)
         torch.set_num_threads(threads)
         spec = model.spec
@@ -88,8 +92,8 @@ async def measure(model_dir: Path, cached: int, new: int, rounds: int, threads: 
                 ids = torch.tensor([tail])
                 times["transformers"].append(time_s(lambda ids=ids: hf(ids, past_key_values=base, logits_to_keep=1)))
             base.crop(-new)
-            for path, cluster in clusters.items():
-                times[path].append(await engine_forward_s(cluster, history + tail, number))
+            for name, cluster in clusters.items():
+                times[name].append(await engine_forward_s(cluster, history + tail, number))
         for cluster in clusters.values():
             await cluster.close(5.0)
     return times
@@ -111,7 +115,10 @@ def main() -> None:
         against = (
             f"{median_s / best['resident']:.2f} of resident, {median_s / best['transformers']:.2f} of transformers"
         )
-        print(f"  {name:<13}{median_s * 1e3:7.1f} ms   {against}")
+        print(f"  {name:<17}{median_s * 1e3:7.1f} ms   {against}")
+    for path in ("prefill", "decode", "split"):
+        pairs = zip(times[f"{path}, all"], times[f"{path}, storage"], strict=True)
+        print(f"  {path}: verified end to end {statistics.median(on / off for on, off in pairs):.3f} of storage alone")
 
 
 if __name__ == "__main__":
