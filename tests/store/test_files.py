@@ -2,55 +2,28 @@
 
 from __future__ import annotations
 
-import gc
 import itertools
 import os
 import resource
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 from tests.store.blocks import GEOMETRY, NAMESPACE, OBJECT_BYTES, Bench, block_bytes, fill_block, key_of
+from tests.store.file_bench import NUM_SLOTS, open_bench, until_moving
 
 from dualpath.core.errors import BlockCorruptError, BlockMissingError, StoreError
-from dualpath.core.runtime import SystemRuntime
-from dualpath.store.contract import IoState, IoTicket
+from dualpath.store.contract import IoState
 from dualpath.store.files import FileStore, pid_space
 from dualpath.store.files_io import FileIo
 from dualpath.store.header import verify
-from dualpath.store.nixl_api import build_agent
 
-NUM_SLOTS = 48
 POSIX_ENGINES = [None, {"POSIX": {"use_aio": "true"}}]
-_names = itertools.count()
-
-
-def num_open_files() -> int:
-    return len(os.listdir("/proc/self/fd"))
-
-
-@contextmanager
-def open_bench(store: FileStore, params: Any = None) -> Iterator[Bench]:
-    """Nothing is left open or half-written at the end."""
-    agent = build_agent(f"files-test-{next(_names)}", params=params)
-    io = FileIo(store, agent, SystemRuntime(), max_open=20, doubt_s=0.05)
-    staging = torch.zeros((NUM_SLOTS, OBJECT_BYTES), dtype=torch.uint8)
-    agent.register_memory(staging, backends=["POSIX"])
-    gc.collect()  # what earlier tests left to be closed
-    num_before = num_open_files()
-    yield Bench(store, io, staging, agent)
-    io.close()
-    assert num_open_files() <= num_before, "descriptors leak"
-    assert io.num_open_files() == 0
-    assert list(Path(store.url.removeprefix("file://")).rglob("*.tmp.*")) == [], "temporaries leak"
 
 
 @pytest.fixture(params=POSIX_ENGINES, ids=["default", "libaio"])
@@ -62,14 +35,6 @@ def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
 def files_of(bench: Bench) -> FileStore:
     assert isinstance(bench.store, FileStore)
     return bench.store
-
-
-def until_moving(bench: Bench, tickets: Sequence[IoTicket]) -> None:
-    """Their files are open, their transfers posted."""
-    end_s = time.monotonic() + 5.0
-    while not all(ticket.handle for ticket in tickets):  # type: ignore[attr-defined]
-        assert [bench.io.poll(ticket) for ticket in tickets] == [IoState.IN_PROGRESS] * len(tickets)
-        assert time.monotonic() < end_s
 
 
 def test_more_blocks_than_may_be_open(bench: Bench) -> None:

@@ -1,0 +1,135 @@
+"""Calls that hang: each keeps one thread and nobody else, and the end does not wait for them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import pytest
+
+from dualpath.core.runtime import Command, SystemRuntime
+from dualpath.store.blocking_calls import NUM_THREADS, STUCK_S, BlockingCalls
+
+
+class LeapingRuntime(SystemRuntime):
+    """Tests move the clock."""
+
+    leapt_s = 0.0
+
+    def now_s(self) -> float:
+        return super().now_s() + self.leapt_s
+
+
+class Bench:
+    """Calls that end when their gate is opened, and what the owner was told of."""
+
+    def __init__(self, max_threads: int) -> None:
+        self.runtime = LeapingRuntime()
+        self.calls = BlockingCalls(self.runtime, "test", max_threads)
+        self.gates: list[threading.Event] = []
+        self.outcomes: list[tuple[str, str]] = []
+
+    def hang(self, count: int) -> list[threading.Event]:
+        """Run calls that hang, and wait until as many as can are under way. They never return, unless let go."""
+        gates = [threading.Event() for _ in range(count)]
+        self.gates += gates
+        begun = [threading.Event() for _ in range(count)]
+
+        def wait(number: int) -> Command:
+            begun[number].set()
+            gates[number].wait()
+            return partial(self.outcome, f"hung {number}")
+
+        self.calls.run([partial(wait, number) for number in range(count)])
+        for event in begun:
+            self.until(event.is_set)
+        return gates
+
+    def outcome(self, name: str) -> None:
+        self.outcomes.append((name, threading.current_thread().name))
+
+    def say(self, name: str) -> Callable[[], Command]:
+        return lambda: partial(self.outcome, name)
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        end_s = time.monotonic() + 10.0
+        while not condition():
+            self.calls.take()
+            assert time.monotonic() < end_s
+            time.sleep(0.0005)
+
+    def said(self, name: str) -> bool:
+        return name in [outcome for outcome, _ in self.outcomes]
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    bench = Bench(max_threads=NUM_THREADS + 2)
+    yield bench
+    for gate in bench.gates:
+        gate.set()
+
+
+def test_outcomes_are_the_owners_on_its_thread(bench: Bench) -> None:
+    bench.calls.run([bench.say(str(number)) for number in range(20)])
+    bench.until(lambda: len(bench.outcomes) == 20)
+    assert {thread for _, thread in bench.outcomes} == {threading.current_thread().name}
+    assert bench.calls.num_lively == 0
+
+
+def test_a_call_that_hangs_holds_up_no_other(bench: Bench) -> None:
+    bench.hang(1)
+    for number in range(20):
+        bench.calls.run([bench.say(str(number))])
+        bench.until(lambda number=number: bench.said(str(number)))  # type: ignore[misc]
+
+
+def test_where_all_threads_hang_others_come_up_to_a_bound(bench: Bench) -> None:
+    gates = bench.hang(NUM_THREADS)
+    bench.calls.run([bench.say("behind")])
+    assert not bench.calls.take()
+    bench.runtime.leapt_s += STUCK_S  # now they count as stuck
+    bench.until(lambda: bench.said("behind"))
+    assert bench.calls.stalled_s() >= STUCK_S
+
+    bench.hang(2)
+    bench.runtime.leapt_s += STUCK_S
+    bench.calls.run([bench.say("last")])
+    bench.runtime.leapt_s += STUCK_S
+    bench.calls.take()
+    names = [thread.name for thread in threading.enumerate() if thread.name.startswith("test-")]
+    assert len(set(names)) <= NUM_THREADS + 2
+    assert not bench.said("last")
+    gates[0].set()
+    bench.until(lambda: bench.said("last"))
+
+
+def test_nothing_is_stalled_where_nothing_waits(bench: Bench) -> None:
+    assert bench.calls.stalled_s() == 0.0
+    (gate,) = bench.hang(1)
+    bench.runtime.leapt_s += 7.0
+    assert bench.calls.stalled_s() >= 7.0
+    gate.set()
+    bench.until(lambda: bench.said("hung 0"))
+    assert bench.calls.stalled_s() == 0.0
+
+
+def test_the_end_leaves_hung_calls_behind_and_begins_no_more(bench: Bench) -> None:
+    gates = bench.hang(NUM_THREADS)
+    bench.calls.run([bench.say("never")])
+    assert bench.calls.close() == NUM_THREADS
+    for gate in gates:
+        gate.set()
+    bench.until(lambda: bench.calls.num_lively == 0)
+    assert not bench.said("never")
+
+
+def test_a_call_that_raises_against_its_contract_ends_no_thread(bench: Bench) -> None:
+    def fail() -> Command:
+        raise ValueError("a bug")
+
+    bench.calls.run([fail, bench.say("next")])
+    bench.until(lambda: bench.said("next"))
+    assert bench.calls.num_lively == 0
