@@ -92,9 +92,14 @@ def test_work_beside_ends_like_a_transfer(rig: Rig) -> None:
     def differ() -> None:
         raise checks.corrupt("two Layer Blocks differ", 2)
 
+    def run_out() -> None:
+        raise MemoryError
+
     with pytest.raises(KvCorruptError, match="differ"):
         checks.submit(differ).future.result(10)
     assert rig.prefill.manager.stats().kv_corrupt == 2
+    with pytest.raises(TransferError, match="could not be checked: MemoryError"):
+        checks.submit(run_out).future.result(10)
     rig.prefill.manager.close()
     with pytest.raises(TransferError, match="closing"):
         checks.submit(differ).future.result(10)

@@ -123,7 +123,7 @@ class DecodeEngine:
     def check_idle(self) -> None:
         """Raise AssertionError where a request has left something behind."""
         name, roster = self._engine_id, self._roster
-        assert not len(roster) and not roster.leaving, f"{name}: requests wait, run or leave"
+        assert not [*roster, *roster.leaving], f"{name}: requests wait, run or leave"
         assert not self._expecting, f"{name}: prompts are still expected"
         assert not self._staged.num_requests, f"{name}: {self._staged.num_requests} requests hold staging slots"
         self._pool.check_integrity()

@@ -7,7 +7,7 @@ there, too. A forward that fails changes nothing: rows of it that were pushed li
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -101,7 +101,7 @@ class ForwardDigests:
 
         return self._integrity.checks.submit(work)
 
-    def push_headers(self, deadline_s: float) -> list[tuple[PeerId, Transfer[int]]]:
+    def push_headers(self, deadline_s: float) -> Iterator[tuple[PeerId, Transfer[int]]]:
         """Of prompts that are complete now, once every layer's digests are made."""
         self._expected[:, self.new_blocks] = self._made[:, self.new_blocks]
         pushes: dict[PeerId, tuple[list[int], list[int]]] = {}  # (pages, slots)
@@ -116,10 +116,8 @@ class ForwardDigests:
                 pages, slots = pushes.setdefault(job.order.decode_peer, ([], []))
                 pages.append(self._first_page + number)
                 slots.append(job.order.decode_slots[block])
-        return [
-            (peer, self._traffic.push(peer, PAGES, np.array(pages), HEADERS, np.array(slots), deadline_s))
-            for peer, (pages, slots) in pushes.items()
-        ]
+        for peer, (pages, slots) in pushes.items():
+            yield peer, self._traffic.push(peer, PAGES, np.array(pages), HEADERS, np.array(slots), deadline_s)
 
     def keep(self) -> None:
         """The forward has succeeded: its requests' next one loads what was made now."""

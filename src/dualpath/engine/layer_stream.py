@@ -125,7 +125,8 @@ class WorkspaceStream:
     def _end_pushes(self) -> None:
         if self._digests is not None:
             self._wait(self._digesting)
-            self._header_pushes = self._digests.push_headers(self._deadline_s)
+            for push in self._digests.push_headers(self._deadline_s):
+                self._header_pushes.append(push)  # one by one: what has begun is known, whatever comes up
         for transfers in self._push_transfers[-self._num_workspaces :]:
             self._wait(transfers)
         self._wait([transfer for _, transfer in self._header_pushes])

@@ -43,14 +43,19 @@ class Checks:
         return np.concatenate([np.zeros(0, np.uint64), *(_from_device(region, units[p], num_bytes[p]) for p in parts)])
 
     def submit(self, work: Callable[[], None]) -> Transfer[int]:
-        """Run ``work`` on the thread for digests. Ends like a transfer, with its error if there is one."""
+        """Run ``work`` on the thread for digests. Ends like a transfer, with a TransferError if it raises."""
         job = Job(num_bytes=0)
         if not self.run(work, lambda error: job.succeed() if error is None else job.fail(error)):
             job.fail(TransferError("the engine is closing"))
         return job.transfer
 
-    def run(self, work: Callable[[], None], then: Callable[[Exception | None], None]) -> bool:
-        return self._worker.run(work, then)
+    def run(self, work: Callable[[], None], then: Callable[[TransferError | None], None]) -> bool:
+        def end(error: Exception | None) -> None:
+            if error is not None and not isinstance(error, TransferError):
+                error = TransferError(f"KV could not be checked: {error!r}")
+            then(error)
+
+        return self._worker.run(work, end)
 
     def corrupt(self, what: str, num_blocks: int = 1) -> KvCorruptError:
         """The error to raise; it is counted."""
