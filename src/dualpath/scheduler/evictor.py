@@ -79,7 +79,10 @@ class Evictor:
                     async with asyncio.timeout(_LOOK_EVERY_S):
                         await self._due.wait()
                 self._due.clear()
-                await self.evict()
+                try:
+                    await self.evict()
+                except Exception:  # a bug; the next round must come all the same
+                    _log.exception("eviction")
         finally:
             self._calls.close()
 

@@ -26,8 +26,9 @@ class DirectoryCalls:
 
     @property
     def stalled_s(self) -> float:
-        """How long the oldest call has had no answer."""
-        return self._runtime.now_s() - next(iter(self._under_way.values()), self._runtime.now_s())
+        """How long the oldest call has had no answer; 0.0 where none is under way."""
+        began_s = next(iter(self._under_way.values()), None)
+        return 0.0 if began_s is None else self._runtime.now_s() - began_s
 
     async def call(self, work: Callable[..., T], *args: Any) -> T:
         """Raises what ``work`` raises, or StoreError where there is no answer in time; then it may go on."""
