@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tests.traffic.rig import DECODE_PEER, GEOMETRY, PREFILL, PREFILL_PEER, UNIT
 from dualpath.core.errors import PeerLostError, TransferError
 from dualpath.core.ids import PeerId
 from dualpath.core.plan import Role
+from dualpath.launch.ucx_network import within_process
 from dualpath.traffic.contract import Op, TransferState, Transport, Units
 from dualpath.traffic.fake_transport import FakeFabric
 from dualpath.traffic.nixl_transport import NixlTransport
@@ -68,10 +70,14 @@ def units(*numbers: int) -> Units:
     return np.array(numbers, dtype=np.int32)
 
 
-@pytest.fixture(scope="module", params=["fake", "nixl"])
+@pytest.fixture(scope="module", params=["fake", "nixl", "nixl without a port"])
 def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
-    fabric = FakeFabric()
-    make: Any = fabric.transport if request.param == "fake" else NixlTransport
+    makers: dict[str, Any] = {
+        "fake": FakeFabric().transport,
+        "nixl": NixlTransport,
+        "nixl without a port": partial(NixlTransport, ucx=within_process({}, on_cuda=False)),
+    }
+    make = makers[request.param]
     pair = Pair(End(make(PREFILL_PEER)), End(make(DECODE_PEER)))
     assert pair.near.transport.add_peer(pair.far.transport.metadata()) == DECODE_PEER
     yield pair

@@ -19,11 +19,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.listening import listening
 from tests.traffic import transport_process
 from tests.traffic.transport_process import NUM_UNITS, UNIT_BYTES, make_region
 
 from dualpath.core.errors import ConfigError, PeerLostError, TransferError
 from dualpath.core.ids import PeerId
+from dualpath.launch.ucx_network import within_process
 from dualpath.store.nixl_api import nixl_api
 from dualpath.traffic.contract import Op, Region, TransferState
 from dualpath.traffic.nixl_transport import NixlTransport
@@ -75,8 +77,8 @@ class Near:
     def name(self) -> PeerId:
         return self.transport.peer_id
 
-    def begin(self, op: Op, units: np.ndarray) -> object:
-        return self.transport.post(op, THERE, "staging", units, "staging", units)
+    def begin(self, op: Op, units: np.ndarray, peer: PeerId = THERE) -> object:
+        return self.transport.post(op, peer, "staging", units, "staging", units)
 
     def wait(self, handle: object) -> TransferState:
         end_s = time.monotonic() + 30
@@ -103,8 +105,8 @@ def start_far(name: str) -> Far:
     return Far(process, bytes.fromhex(process.stdout.readline()))
 
 
-def make_near() -> Near:
-    near = Near(NixlTransport(PeerId(f"here.{next(_numbers)}"), ("UCX",)), make_region(OURS))
+def make_near(ucx: dict[str, str] | None = None) -> Near:
+    near = Near(NixlTransport(PeerId(f"here.{next(_numbers)}"), ("UCX",), ucx), make_region(OURS))
     near.transport.register(near.region)
     return near
 
@@ -289,4 +291,34 @@ def test_a_peer_whose_process_is_gone_cannot_be_added(tcp: None) -> None:
     near = make_near()
     with pytest.raises(PeerLostError):
         near.transport.add_peer(far.metadata)
+    near.transport.close()
+
+
+@pytest.fixture
+def ucx(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    for name in ("UCX_TLS", "UCX_NET_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+    return within_process(os.environ, on_cuda=False)
+
+
+def test_in_one_process_a_closed_peer_is_neither_written_nor_waited_for(ucx: dict[str, str]) -> None:
+    """Without a port UCX cannot tell that it has gone, and would write where its memory was."""
+    here, there = make_near(ucx), make_near(ucx)
+    there.region.storage.zero_()
+    here.transport.add_peer(there.transport.metadata())
+    first, early = (here.begin(Op.PUSH, FIRST, there.name) for _ in range(2))
+    while here.transport.poll(first) is TransferState.IN_PROGRESS:
+        there.transport.progress()
+    there.transport.close()
+    with pytest.raises(PeerLostError):
+        here.begin(Op.PUSH, REST, there.name)
+    assert here.transport.poll(early) is not TransferState.IN_PROGRESS
+    here.transport.close()
+    assert int((there.region.storage == OURS).sum()) == UNIT_BYTES
+
+
+def test_in_one_process_nothing_listens(ucx: dict[str, str]) -> None:
+    before = listening(os.getpid())
+    near = make_near(ucx)
+    assert listening(os.getpid()) == before
     near.transport.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 
 from dualpath.config import ServeConfig
 from dualpath.core.stats import NodeStats
@@ -13,6 +14,7 @@ from dualpath.launch.composition import Cluster, Nodes
 from dualpath.launch.foundation import Foundation
 from dualpath.launch.node_host import NodeHost
 from dualpath.launch.places import Progress, embedded_plans
+from dualpath.launch.ucx_network import open_devices_warning
 
 log = logging.getLogger(__name__)
 
@@ -36,9 +38,13 @@ class EmbeddedCluster(Cluster):
 
     async def _start_nodes(self) -> Nodes:
         plans = embedded_plans(self._config.cluster, self._config.model.device)
-        base = Foundation(self._config, plans, self.system, self._runtime, self._progress, self.trace)
+        base = Foundation(
+            self._config, plans, self.system, self._runtime, self._progress, self.trace, in_one_process=True
+        )
         self._foundation = base
         await base.load()
+        if not base.builder().ucx and (warning := open_devices_warning(os.environ)):
+            self._progress(warning)
         for plan in plans:
             host = NodeHost(plan, base, self._runtime, self._progress)
             self._hosts.append(host)

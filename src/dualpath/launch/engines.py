@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from dualpath.engine.prefill import PrefillConfig, PrefillEngine
 from dualpath.engine.trace import ChromeTrace
 from dualpath.launch.places import Place
 from dualpath.launch.sizes import NUM_WRITE_SLOTS, Sizes
+from dualpath.launch.ucx_network import within_process
 from dualpath.models.seam import Model
 from dualpath.scheduler.systems import SystemPolicy
 from dualpath.store.contract import BlockStore
@@ -38,6 +40,7 @@ class EngineBuilder:
     trace: ChromeTrace | None
     system: SystemPolicy
     quota: Quota
+    in_one_process: bool = False  # the whole cluster: nobody outside needs to reach its engines
 
     def prefill(self, place: Place, model: Model, nic: StorageNic) -> PrefillEngine:
         deadlines = self.config.deadlines
@@ -85,9 +88,16 @@ class EngineBuilder:
         computes_on_cpus = self.namespace.numerics == "cpu"
         return not self.system.skips_io and (verify == "all" or (verify == "auto" and computes_on_cpus))
 
+    @property
+    def ucx(self) -> dict[str, str]:
+        """Parameters that close UCX to the outside; none where it must be, or the user wants it, open."""
+        if not self.in_one_process or self.config.memory.copies == "nic":
+            return {}
+        return within_process(os.environ, on_cuda=self.namespace.numerics != "cpu")
+
     def _traffic(self, place: Place, nic: StorageNic) -> TrafficManager:
         is_prefill, deadlines = place.role is Role.PREFILL, self.config.deadlines
-        transport = NixlTransport(peer_id(place.engine_id, self.runtime.unique_id()[:8]))
+        transport = NixlTransport(peer_id(place.engine_id, self.runtime.unique_id()[:8]), ucx=self.ucx)
         kind = StillTrafficManager if self.system.skips_io else TrafficManager
         traffic = kind(
             engine_id=place.engine_id,

@@ -45,8 +45,10 @@ class Foundation:
         runtime: Runtime,
         progress: Progress,
         trace: ChromeTrace | None = None,
+        in_one_process: bool = False,
     ) -> None:
         self._config, self._system, self._runtime = config, system, runtime
+        self._in_one_process = in_one_process
         self._progress, self._trace = progress, trace
         self._places = [place for plan in plans for place in plan.places]
         self._nic_bytes_per_s = min((p.nic_bytes_per_s for p in plans if p.nic_bytes_per_s is not None), default=None)
@@ -123,6 +125,7 @@ class Foundation:
             trace=self._trace,
             system=self._system,
             quota=self.limits.quota,
+            in_one_process=self._in_one_process,
         )
 
 

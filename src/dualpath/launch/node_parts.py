@@ -15,6 +15,7 @@ from dualpath.engine.trace import ChromeTrace
 from dualpath.launch.foundation import Foundation
 from dualpath.launch.node_host import NodeHost
 from dualpath.launch.places import node_plan
+from dualpath.launch.ucx_network import open_devices_warning
 from dualpath.scheduler.systems import system_policy
 
 
@@ -28,7 +29,7 @@ class LoadedParts:
         system = system_policy(config.cluster.system, config.cluster.path)
         self._trace_out = config.observe.trace_out
         self._trace = ChromeTrace() if self._trace_out else None
-        self._name = node.name
+        self._name, self._progress = node.name, progress
         self._foundation = Foundation(config, [plan], system, runtime, progress, self._trace)
         self._host = NodeHost(plan, self._foundation, runtime, progress)
 
@@ -41,6 +42,8 @@ class LoadedParts:
         return self._host.lost
 
     async def start(self) -> None:
+        if warning := open_devices_warning(os.environ):
+            self._progress(warning)
         await self._foundation.load()
         await self._host.start()
 

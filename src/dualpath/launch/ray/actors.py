@@ -22,6 +22,7 @@ from dualpath.launch.node_process import NodeProcess, watch_lease
 from dualpath.launch.ray.channel import RayChannel
 from dualpath.launch.ray.runtime import GATEWAY, Handle, find_actor, import_ray, node_actor_name
 from dualpath.launch.setup import set_up_process
+from dualpath.launch.ucx_network import within_host
 
 log = logging.getLogger(__name__)
 
@@ -135,7 +136,7 @@ class GatewayActor:
 def start_node(config: ServeConfig, node: NodeConfig, namespace: str) -> Handle:
     """Ask Ray for the node's process, on a host that offers its resource. Returns at once."""
     options: dict[str, Any] = {"resources": {node.ray_resource: 1}} | _common(namespace)
-    options["runtime_env"] = {"env_vars": node.environment | _inherited()}
+    options["runtime_env"] = {"env_vars": node_environment(config, node) | _inherited()}
     if num_gpus := _num_gpus(config, node):
         options["num_gpus"] = num_gpus
     actor = import_ray().remote(NodeActor)
@@ -172,6 +173,12 @@ def _common(namespace: str) -> dict[str, Any]:
 def _inherited() -> dict[str, str]:
     names = ("NIXL_LOG_LEVEL", "UCX_LOG_LEVEL")
     return {name: os.environ[name] for name in names if name in os.environ}
+
+
+def node_environment(config: ServeConfig, node: NodeConfig) -> dict[str, str]:
+    """A Ray that is started here has all nodes on this host: no other needs to reach their memory."""
+    is_local = config.ray.address is None and config.memory.copies != "nic"
+    return (within_host(os.environ | node.environment) if is_local else {}) | node.environment
 
 
 def _num_gpus(config: ServeConfig, node: NodeConfig) -> int:
