@@ -152,20 +152,23 @@ class FakeEngine:
         self.slot_of.clear()
         self.active.clear()
 
-    async def work(self, operation: str, request_id: RequestId) -> None:
+    async def work(self, operation: str, request_id: RequestId, until: asyncio.Event | None = None) -> None:
         """Time passes; then the operation fails if it was told to, or if the engine got into trouble meanwhile."""
         self.log.append((operation, request_id))
         self.check_alive()
-        await self.pass_time(self.delay_s[operation])
+        await self.pass_time(self.delay_s[operation], until)
         if self.faults[operation]:
             raise self.faults[operation].popleft()
 
-    async def pass_time(self, seconds: float) -> None:
-        incarnation, troubled = self.incarnation, asyncio.ensure_future(self.troubled.wait())
+    async def pass_time(self, seconds: float, until: asyncio.Event | None = None) -> None:
+        """``until`` ends it early."""
+        incarnation = self.incarnation
+        waits = [asyncio.ensure_future(event.wait()) for event in (self.troubled, until) if event is not None]
         try:
-            await asyncio.wait([troubled], timeout=seconds)
+            await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            troubled.cancel()
+            for wait in waits:
+                wait.cancel()
         self.check_alive()
         if self.incarnation != incarnation:
             raise EngineGoneError(f"{self.info.engine_id} has been started again")
@@ -282,7 +285,7 @@ class FakePrefill(FakeEngine):
             raise PathBrokenError(f"{peer} is not known")
         removed, me = self.removed[peer], self.info.peer_id
         try:
-            await self.work("prefill", request_id)
+            await self.work("prefill", request_id, removed)
             decode = self.decode_of(peer)
             if removed.is_set() or decode is None or decode.is_gone or decode.info.engine_id in self.cut:
                 raise PathBrokenError(f"transfers with {peer} failed")
@@ -292,6 +295,7 @@ class FakePrefill(FakeEngine):
                 decode.late[me].add(request_id)
             if self.info.peer_id == me:
                 self.unsettled.setdefault(peer, set()).add(request_id)
+            await asyncio.sleep(self.delay_s["explain"])
             raise
 
     def _check(self, order: PrefillOrder) -> None:

@@ -94,6 +94,42 @@ def test_requests_that_fail_together_have_the_path_mended_once() -> None:
     run_virtual(scenario())
 
 
+def test_a_failure_under_a_former_connection_does_not_break_the_present_one() -> None:
+    """Mending ends all transfers between the two: some of their requests hear of it later than the mending takes."""
+
+    async def scenario() -> None:
+        async with cluster() as c:
+            prefill, decode = c.prefill[0], c.decode[0]
+            prefill.delay_s["prefill"], prefill.delay_s["explain"] = 10.0, 1.0
+            slow = c.start(make_request("slow"))
+            await until_phase(c, make_request("slow"), "prefilling")
+            prefill.delay_s["prefill"], prefill.delay_s["explain"] = 0.01, 0.0
+            prefill.cut.add(D0)
+            quick = c.start(make_request("quick"))
+            await until_phase(c, make_request("quick"), "prefilling")
+            prefill.delay_s["explain"] = 1.0
+            await asyncio.sleep(0.015)
+            prefill.cut.clear()
+            assert await quick == expected(make_request("quick"))
+            assert await slow == expected(make_request("slow"))
+            assert c.record(make_request("slow")).num_retries == 1
+            assert calls(prefill, "remove_peer") == calls(decode, "remove_peer") == 1
+
+    run_virtual(scenario())
+
+
+def test_a_peer_that_an_engine_has_dropped_by_itself_is_introduced_again() -> None:
+    """Its status names peers with pushes under way only; the request that fails tells of the others."""
+
+    async def scenario() -> None:
+        async with cluster() as c:
+            c.prefill[0].peers.clear()
+            assert await c.run(make_request()) == expected(make_request())
+            assert c.record(make_request()).num_retries == 1
+
+    run_virtual(scenario())
+
+
 def test_a_failed_mending_is_tried_again() -> None:
     async def scenario() -> None:
         async with cluster() as c:
@@ -276,6 +312,35 @@ def test_an_engine_may_restart_unnoticed_at_any_moment(role: str, moment: str) -
             assert await task == expected(request)
             again = make_request("again")
             assert await c.run(again) == expected(again)
+
+    run_virtual(scenario())
+
+
+def test_an_engine_that_was_started_again_is_introduced_before_a_request_meets_it() -> None:
+    async def scenario() -> None:
+        async with cluster() as c:
+            for engine in (c.prefill[0], c.decode[0]):
+                engine.die()
+                engine.come_back()
+            await asyncio.sleep(6.0)
+            assert await c.run(make_request()) == expected(make_request())
+            assert c.record(make_request()).num_retries == 0
+
+    run_virtual(scenario())
+
+
+def test_an_engine_that_is_started_again_while_it_is_introduced_is_introduced_again() -> None:
+    async def scenario() -> None:
+        async with cluster(start=False) as c:
+            c.prefill[0].delay_s["add_peer"] = 1.0
+            starting = asyncio.create_task(c.service.start())
+            await asyncio.sleep(0.5)
+            c.decode[0].die()
+            c.decode[0].come_back()
+            await starting
+            assert c.prefill[0].peers == {"d0.1"}
+            assert await c.run(make_request()) == expected(make_request())
+            assert c.record(make_request()).num_retries == 0
 
     run_virtual(scenario())
 

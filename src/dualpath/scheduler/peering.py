@@ -202,11 +202,11 @@ class Peering:
                     pair.tried.set()
                     await self._runtime.sleep_s(pair.backoff.next_s())
                     continue
-                pair.tried.set()
                 if is_settled and pair.num_changes == seen:
                     return
         finally:
             pair.task = None
+            pair.tried.set()
 
     async def _settle(self, pair: _Pair, seen: int) -> bool:
         """One go. False: the pair has changed meanwhile."""
