@@ -125,7 +125,8 @@ class ClusterConfig(Table):
         pattern=r".+:[0-9]{1,5}",
         pattern_means="HOST:PORT",
         none_means="the node starts the others itself, on its own host",
-        help="where a prefill node waits for the other processes, started on any hosts with dualpath model follow",
+        help="address where a prefill node waits for the other processes, started on any hosts with dualpath model "
+        "follow; all know the secret in DUALPATH_SECRET or DUALPATH_SECRET_FILE",
     )
 
 
@@ -204,7 +205,15 @@ class SchedulerConfig(Table):
         maximum=3.6e6,
         help="most predicted attention time of one prefill forward; longer ones go in pieces; needs a profile",
     )
-    max_retries: int = setting(3, minimum=0, maximum=100, help="times a request is resumed after it lost its engine")
+    max_retries: int = setting(
+        3, minimum=0, maximum=100, help="times engines may fail a request that gets no token in between"
+    )
+    retry_budget_s: float = setting(
+        60.0,
+        above=0,
+        maximum=86_400,
+        help="how long a request that comes no further is tried again while engines or paths between them are lost",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
