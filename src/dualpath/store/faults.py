@@ -26,6 +26,7 @@ class FaultPlan:
     corrupt: Container[BlockKey] | None = field(default_factory=set)
     torn: Container[BlockKey] | None = field(default_factory=set)  # says that it is done when half has moved
     full: bool = False  # writes are refused
+    leak_after_s: float | None = None  # a hung transfer moves its bytes so long after it began, and says nothing
     delay_s: float = 0.0
 
 
@@ -36,6 +37,7 @@ class FaultyTicket:
     plan: FaultPlan
     inner: IoTicket
     due_s: float
+    leak_s: float
     is_write: bool
     error: Exception | None = None
     state: IoState = IoState.IN_PROGRESS
@@ -79,13 +81,18 @@ class FaultyIo:
 
     def poll(self, ticket: IoTicket) -> IoState:
         assert isinstance(ticket, FaultyTicket)
-        if ticket.state is IoState.IN_PROGRESS and not self._is_held_back(ticket):
+        if self._is_hung(ticket):
+            self._leak(ticket)
+        elif ticket.state is IoState.IN_PROGRESS and self._clock.now_s() >= ticket.due_s:
             self._advance(ticket)
         return ticket.state
 
     def release(self, ticket: IoTicket) -> bool:
         assert isinstance(ticket, FaultyTicket)
-        return not _holds(ticket.plan.hanging, ticket.key, ticket.state) and self._inner.release(ticket.inner)
+        if self._is_hung(ticket):
+            self._leak(ticket)
+            return False
+        return self._inner.release(ticket.inner)
 
     def stalled_s(self) -> float:
         return self._inner.stalled_s()
@@ -96,11 +103,20 @@ class FaultyIo:
     def _wrap(
         self, requests: Sequence[IoRequest], tickets: Sequence[IoTicket], plan: FaultPlan, *, is_write: bool
     ) -> list[FaultyTicket]:
-        due_s = self._clock.now_s() + self._default_delay_s + plan.delay_s
-        return [FaultyTicket(r.key, r, plan, t, due_s, is_write) for r, t in zip(requests, tickets, strict=True)]
+        now_s = self._clock.now_s()
+        due_s = now_s + self._default_delay_s + plan.delay_s
+        leak_s = float("inf") if plan.leak_after_s is None else now_s + plan.leak_after_s
+        return [
+            FaultyTicket(r.key, r, plan, t, due_s, leak_s, is_write) for r, t in zip(requests, tickets, strict=True)
+        ]
 
-    def _is_held_back(self, ticket: FaultyTicket) -> bool:
-        return _holds(ticket.plan.hanging, ticket.key, ticket.state) or self._clock.now_s() < ticket.due_s
+    def _is_hung(self, ticket: FaultyTicket) -> bool:
+        return _holds(ticket.plan.hanging, ticket.key, ticket.state)
+
+    def _leak(self, ticket: FaultyTicket) -> None:
+        if self._clock.now_s() >= ticket.leak_s:
+            ticket.leak_s = float("inf")
+            self._inner.poll(ticket.inner)
 
     def _advance(self, ticket: FaultyTicket) -> None:
         """A failing ticket fails once the inner one can no longer touch memory: FAILED means quiescent."""

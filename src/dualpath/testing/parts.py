@@ -161,6 +161,7 @@ class NodeWorks:
                 max_batch_tokens=scenario.max_batch_tokens,
                 slot_deadline_s=SLOT_S,
                 transfer_deadline_s=TRANSFER_S,
+                verifies=scenario.verifies,
             ),
             runtime=self._runtime,
         )
@@ -174,7 +175,7 @@ class NodeWorks:
             geometry=GEOMETRY,
             namespace=NAMESPACE,
             traffic=self._traffic(engine_id, scenario.num_decode_slots, scenario.num_write_slots),
-            config=DecodeConfig(scenario.device_kv_tokens, slot_deadline_s=SLOT_S),
+            config=DecodeConfig(scenario.device_kv_tokens, slot_deadline_s=SLOT_S, verifies=scenario.verifies),
             runtime=self._runtime,
         )
 

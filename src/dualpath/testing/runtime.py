@@ -22,7 +22,7 @@ from dualpath.testing.loop import VirtualLoop
 T = TypeVar("T")
 
 _UNIX_S = 1.8e9
-_TURN_S = (2e-4, 2e-3)  # between two turns of something that is not idle
+_FIRST_TURN_S, _LAST_TURN_S = 5e-4, 3e-2  # between two turns of something that is not idle: ever longer
 
 
 class VirtualRuntime:
@@ -182,6 +182,7 @@ class VirtualDriver:
         self._commands: deque[Command] = deque()
         self._next: asyncio.Handle | None = None
         self._next_s = float("inf")
+        self._pause_s = _FIRST_TURN_S
         self._is_started = False
         self.is_here = False
         self._ended: Future[None] = Future()
@@ -227,4 +228,5 @@ class VirtualDriver:
         if self._commands or self._turns.is_finished:
             self._due(0.0)
         elif not self._turns.is_idle:
-            self._due(max(self._turns.wait_s(), self._runtime.chance.uniform(*_TURN_S)))
+            self._pause_s = _FIRST_TURN_S if commands else min(1.5 * self._pause_s, _LAST_TURN_S)
+            self._due(self._pause_s * self._runtime.chance.uniform(0.3, 1.0))

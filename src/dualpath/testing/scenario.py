@@ -14,6 +14,7 @@ STORM_S = 10.0  # faults begin within so long of the start
 # What each kind of fault does, and to what. A mild one leaves a way round: every request must be answered all the same.
 NODE_FAULTS = ("kill", "stop", "cut line", "hang line")
 PATH_FAULTS = ("fail transfers", "hang transfers", "flip on network", "tear on network")
+DAMAGE = ("flip on network", "tear on network", "flip staging")  # what digests are there for
 STORAGE_FAULTS = (
     "fail reads",
     "hang reads",
@@ -66,6 +67,7 @@ class Scenario:
     engines_per_node: int
     path: str
     streams_layers: bool
+    verifies: bool  # KV end to end; else storage reads only, and network and memory flip no bits
     num_prefill_slots: int
     num_decode_slots: int
     num_write_slots: int
@@ -111,6 +113,7 @@ def draw(seed: int) -> Scenario:
         engines_per_node=2 if dice.random() < 0.15 else 1,
         path=dice.choice(PATHS),
         streams_layers=dice.random() < 0.85,
+        verifies=dice.random() < 0.6,
         num_prefill_slots=slots[0],
         num_decode_slots=slots[1],
         num_write_slots=slots[2],
@@ -124,8 +127,8 @@ def draw(seed: int) -> Scenario:
         agents=(),
         faults=(),
     )
-    agents = tuple(_agent(dice, number, scenario.max_prompt_tokens) for number in range(dice.randint(2, 6)))
-    return replace(scenario, agents=agents, faults=_faults(dice, is_remote))
+    agents = tuple(_agent(dice, number, scenario.max_prompt_tokens) for number in range(dice.choice([2, 4, 6, 9])))
+    return replace(scenario, agents=agents, faults=_faults(dice, scenario))
 
 
 def _agent(dice: random.Random, number: int, max_prompt_tokens: int) -> Agent:
@@ -147,11 +150,14 @@ def _agent(dice: random.Random, number: int, max_prompt_tokens: int) -> Agent:
     return Agent(number, tenant, start_s, dice.randint(0, 2), tuple(turns))
 
 
-def _faults(dice: random.Random, is_remote: bool) -> tuple[Fault, ...]:
-    kinds = [*PATH_FAULTS, *STORAGE_FAULTS, *STORE_FAULTS, *OTHER_FAULTS]
-    if is_remote:
-        kinds += 2 * NODE_FAULTS
-    chosen = dice.sample(kinds, dice.randint(1, 4))  # few kinds at a time: they hide each other
+def _faults(dice: random.Random, scenario: Scenario) -> tuple[Fault, ...]:
+    """Few kinds at a time, for they hide each other: of one theme mostly, sometimes of all."""
+    nodes = NODE_FAULTS if scenario.is_remote else ("restart scheduler",)
+    themes = [PATH_FAULTS, (*PATH_FAULTS, *nodes), STORAGE_FAULTS, (*STORAGE_FAULTS, *STORE_FAULTS), nodes]
+    everything = (*PATH_FAULTS, *STORAGE_FAULTS, *STORE_FAULTS, *OTHER_FAULTS, *nodes)
+    theme = dice.choice(themes) if dice.random() < 0.7 else everything
+    kinds = [kind for kind in theme if scenario.verifies or kind not in DAMAGE]
+    chosen = dice.sample(kinds, dice.randint(1, min(3, len(kinds))))
     return tuple(
         Fault(
             number=number,
@@ -159,7 +165,7 @@ def _faults(dice: random.Random, is_remote: bool) -> tuple[Fault, ...]:
             kind=dice.choice(chosen),
             target=dice.randrange(64),
             for_s=round(dice.choice([0.05, 0.5, 2.0, 5.0]) * dice.uniform(0.5, 2), 4),
-            strength=dice.choice([0.05, 0.3, 1.0]),
+            strength=dice.choice([0.05, 0.2, 0.5, 1.0]),
         )
-        for number in range(dice.randint(0, 16))
+        for number in range(dice.choice([0, 4, 8, 12, 16]))
     )

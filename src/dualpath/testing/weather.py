@@ -13,7 +13,7 @@ from dualpath.testing.scenario import Fault
 from dualpath.traffic.contract import Op
 from dualpath.traffic.fake_transport import Fate
 
-_LATE_S = (0.0, 0.001, 0.01, 0.1, 1.0, 4.0)
+_LATE_S = (0.0, 0.01, 0.05, 0.15, 0.4, 1.0, 4.0)
 
 
 class Sometimes:
@@ -67,7 +67,7 @@ class Weather:
         """The fate of a transfer. Any may leave bytes behind when it ends badly."""
         dice = self._dice
         nodes = [self._node_of[end.rpartition(".")[0]] for end in (initiator, peer)]
-        late_s = tuple(dice.choice([None, *_LATE_S]) for _ in range(3))
+        late_s = tuple(dice.choice([None, *_LATE_S, *_LATE_S]) for _ in range(3))
         delay_s = dice.choice([0.0, 0.0, dice.uniform(0, 0.004)])
 
         def meets(kind: str) -> bool:
@@ -95,6 +95,7 @@ class Weather:
             plan.hanging = self._keys(f"hang {direction}", node)
             plan.corrupt = self._keys(f"flip {direction}", node)
             plan.torn = self._keys(f"tear {direction}", node)
+            plan.leak_after_s = self._dice.uniform(0.9, 3.0)  # about when a transfer's deadline has passed
             plan.delay_s = 0.5 * self.strength("slow storage", node)
             plan.full = direction == "writes" and self.strength("full", node) > 0
 
