@@ -201,10 +201,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _range(text: str) -> range:
-    first, _, last = text.partition("-")
-    if not first.isdigit() or not (last or first).isdigit() or int(last or first) < int(first):
+    parts = text.split("-")
+    if len(parts) > 2 or not all(part.isdigit() for part in parts) or int(parts[-1]) < int(parts[0]):
         raise argparse.ArgumentTypeError(f"seeds are a number or two, the smaller first: 0-999, not {text!r}")
-    return range(int(first), int(last or first) + 1)
+    return range(int(parts[0]), int(parts[-1]) + 1)
 
 
 def _numbers(text: str) -> set[int]:
