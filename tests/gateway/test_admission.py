@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -52,6 +53,7 @@ class Spy(Tokenizer):
         self.num_at_once += 1
         self.most_at_once = max(self.most_at_once, self.num_at_once)
         self.go_on.wait(30)
+        time.sleep(0.01)  # long enough for another thread to come in, if it may
         self.num_at_once -= 1
         return super().encode(text, add_special_tokens=add_special_tokens)
 
@@ -210,27 +212,30 @@ def test_containers_are_counted_as_they_are(value: Any) -> None:
 # -- at once -------------------------------------------------------------------------------------------------------
 
 
+def texts(http: httpx.AsyncClient, number: int) -> list[asyncio.Task[httpx.Response]]:
+    return [asyncio.create_task(http.post("/tokenize", json={"prompt": "x" * 6000})) for _ in range(number)]
+
+
 async def test_so_many_bytes_are_tokenised_at_once_and_no_more(backend: FakeBackend, spy: Spy) -> None:
-    settings = GatewaySettings(max_body_bytes=8000, admission_timeout_s=0.2)
+    async with client_of(backend, spy, GatewaySettings(max_body_bytes=8000)) as http:
+        assert [answer.status_code for answer in await asyncio.gather(*texts(http, 8))] == [200] * 8
+    assert spy.most_at_once == 1
+
+
+async def test_who_waits_too_long_for_the_tokenizer_is_told_to_come_back(backend: FakeBackend, spy: Spy) -> None:
+    settings = GatewaySettings(max_body_bytes=8000, admission_timeout_s=0.1)
     async with client_of(backend, spy, settings) as http:
-
-        async def ask() -> int:
-            return (await http.post("/tokenize", json={"prompt": "x" * 6000})).status_code
-
         spy.go_on.clear()
-        first = asyncio.create_task(ask())
+        (first,) = texts(http, 1)
         await until(lambda: spy.lengths)
-        answers = await asyncio.gather(*(http.post("/tokenize", json={"prompt": "x" * 6000}) for _ in range(3)))
-        for answer in answers:
+        for answer in await asyncio.gather(*texts(http, 3)):
             check(answer, 429, None, "rate_limit_exceeded")
             assert answer.headers["retry-after"] == "1"
         assert (
             await http.post("/detokenize", json={"tokens": [65]})
         ).status_code == 200  # a small one waits for nobody
         spy.go_on.set()
-        assert await first == 200
-        assert await asyncio.gather(*(ask() for _ in range(5))) == [200] * 5
-    assert spy.most_at_once == 1
+        assert (await first).status_code == 200
 
 
 def admission(tokenizer: Tokenizer, **settings: Any) -> Admission:
@@ -264,6 +269,7 @@ class Sender:
         self._pieces.put_nowait((b"x" * size, more))
 
     async def receive(self) -> dict[str, Any]:
+        await asyncio.sleep(0)  # a socket is never read at once
         body, more = await self._pieces.get()
         return {"type": "http.request", "body": body, "more_body": more}
 
@@ -279,13 +285,33 @@ async def test_a_body_that_does_not_come_gives_up_and_lets_go(tokenizer: Tokeniz
     assert gate.memory.used_bytes == gate.work.used_bytes == 0
 
 
+async def test_a_body_that_keeps_coming_has_to_come_to_an_end(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop, later_s = asyncio.get_running_loop(), 0.0
+    now_s = loop.time
+    monkeypatch.setattr(loop, "time", lambda: now_s() + later_s)
+
+    async def receive() -> dict[str, Any]:
+        nonlocal later_s
+        later_s += 9.0  # soon enough each time
+        await asyncio.sleep(0.001)
+        return {"type": "http.request", "body": b"x", "more_body": True}
+
+    gate = admission(tokenizer, connections=ConnectionLimits(body_timeout_s=10.0))
+    with pytest.raises(ApiError) as caught:
+        await gate.on_body(request_of(receive), len)
+    assert (caught.value.status, later_s) == (408, 18.0)
+
+
 async def test_bodies_in_memory_are_bounded_and_those_that_wait_lose_no_time(tokenizer: Tokenizer) -> None:
     limits = ConnectionLimits(body_timeout_s=0.5)
     gate = admission(tokenizer, body_memory_bytes=60_000, connections=limits)
     with gate.memory.share() as other:
         await other.take(60_000, 1.0)
         sender = Sender()
-        sender.send(50_000, more=False)
+        sender.send(40_000)
+        sender.send(10_000, more=False)
         reading = asyncio.create_task(gate.on_body(request_of(sender.receive), len))
         await asyncio.sleep(1.0)  # twice as long as a client may take
         assert not reading.done()
