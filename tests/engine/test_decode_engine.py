@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 import pytest
 import torch
 
+from dualpath.core.errors import KvCorruptError
 from dualpath.core.geometry import KvGeometry
 from dualpath.core.ids import EngineId, NodeId, PeerId, RequestId
 from dualpath.core.keys import Namespace, chain_keys, root_key
@@ -128,6 +129,14 @@ async def test_a_client_may_go_at_any_turn_of_the_event_loop(engine: DecodeEngin
     await idle(engine)
     order = await handed_over(engine, "next", 6, 10)
     assert await tokens(engine.decode(order)) == list(range(101, 110))
+    await engine.release(order.request.request_id)
+
+
+async def test_a_prompt_that_is_not_what_it_was_is_told_as_such(engine: DecodeEngine) -> None:
+    order = await handed_over(engine, "r", 6, 10)
+    engine.traffic.slot_view(engine.traffic.slots.granted[0])[HEADER_BYTES + 1] ^= 1
+    with pytest.raises(KvCorruptError):
+        await tokens(engine.decode(order))
     await engine.release(order.request.request_id)
 
 

@@ -264,6 +264,22 @@ def test_nothing_overtakes_a_slow_digest(settings: dict[str, Any]) -> None:
     run(scenario, **settings)
 
 
+def test_hits_that_arrive_damaged_again_and_again_are_computed() -> None:
+    """At the third attempt; no more is read."""
+
+    async def scenario(pair: Pair) -> None:
+        first = await pair.ask(PROMPT)
+        await pair.rest()
+        pair.fates = [(Op.PULL, False, Fate(flips=[99]))] * 100
+        second = await pair.ask([*PROMPT, *first.tokens, 5])
+        assert second.record.num_retries == 2
+        assert second.record.num_recomputed_blocks > 0
+        pair.fates.clear()
+        await pair.rest()
+
+    run(scenario)
+
+
 @pytest.mark.parametrize("path", ["decode", "split"])
 def test_layers_may_come_before_their_headers(path: str) -> None:
     async def scenario(pair: Pair) -> None:
