@@ -10,9 +10,13 @@ import subprocess
 import sys
 
 from tests.scheduler.cluster import cluster
+from tests.scheduler.fixtures import BLOCK, NAMESPACE
 from tests.scheduler.test_chaos import break_things, converse
 from tests.scheduler.virtual_time import run_virtual
 
+from dualpath.core.ids import BlockKey
+from dualpath.core.keys import root_key
+from dualpath.scheduler.blocks import KeyChain, WriteLedger
 from dualpath.scheduler.config import SchedulerConfig
 
 
@@ -67,6 +71,24 @@ def test_two_processes_with_other_hash_seeds_do_the_same() -> None:
     ]
     assert answers[0] == answers[1] == answers[2]
     assert int(answers[0][1]) > 1000, "much happened"
+
+
+def test_writes_that_are_given_up_are_given_up_in_their_order() -> None:
+    told: list[BlockKey] = []
+
+    class Index:
+        def begin_write(self, key: BlockKey, parent: BlockKey | None) -> bool:
+            return True
+
+        def fail_write(self, key: BlockKey) -> None:
+            told.append(key)
+
+    tokens = range(40 * BLOCK)
+    chain = KeyChain(root_key(NAMESPACE), tokens, BLOCK)
+    ledger = WriteLedger(Index(), chain)  # type: ignore[arg-type]
+    ledger.writing(chain.keys)
+    ledger.close()
+    assert told == chain.keys
 
 
 def tell() -> None:

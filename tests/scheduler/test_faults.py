@@ -141,13 +141,17 @@ def test_a_block_that_fails_on_both_sides_is_recomputed() -> None:
     run_virtual(scenario())
 
 
-def test_a_reading_call_that_fails_as_a_whole_falls_back_too() -> None:
+@pytest.mark.parametrize(
+    "error", [TransferError("the NIC is down"), KeyError("a bug"), EngineBugError("a bug")], ids=repr
+)
+def test_a_reading_call_that_fails_as_a_whole_falls_back_too(error: Exception) -> None:
     async def scenario() -> None:
         async with cluster() as c:
             request = make_request(num_prompt=6 * BLOCK + 1)
             c.store_prompt(request.prompt_token_ids)
-            c.prefill[0].faults["read"].append(TransferError("the NIC is down"))
+            c.prefill[0].faults["read"].append(error)
             assert await c.run(request) == expected(request)
+            assert c.record(request).num_retries == 0
             assert c.record(request).num_hit_tokens == 6 * BLOCK
             assert c.record(request).storage_read_bytes == {"prefill": 0, "decode": 6}
 

@@ -174,6 +174,50 @@ def test_a_request_waits_out_a_long_absence_of_its_engines() -> None:
     run_virtual(scenario())
 
 
+def test_a_request_that_comes_no_further_waits_out_absence_after_absence() -> None:
+    async def scenario() -> None:
+        async with cluster(config=SchedulerConfig(retry_budget_s=10.0, max_retries=0)) as c:
+            c.decode[0].lossy_release = True
+            c.prefill[0].delay_s["prefill"] = 1.0
+            task = c.start(make_request())
+            for _ in range(3):
+                while not c.prefill[0].active:  # noqa: ASYNC110  (an engine has no event for it)
+                    await asyncio.sleep(0.01)
+                c.decode[0].die()
+                await asyncio.sleep(100.0)
+                c.decode[0].come_back()
+            assert await task == expected(make_request())
+
+    run_virtual(scenario())
+
+
+def test_an_answer_outlives_more_faults_than_retries_if_tokens_come_between_them() -> None:
+    async def scenario() -> None:
+        async with cluster(config=SchedulerConfig(max_retries=1)) as c:
+            request = make_request(max_tokens=200)
+            task = c.start(request)
+            while not task.done():
+                await asyncio.sleep(0.4)
+                if len(c.decode[0].faults["step"]) == 0:
+                    c.decode[0].faults["step"].append(EngineLostError("dropped"))
+            c.decode[0].faults.clear()
+            assert await task == expected(request)
+            assert c.record(request).num_retries > 4
+
+    run_virtual(scenario())
+
+
+def test_a_further_phase_makes_time_begin_anew() -> None:
+    async def scenario() -> None:
+        async with cluster(config=SchedulerConfig(max_retries=0, retry_budget_s=1.0)) as c:
+            c.decode[0].faults["reserve"].extend([EngineSilentError("x")] * 4)
+            c.prefill[0].faults["prefill"].extend([PathBrokenError("x")] * 4)
+            assert await c.run(make_request()) == expected(make_request())
+            assert (c.record(make_request()).total_s or 0.0) > 1.0
+
+    run_virtual(scenario())
+
+
 @pytest.mark.parametrize("error", [KvCorruptError("flipped"), PathBrokenError("cut")], ids=repr)
 def test_what_is_damaged_between_engines_again_is_computed_instead_of_read(error: Exception) -> None:
     async def scenario() -> None:
