@@ -13,20 +13,20 @@ from dualpath.core.runtime import Command, SystemRuntime
 from dualpath.store.blocking_calls import NUM_THREADS, STUCK_S, BlockingCalls
 
 
-class LeapingRuntime(SystemRuntime):
-    """Tests move the clock."""
+class StandingRuntime(SystemRuntime):
+    """Only tests move the clock."""
 
-    leapt_s = 0.0
+    time_s = 1000.0
 
     def now_s(self) -> float:
-        return super().now_s() + self.leapt_s
+        return self.time_s
 
 
 class Bench:
     """Calls that end when their gate is opened, and what the owner was told of."""
 
     def __init__(self, max_threads: int) -> None:
-        self.runtime = LeapingRuntime()
+        self.runtime = StandingRuntime()
         self.calls = BlockingCalls(self.runtime, "test", max_threads)
         self.gates: list[threading.Event] = []
         self.outcomes: list[tuple[str, str]] = []
@@ -36,6 +36,7 @@ class Bench:
         gates = [threading.Event() for _ in range(count)]
         self.gates += gates
         begun = [threading.Event() for _ in range(count)]
+        end_s = time.monotonic() + 10.0
 
         def wait(number: int) -> Command:
             begun[number].set()
@@ -43,8 +44,11 @@ class Bench:
             return partial(self.outcome, f"hung {number}")
 
         self.calls.run([partial(wait, number) for number in range(count)])
-        for event in begun:
-            self.until(event.is_set)
+        while not all(event.is_set() for event in begun):
+            self.runtime.time_s += 0.001  # for each thread that is to come
+            self.calls.take()
+            assert time.monotonic() < end_s
+            time.sleep(0.01)
         return gates
 
     def outcome(self, name: str) -> None:
@@ -80,8 +84,11 @@ def test_outcomes_are_the_owners_on_its_thread(bench: Bench) -> None:
 
 
 def test_a_call_that_hangs_holds_up_no_other(bench: Bench) -> None:
+    """Nor need they wait until it counts as stuck."""
     bench.hang(1)
+    bench.runtime.time_s += STUCK_S / 2
     for number in range(20):
+        bench.runtime.time_s += 0.002
         bench.calls.run([bench.say(str(number))])
         bench.until(lambda number=number: bench.said(str(number)))  # type: ignore[misc]
 
@@ -90,14 +97,14 @@ def test_where_all_threads_hang_others_come_up_to_a_bound(bench: Bench) -> None:
     gates = bench.hang(NUM_THREADS)
     bench.calls.run([bench.say("behind")])
     assert not bench.calls.take()
-    bench.runtime.leapt_s += STUCK_S  # now they count as stuck
+    bench.runtime.time_s += STUCK_S  # now they count as stuck
     bench.until(lambda: bench.said("behind"))
     assert bench.calls.stalled_s() >= STUCK_S
 
     bench.hang(2)
-    bench.runtime.leapt_s += STUCK_S
+    bench.runtime.time_s += STUCK_S
     bench.calls.run([bench.say("last")])
-    bench.runtime.leapt_s += STUCK_S
+    bench.runtime.time_s += STUCK_S
     bench.calls.take()
     names = [thread.name for thread in threading.enumerate() if thread.name.startswith("test-")]
     assert len(set(names)) <= NUM_THREADS + 2
@@ -109,7 +116,7 @@ def test_where_all_threads_hang_others_come_up_to_a_bound(bench: Bench) -> None:
 def test_nothing_is_stalled_where_nothing_waits(bench: Bench) -> None:
     assert bench.calls.stalled_s() == 0.0
     (gate,) = bench.hang(1)
-    bench.runtime.leapt_s += 7.0
+    bench.runtime.time_s += 7.0
     assert bench.calls.stalled_s() >= 7.0
     gate.set()
     bench.until(lambda: bench.said("hung 0"))

@@ -214,9 +214,7 @@ class FileIo:
         failure = ticket.error
         num_bytes = ticket.request.num_bytes
         try:
-            if ticket.is_given_up():
-                self._files.remove(ticket.fd, ticket.temporary)
-            elif failure is not None:
+            if failure is not None:
                 self._files.discard(ticket.key, ticket.fd, ticket.temporary, num_bytes)
             else:
                 self._files.publish(ticket.key, ticket.fd, ticket.temporary, num_bytes, ticket.is_given_up)
