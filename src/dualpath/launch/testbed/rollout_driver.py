@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import secrets
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -91,7 +92,7 @@ class TestbedOpener:
 
     def _channel(self, config: ServeConfig, node: NodeConfig, server: StorageServer) -> NodeChannel:
         address = str(self._testbed.spec.address(COMPUTE_NETWORK, node.name))
-        order = NodeOrder(config, node, address, _NODE_PORT)
+        order = NodeOrder(config, node, address, _NODE_PORT, secrets.token_bytes(32))
         return NodeChannel(self._testbed, order, server.environment)
 
 

@@ -6,13 +6,13 @@ import asyncio
 import pickle
 import signal
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dualpath.config import NodeConfig, ServeConfig
 from dualpath.core.parent import end_with_parent
 from dualpath.launch.node_process import NodeProcess, watch_lease
 from dualpath.launch.setup import set_up_process
-from dualpath.launch.testbed.socket_channel import serve_node
+from dualpath.launch.testbed.socket_channel import NodeServer
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +21,7 @@ class NodeOrder:
     node: NodeConfig
     host: str  # where it listens for its scheduler
     port: int
+    secret: bytes = field(repr=False)  # of this process's scheduler
 
 
 def main() -> int:
@@ -34,10 +35,11 @@ def main() -> int:
 async def _serve(order: NodeOrder) -> None:
     process, stop = NodeProcess(order.config, order.node), asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    server = await serve_node(process, order.host, order.port)
+    server = NodeServer(process, order.secret)
+    await server.start(order.host, order.port)
     watch_lease(process, order.config.ray.lease_s)
     await stop.wait()
-    server.close()
+    await server.close()
     await process.close()
 
 

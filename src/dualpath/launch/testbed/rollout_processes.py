@@ -35,7 +35,7 @@ class NodeChannel(SocketChannel):
     """Implements ``engine.remote.channel.Channel``; owns the process: ``open`` starts it where there is none."""
 
     def __init__(self, testbed: Testbed, order: NodeOrder, environment: Mapping[str, str]) -> None:
-        super().__init__(order.host, order.port)
+        super().__init__(order.host, order.port, order.secret)
         self._testbed, self._order, self._environment = testbed, order, environment
         self.process: Process | None = None
 

@@ -1,26 +1,41 @@
-"""A channel over TCP, one connection for each session: to nodes whose processes we have started ourselves."""
+"""A channel over TCP, one connection for each session: to nodes whose processes we have started ourselves.
+
+Both ends prove that they know the same secret before anything else is read (``core.handshake``).
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import itertools
+import logging
 import socket
 import struct
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
+from dualpath.core import handshake
 from dualpath.core.errors import DualPathError
-from dualpath.launch.node_process import NodeProcess
 
+_log = logging.getLogger(__name__)
 _LENGTH = struct.Struct("<I")
-_CONNECT_S = 2.0
+_CONNECT_S = 2.0  # with the handshake, at either end
 _UNACKNOWLEDGED_MS = 5000  # a connection that a cut link has broken ends, instead of backing off for minutes
 
 
+class Process(Protocol):
+    """What is behind the channel: ``launch.node_process.NodeProcess``."""
+
+    async def open(self, session: str) -> bytes: ...
+
+    async def send(self, session: str, batch: bytes) -> None: ...
+
+    async def poll(self, session: str, max_wait_s: float) -> bytes: ...
+
+
 class Question(msgspec.Struct, array_like=True):
-    """A call of ``NodeProcess``: its number on this connection, the method, the session, the other argument."""
+    """A call of the process: its number on this connection, the method, the session, the other argument."""
 
     number: int
     method: str
@@ -46,8 +61,8 @@ class SocketChannel:
     Raises DualPathError where the connection fails: that says nothing about the process.
     """
 
-    def __init__(self, host: str, port: int) -> None:
-        self._host, self._port = host, port
+    def __init__(self, host: str, port: int, secret: bytes) -> None:
+        self._host, self._port, self._secret = host, port, secret
         self._numbers = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[bytes]] = {}
         self._writer: asyncio.StreamWriter | None = None
@@ -55,13 +70,7 @@ class SocketChannel:
 
     async def open(self, session: str) -> bytes:
         await self.close()
-        try:
-            async with asyncio.timeout(_CONNECT_S):
-                reader, writer = await asyncio.open_connection(self._host, self._port)
-        except (OSError, TimeoutError) as error:
-            raise DualPathError(f"{self._host}:{self._port} cannot be reached: {error or 'no answer'}") from None
-        _give_up_early(writer)
-        self._writer = writer
+        reader, self._writer = await self._connect()
         self._reading = asyncio.create_task(self._read(reader))
         return await self._ask("open", session)
 
@@ -79,6 +88,23 @@ class SocketChannel:
         if self._writer is not None:
             self._writer.transport.abort()
             self._writer = None
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        place, writer = f"{self._host}:{self._port}", None
+        try:
+            async with asyncio.timeout(_CONNECT_S):
+                reader, writer = await asyncio.open_connection(self._host, self._port)
+                _give_up_early(writer)
+                if await _prove(self._secret, reader, writer):
+                    return reader, writer
+            error: Exception = DualPathError(f"{place} does not know our secret, or we do not know its own")
+        except asyncio.IncompleteReadError:
+            error = DualPathError(f"{place} has closed the connection: it does not know our secret")
+        except (OSError, TimeoutError) as reason:
+            error = DualPathError(f"{place} cannot be reached: {reason or 'no answer'}")
+        if writer is not None:
+            writer.transport.abort()
+        raise error
 
     async def _ask(self, method: str, session: str, **arguments: Any) -> bytes:
         writer = self._writer
@@ -113,16 +139,34 @@ class SocketChannel:
                     future.set_exception(DualPathError(f"the connection to {self._host} broke: {reason}"))
 
 
-async def serve_node(process: NodeProcess, host: str, port: int) -> asyncio.Server:
+class NodeServer:
     """The node's end. Calls of a connection that has ended are cancelled: their answers would reach nobody."""
 
-    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, process: Process, secret: bytes) -> None:
+        self._process, self._secret = process, secret
+        self._server: asyncio.Server | None = None
+        self.refusals = handshake.Refusals(_log, "channel of a node")
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen on this address and no other; returns the port."""
+        self._server = await asyncio.start_server(self._talk, host, port)
+        number: int = self._server.sockets[0].getsockname()[1]
+        return number
+
+    async def close(self) -> None:
+        """Take no new connections; those that are there go on."""
+        if self._server is not None:
+            self._server.close()
+
+    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         _give_up_early(writer)
         calls: set[asyncio.Task[None]] = set()
         try:
+            if not await self._admits(reader, writer):
+                return
             while True:
                 question = _questions.decode(await _read_frame(reader))
-                call = asyncio.create_task(_carry_out(process, question, writer))
+                call = asyncio.create_task(_carry_out(self._process, question, writer))
                 calls.add(call)
                 call.add_done_callback(calls.discard)
         except (OSError, asyncio.IncompleteReadError):
@@ -132,10 +176,34 @@ async def serve_node(process: NodeProcess, host: str, port: int) -> asyncio.Serv
                 call.cancel()
             writer.transport.abort()
 
-    return await asyncio.start_server(talk, host, port)
+    async def _admits(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        """Reads as many bytes as a proof has, and nothing more from who has none."""
+        asked = handshake.challenge()
+        writer.write(asked)
+        confirmation = None
+        with contextlib.suppress(OSError, TimeoutError, asyncio.IncompleteReadError):
+            async with asyncio.timeout(_CONNECT_S):
+                response = await reader.readexactly(handshake.RESPONSE_BYTES)
+            confirmation = handshake.confirm(self._secret, asked, response)
+        if confirmation is None:
+            self.refusals.add(writer.get_extra_info("peername"))
+            return False
+        writer.write(confirmation)
+        return True
 
 
-async def _carry_out(process: NodeProcess, question: Question, writer: asyncio.StreamWriter) -> None:
+async def _prove(secret: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+    """To a server, that we know the secret; does it, too?"""
+    asked = await reader.readexactly(handshake.CHALLENGE_BYTES)
+    response = handshake.respond(secret, asked)
+    if response is None:
+        return False
+    writer.write(response)
+    confirmation = await reader.readexactly(handshake.CONFIRMATION_BYTES)
+    return handshake.is_confirmed(secret, asked, response, confirmation)
+
+
+async def _carry_out(process: Process, question: Question, writer: asyncio.StreamWriter) -> None:
     try:
         value = b""
         match question.method:
