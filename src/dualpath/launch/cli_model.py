@@ -74,8 +74,9 @@ def _add_follow(actions: Any) -> None:
         "follow",
         help="run a share of a model for a prefill engine elsewhere",
         description="One of the processes that run a prefill engine's model together ([cluster] tensor_parallel), on "
-        "any host: for a node with tensor_parallel_listen. Waits for the node, ends with it. Its collectives take the "
-        "interface of GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME.",
+        "any host: for a node with tensor_parallel_listen. Waits for the node, ends with it. Both know a secret, in "
+        "DUALPATH_SECRET or in the file that DUALPATH_SECRET_FILE names. Collectives take the interface that reaches "
+        "the node, or that of GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME.",
     )
     parser.add_argument("--model", required=True, type=Path, metavar="DIR", help="the same model directory")
     parser.add_argument("--master", required=True, metavar="HOST:PORT", help="the node's tensor_parallel_listen")
@@ -142,11 +143,12 @@ def _follow(arguments: argparse.Namespace) -> int:
     host, _, port = arguments.master.rpartition(":")
     if not host or not port.isdecimal():
         raise ConfigError(f"--master: must be HOST:PORT, not {arguments.master!r}")
+    from dualpath.core.handshake import read_secret
     from dualpath.models.parallel.follower import FollowerSettings, follow
     from dualpath.models.parallel.group import Membership
     from dualpath.models.parallel.load import check_parallel
 
+    member = Membership(arguments.rank, arguments.world, host, int(port), secret=read_secret(os.environ))
     check_parallel(arguments.model, arguments.world, "auto")
-    member = Membership(arguments.rank, arguments.world, host, int(port))
     follow(FollowerSettings(member, str(arguments.model), arguments.dtype, arguments.threads))
     return 0

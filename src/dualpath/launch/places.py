@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ import torch
 
 from dualpath.config import ClusterConfig, ModelConfig, NodeConfig
 from dualpath.core.errors import ConfigError
+from dualpath.core.handshake import read_secret
 from dualpath.core.ids import EngineId, NodeId
 from dualpath.core.plan import Role
 from dualpath.core.runtime import Clock
@@ -121,6 +123,11 @@ def check_parallel_places(cluster: ClusterConfig, engines: Sequence[Place]) -> N
             f"[cluster] tensor_parallel: a process can have one prefill engine of {cluster.tensor_parallel} ranks, not "
             f"{prefill}; give each a node of its own under [[nodes]]"
         )
+    if cluster.tensor_parallel > 1 and prefill:
+        try:
+            _parallel_secret(cluster)
+        except ConfigError as error:
+            raise ConfigError(f"[cluster] tensor_parallel_listen: {error}") from None
 
 
 def _is_parallel(place: Place, cluster: ClusterConfig) -> bool:
@@ -138,7 +145,13 @@ def _load(config: ModelConfig, cluster: ClusterConfig, place: Place) -> HfModel 
         name=config.served_name,
         num_threads=torch.get_num_threads(),
         listen=parse_listen(cluster.tensor_parallel_listen),
+        secret=_parallel_secret(cluster),
     )
+
+
+def _parallel_secret(cluster: ClusterConfig) -> bytes | None:
+    """Of processes that come from elsewhere. Raises ConfigError where there is none."""
+    return None if cluster.tensor_parallel_listen is None else read_secret(os.environ)
 
 
 def parse_listen(text: str | None) -> tuple[str, int] | None:

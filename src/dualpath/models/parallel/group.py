@@ -1,14 +1,15 @@
 """The processes that run a model together: how they meet, what the leader tells them, and how KV rows go between them.
 
 Commands travel through torch's key-value store, where a process may wait for hours; within a forward everything is a
-collective. Both are class MODEL: the interface is GLOO_SOCKET_IFNAME's or NCCL_SOCKET_IFNAME's.
+collective. Both are class MODEL: the interface is GLOO_SOCKET_IFNAME's or NCCL_SOCKET_IFNAME's. The store is on the
+leader's loopback; from other hosts a ``Door`` leads there. Collectives ask nobody: their network must be isolated.
 """
 
 from __future__ import annotations
 
-import os
+import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -16,8 +17,12 @@ import torch
 import torch.distributed as dist
 
 from dualpath.core.errors import ConfigError, EngineLostError
+from dualpath.models.parallel.door import Door, WayIn
+from dualpath.models.parallel.interfaces import use_interface_of
 
 LEADER = 0
+_LOOPBACK = "127.0.0.1"
+_LEAVE_S = 5.0  # for followers from elsewhere to hear the last command
 _IDLE_WAIT = timedelta(hours=1)  # then look again, and torch logs it; a leader that is gone shows at once
 
 
@@ -27,13 +32,14 @@ class LeaderGoneError(EngineLostError):
 
 @dataclass(frozen=True, slots=True)
 class Membership:
-    """A process's place. ``port`` 0: the leader takes a free one."""
+    """A process's place. ``port`` 0: the leader takes a free one. Without ``secret`` all are on this host."""
 
     rank: int
     world: int
     host: str
     port: int
     timeout_s: float = 300.0  # of one collective; the leader may wait for KV between two of them
+    secret: bytes | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.world:
@@ -52,22 +58,24 @@ class Group:
         self.rank, self.world = membership.rank, membership.world
         self._timeout = timedelta(seconds=membership.timeout_s)
         self._num_commands = 0
-        try:
-            self._store: Any = dist.TCPStore(  # type: ignore[attr-defined]
-                membership.host,
-                membership.port,
-                None,
-                is_master=self.rank == LEADER,
-                timeout=self._timeout,
-                wait_for_workers=False,
-            )
-        except (RuntimeError, ValueError) as error:
-            where = f"{membership.host}:{membership.port}"
-            raise ConfigError(f"rank {self.rank} cannot meet the others at {where}: {one_line(error)}") from None
+        self._door: Door | WayIn | None = None
+        if self.rank == LEADER:
+            self._store = _open_store(self._timeout, _listen())
+            if membership.secret is not None:
+                self._door = Door(membership.host, membership.port, membership.secret, self._store.port)
+        else:
+            port = membership.port
+            if membership.secret is not None:
+                self._door = WayIn(membership.host, port, membership.secret, membership.timeout_s)
+                port = self._door.port
+            self._store = _open_store(self._timeout, None, port)
+        if membership.secret is not None:
+            use_interface_of(membership.host, membership.port if self.rank != LEADER else 0)
 
     @property
     def port(self) -> int:
-        port: int = self._store.port
+        """Where followers go."""
+        port: int = self._store.port if self._door is None else self._door.port
         return port
 
     def meet(self, device_type: str) -> None:
@@ -127,12 +135,34 @@ class Group:
     def close(self) -> None:
         if dist.is_initialized():
             dist.destroy_process_group()
+        if isinstance(self._door, Door):
+            self._door.close(_LEAVE_S)
         self._store = None
+        if isinstance(self._door, WayIn):
+            self._door.close()
 
 
-def use_loopback() -> None:
-    """Let gloo meet on this host only, unless the user said where; it would resolve the host's name else."""
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+def _listen() -> socket.socket:
+    """torch alone would listen on every interface, whatever host it is told."""
+    return socket.create_server((_LOOPBACK, 0))
+
+
+def _open_store(timeout: timedelta, listener: socket.socket | None, port: int = 0) -> Any:
+    """The leader's with a listener, which the store then owns; else a follower's. Raises ConfigError."""
+    if listener is not None:
+        port = listener.getsockname()[1]
+    try:
+        return dist.TCPStore(  # type: ignore[attr-defined]
+            _LOOPBACK,
+            port,
+            None,
+            is_master=listener is not None,
+            timeout=timeout,
+            wait_for_workers=False,
+            master_listen_fd=None if listener is None else listener.detach(),
+        )
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(f"cannot meet the others at {_LOOPBACK}:{port}: {one_line(error)}") from None
 
 
 def one_line(error: BaseException) -> str:

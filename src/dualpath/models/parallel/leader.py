@@ -12,11 +12,12 @@ from pathlib import Path
 import msgspec
 import torch
 
-from dualpath.core.errors import DualPathError, EngineLostError
+from dualpath.core.errors import ConfigError, DualPathError, EngineLostError
 from dualpath.models.fingerprint import fingerprint_model_dir
 from dualpath.models.hf_model import HfModel
 from dualpath.models.parallel.follower import CLOSE, FollowerSettings, encode_items
-from dualpath.models.parallel.group import LEADER, Group, Membership, one_line, use_loopback
+from dualpath.models.parallel.group import LEADER, Group, Membership, one_line
+from dualpath.models.parallel.interfaces import use_loopback
 from dualpath.models.parallel.load import check_parallel, load_shard
 from dualpath.models.parallel.shard_stream import LeaderStream
 from dualpath.models.parallel.shares import Shares
@@ -111,19 +112,22 @@ def start_leader(
     fingerprint: str | None = None,
     num_threads: int = 1,
     listen: tuple[str, int] | None = None,
+    secret: bytes | None = None,
     timeout_s: float = 300.0,
 ) -> ParallelModel:
     """The model in ``model_dir`` on ``world`` ranks, all ready. Followers are started here, or, with ``listen``, waited
-    for: they come with ``follower.follow`` from wherever they are.
+    for: they come with ``follower.follow`` from wherever they are, and with the same ``secret``.
 
     Raises UnsupportedModelError or ConfigError for what cannot be, EngineLostError where ranks do not come.
     """
     path = Path(model_dir)
     check_parallel(path, world, device)
+    if (listen is None) != (secret is None):
+        raise ConfigError("followers from elsewhere need a secret, those started here have no use for one")
     host, port = listen or ("127.0.0.1", 0)
     if listen is None:
         use_loopback()
-    group = Group(Membership(LEADER, world, host, port, timeout_s))
+    group = Group(Membership(LEADER, world, host, port, timeout_s, secret))
     followers: list[subprocess.Popen[bytes]] = []
     try:
         if listen is None:
