@@ -97,15 +97,10 @@ class Releaser:
         prefill, decode = hold.prefill, hold.decode
         if prefill is None:
             return True
-
-        async def remove() -> bool:
-            await decode.engine.remove_peer(prefill.peer)
-            return True
-
         answer = await self._until(hold, prefill, lambda: prefill.engine.release(hold.request_id))
         self._end(hold, prefill)
         if answer is _Answer.GONE and decode is not None:
-            answer = await self._until(hold, decode, remove)
+            answer = await self._until(hold, decode, lambda: _done(decode.engine.remove_peer(prefill.peer)))
         return answer is not _Answer.NONE
 
     async def release_decode(self, hold: Hold, *, is_at_rest: bool) -> None:
@@ -113,13 +108,8 @@ class Releaser:
         decode = hold.decode
         if decode is None:
             return
-
-        async def release() -> bool:
-            await decode.engine.release(hold.request_id)
-            return True
-
         if is_at_rest:
-            await self._until(hold, decode, release)
+            await self._until(hold, decode, lambda: _done(decode.engine.release(hold.request_id)))
         self._end(hold, decode)
 
     def _end(self, hold: Hold, side: _Prefill | _Decode) -> None:
@@ -150,6 +140,11 @@ class Releaser:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(pause_s):
                 await self._hurry.wait()
+
+
+async def _done(call: Awaitable[None]) -> bool:
+    await call
+    return True
 
 
 class Hold:
