@@ -18,6 +18,7 @@ from tests.gateway.conftest import Serving
 from tests.gateway.fakes import FakeBackend, says
 from tests.gateway.test_server import until
 
+from dualpath.gateway.http_protocol import HttpProtocol
 from dualpath.gateway.refusals import LOG_EVERY_S, Refusals
 from dualpath.gateway.settings import ConnectionLimits, GatewaySettings
 
@@ -172,11 +173,24 @@ async def test_answers_take_as_long_as_they_take(backend: FakeBackend, serving: 
         assert backend.outcomes() == ["finished"]
 
 
-async def test_a_client_that_takes_nothing_is_cut_off(backend: FakeBackend, serving: Serving) -> None:
+@pytest.mark.parametrize("num_takes", [0, 3])
+async def test_a_client_that_takes_nothing_is_cut_off(
+    backend: FakeBackend, serving: Serving, monkeypatch: pytest.MonkeyPatch, num_takes: int
+) -> None:
+    """As long as it takes a little every now and then it is not."""
     backend.max_context_tokens = 1_000_000
     backend.script = lambda request: [65] * request.sampling.max_tokens
+    watched, watch = 0, HttpProtocol._watch_sending
+
+    def watching(self: HttpProtocol) -> None:
+        nonlocal watched
+        watched += 1
+        watch(self)
+        self._unsent_bytes = self.transport.get_write_buffer_size() + (watched <= num_takes)
+
+    monkeypatch.setattr(HttpProtocol, "_watch_sending", watching)
     body = b'{"prompt":"x","stream":true,"max_tokens":900000}'
-    async with serving(backend, settings=limits(send_timeout_s=0.3)) as url:
+    async with serving(backend, settings=limits(send_timeout_s=0.2)) as url:
         host, port = url.removeprefix("http://").split(":")
         with socket.socket() as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -187,6 +201,7 @@ async def test_a_client_that_takes_nothing_is_cut_off(backend: FakeBackend, serv
                 if backend.outcomes() == ["cancelled"]:
                     break
         assert backend.outcomes() == ["cancelled"]
+        assert watched > num_takes
         assert await errors(url) == {("none", "send_timeout"): 1}
 
 

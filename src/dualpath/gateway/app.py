@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
@@ -74,7 +75,7 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     # Not request.url: it is put together from a Host header that may be anything.
     message = f"{error.detail}: {request.method} {request.scope['path']}"
-    code = "".join(char if char.isalnum() else "_" for char in error.detail.lower())
+    code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
     return ApiError(error.status_code, message, code=code, headers=error.headers).response()
 
 

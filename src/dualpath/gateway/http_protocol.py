@@ -60,6 +60,7 @@ class HttpProtocol(H11Protocol):
         self._num_answered = 0
         self._deadline: asyncio.TimerHandle | None = None
         self._send_deadline: asyncio.TimerHandle | None = None
+        self._unsent_bytes = 0  # when its time began
 
     # -- what asyncio calls -------------------------------------------------------------------------------------------
 
@@ -88,7 +89,7 @@ class HttpProtocol(H11Protocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._send_deadline = self.loop.call_later(self._limits.send_timeout_s, self._on_send_deadline)
+        self._watch_sending()
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -165,7 +166,14 @@ class HttpProtocol(H11Protocol):
         else:
             self._drop("body_timeout" if self._owes is _Owes.BODY else "no_request")
 
+    def _watch_sending(self) -> None:
+        self._unsent_bytes = self.transport.get_write_buffer_size()
+        self._send_deadline = self.loop.call_later(self._limits.send_timeout_s, self._on_send_deadline)
+
     def _on_send_deadline(self) -> None:
+        if self.transport.get_write_buffer_size() < self._unsent_bytes:  # slowly, but it takes it
+            self._watch_sending()
+            return
         self._shared.refusals.count(None, "send_timeout", self._peer())
         self._forget_deadlines()
         self.transport.abort()

@@ -8,6 +8,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from dualpath.core.errors import OverloadedError
 from dualpath.gateway.auth import tenant_of
 from dualpath.gateway.bodies import DetokenizeBody, TokenizeBody
 from dualpath.gateway.context import Gateway, json_response
@@ -55,7 +56,11 @@ async def _generate(gateway: Gateway, request: Request, plan_of: Callable[[bytes
     if not gateway.backend.ready():
         raise not_ready()
     tenant = tenant_of(request)
-    plan = await gateway.on_body(request, lambda raw: plan_of(raw, tenant))
+    try:
+        plan = await gateway.on_body(request, lambda raw: plan_of(raw, tenant))
+    except OverloadedError:
+        gateway.metrics.count_rejected()
+        raise
     return GenerationResponse(
         plan.job,
         plan.writer,
