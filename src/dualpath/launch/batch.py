@@ -89,7 +89,7 @@ class Worker:
         """The output object; never raises but for cancellation."""
         try:
             request = self._parse(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             return _output(None, None, {"code": "invalid_line", "message": f"not a batch request: {error}"})
         request_id = f"req_{uuid.uuid4().hex}"
         try:
