@@ -129,6 +129,20 @@ async def test_a_block_that_is_written_while_it_is_deleted_is_stored_only_if_it_
     bench.index.close_writer(writer)
 
 
+async def test_storage_is_not_asked_about_a_block_whose_deletion_is_still_to_come() -> None:
+    bench = Bench(1, capacity_blocks=0)
+    bench.evictor._calls = directory_calls.DirectoryCalls(bench.runtime, patience_s=0.02)
+    bench.storage.gate.clear()
+    await bench.evictor.evict()
+    bench.evictor._capacity_bytes = None
+    bench.write(bench.keys[0])
+    await bench.evictor.evict()
+    bench.storage.gate.set()
+    await bench.until(lambda: bench.evictor.stats.stalled_s == 0.0)
+    assert bench.storage.used_bytes() == 0
+    bench.check()
+
+
 async def test_doubts_are_settled_where_storage_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench(1, capacity_blocks=0)
     bench.index.open_writer()

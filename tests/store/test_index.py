@@ -208,6 +208,15 @@ def test_no_call_visits_more_than_a_few_of_the_blocks_behind_a_lost_one() -> Non
     assert index.evict_to(2999 * SIZE_BYTES, 1) == keys[:-2:-1], "cut off, though used last"
 
 
+def test_what_is_left_to_visit_is_visited_before_the_next_block_is_chosen() -> None:
+    index, keys = chain_of(100)
+    index.begin_write(key_of(-1), None)
+    index.publish(key_of(-1))
+    index.touch(keys)
+    index.forget(keys[0])
+    assert index.evict_to(99 * SIZE_BYTES, 1) == keys[:-2:-1], "cut off, though used last"
+
+
 def test_stale_entries_of_the_eviction_queue_do_not_pile_up() -> None:
     """Blocks that are lost and come back leave an entry each time; nothing is evicted meanwhile."""
     index, keys = chain_of(200)
