@@ -357,6 +357,19 @@ def test_the_service_starts_with_the_pairs_that_can_be_connected() -> None:
     run_virtual(scenario())
 
 
+def test_the_service_starts_without_an_engine_that_is_lost_and_waits_for_it() -> None:
+    async def scenario() -> None:
+        async with cluster(start=False) as c:
+            c.decode[0].fall_silent()
+            c.service.mark_lost(D0)
+            await c.service.start()
+            assert not c.service.ready()
+            c.decode[0].speak()
+            assert await c.run(make_request()) == expected(make_request())
+
+    run_virtual(scenario())
+
+
 def test_the_service_does_not_start_where_nothing_can_be_connected() -> None:
     async def scenario() -> None:
         async with cluster(decode=2, start=False) as c:

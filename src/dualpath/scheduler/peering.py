@@ -77,13 +77,13 @@ class Peering:
         self._forgetting: dict[tuple[EngineId, PeerId], asyncio.Task[None]] = {}
 
     async def start(self) -> None:
-        """Try to connect all. Raises where no pair can be connected; else those that failed are tried again."""
+        """Try to connect all; those that fail are tried again. Raises where all are there and none can be connected."""
         pairs = self._pairs.values()
         for pair in pairs:
             self._attend(pair)
         for pair in pairs:
             await pair.tried.wait()
-        if pairs and not any(pair.connection for pair in pairs):
+        if pairs and self.num_apart == len(pairs):
             raise DualPathError(f"engines cannot be connected: {next(iter(pairs)).failure}")
 
     def connection(self, prefill_id: EngineId, decode_id: EngineId) -> int:

@@ -81,7 +81,9 @@ class Service:
         prefill_infos = [engine.info for engine in self._prefill.values()]
         self._placer = Placer(prefill_infos, infos, self.accounts, config, self._peering.is_connected)
         self._releaser = Releaser(self.accounts, config, runtime, self._tasks, self._placer.wake)
-        self._evictor = Evictor(index, store, config.capacity_bytes, runtime, capacity_fraction=config.capacity_fraction)
+        self._evictor = Evictor(
+            index, store, config.capacity_bytes, runtime, capacity_fraction=config.capacity_fraction
+        )
         steps = Steps(
             placer=self._placer,
             accounts=self.accounts,
