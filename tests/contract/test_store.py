@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -281,3 +282,20 @@ def test_requests_may_lie_anywhere_in_registered_memory(bench: Bench) -> None:
     bench.finish(ticket)
     assert ctypes.string_at(bench.staging[-1].data_ptr(), HEADER_BYTES) == block_bytes(9)[:HEADER_BYTES]
     assert not bool(bench.staging[:-1].any())
+
+
+def test_trying_to_write_leaves_nothing(bench: Bench) -> None:
+    bench.write(1)
+    bench.store.try_write()
+    assert [block.key for block in bench.store.list_blocks()] == [key_of(1)]
+    free_bytes = bench.store.free_bytes()
+    assert free_bytes is None or free_bytes > 0
+
+
+def test_nothing_is_stalled_where_nothing_is_under_way(bench: Bench) -> None:
+    bench.write(1)
+    bench.io = faulty = FaultyIo(bench.io)
+    bench.read(1, 2)
+    end_s = time.monotonic() + 10.0
+    while faulty.stalled_s():  # files are closed later
+        assert time.monotonic() < end_s

@@ -17,7 +17,7 @@ from tests.store.blocks import GEOMETRY, NAMESPACE, OBJECT_BYTES, Bench, block_b
 from tests.store.faulty_proxy import Fault, FaultyProxy, faulty_proxy
 from tests.store.s3_server import BUCKET, S3Server, s3_server, set_credentials
 
-from dualpath.core.errors import BlockCorruptError, BlockMissingError, ConfigError, StoreError
+from dualpath.core.errors import BlockCorruptError, BlockMissingError, ConfigError, StoreError, StoreFullError
 from dualpath.core.runtime import SystemRuntime
 from dualpath.store import s3_io
 from dualpath.store.contract import IoState
@@ -211,6 +211,19 @@ def test_a_lasting_fault_ends_after_two_attempts_and_leaves_others_alone(bench: 
     assert proxy.num_seen("GET") == 4
 
 
+@pytest.mark.parametrize(("status", "error"), [(507, StoreFullError), (500, StoreError), (403, StoreError)])
+def test_a_server_without_room_is_told_from_one_that_fails(
+    status: int, error: type[StoreError], bench: Bench, proxy: FaultyProxy
+) -> None:
+    proxy.fail("PUT", status=status)
+    with pytest.raises(StoreError) as caught:
+        bench.store.try_write()
+    assert type(caught.value) is error
+    proxy.heal()
+    bench.store.try_write()
+    assert list(bench.store.list_blocks()) == []
+
+
 # --- a server that does not answer ------------------------------------------------------------------------------------
 
 
@@ -244,6 +257,7 @@ def test_late_bytes_fall_into_memory_that_is_still_held(bench: Bench, proxy: Fau
     wait_until(lambda: bytes(bench.views[0][: OBJECT_BYTES // 4]) == block_bytes(1)[: OBJECT_BYTES // 4])
     assert not bench.io.release(ticket)
     assert not bench.io.release(ticket)
+    assert bench.io.stalled_s() > 0.0
     proxy.let_go()
     wait_until(lambda: bench.io.release(ticket))
     assert bytes(bench.views[0]) == block_bytes(1)  # so it was right not to reuse it
