@@ -13,7 +13,8 @@ from dualpath.core.plan import Role
 from dualpath.engine.api import EngineInfo
 from dualpath.scheduler.accounts import Accounts
 from dualpath.scheduler.config import SchedulerConfig
-from dualpath.scheduler.placer import Demand, Placement, Placer
+from dualpath.scheduler.placer import Placer
+from dualpath.scheduler.waiting import Demand, Placement
 
 Pair = tuple[str, str]
 

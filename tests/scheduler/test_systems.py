@@ -16,10 +16,11 @@ from dualpath.scheduler.accounts import Accounts
 from dualpath.scheduler.config import SchedulerConfig
 from dualpath.scheduler.decode_choice import assign_decode, choose_group_in_turn
 from dualpath.scheduler.path_choice import PATH_POLICIES
-from dualpath.scheduler.placer import Demand, Placement, Placer
+from dualpath.scheduler.placer import Placer
 from dualpath.scheduler.prefill_choice import PrefillLimits, assign_prefill, choose_prefill_in_turn
 from dualpath.scheduler.snapshot import EngineSnapshot, GroupId, group_of
 from dualpath.scheduler.systems import SYSTEMS, Assignment, system_policy
+from dualpath.scheduler.waiting import Demand, Placement
 
 LIMITS = PrefillLimits(alpha_tokens=100, beta_tokens=1000)
 

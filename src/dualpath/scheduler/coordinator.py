@@ -25,7 +25,7 @@ from dualpath.scheduler.holding import Releaser
 from dualpath.scheduler.job import Job
 from dualpath.scheduler.patience import is_between_engines
 from dualpath.scheduler.peering import Peering
-from dualpath.scheduler.placer import Demand
+from dualpath.scheduler.waiting import Demand
 
 _log = logging.getLogger(__name__)
 

@@ -18,60 +18,16 @@ import asyncio
 import bisect
 import heapq
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 
-from dualpath.core.errors import InvalidRequestError, OverloadedError
-from dualpath.core.ids import EngineId, RequestId
+from dualpath.core.errors import OverloadedError
+from dualpath.core.ids import EngineId
 from dualpath.engine.api import EngineInfo
 from dualpath.scheduler import decode_choice
 from dualpath.scheduler.accounts import Accounts
 from dualpath.scheduler.chooser import Chooser
 from dualpath.scheduler.config import SchedulerConfig
 from dualpath.scheduler.snapshot import EngineSnapshot, GroupId
-
-
-@dataclass(frozen=True, slots=True)
-class Demand:
-    """What a request needs of its engines. ``sequence`` is its arrival number; a resumed request keeps it."""
-
-    request_id: RequestId
-    sequence: int
-    num_prompt_tokens: int
-    num_tokens: int  # prompt and expected output: what it will take of a decode engine's device memory
-    failed_on: tuple[EngineId, ...] = ()  # last; avoided if there are others: they may look idle because they fail
-
-
-@dataclass(frozen=True, slots=True)
-class Placement:
-    prefill: EngineId
-    decode: EngineId
-
-
-@dataclass(slots=True, eq=False)
-class _Ticket:
-    demand: Demand
-    placed: asyncio.Future[Placement]
-    num_decode_tokens: int = 0  # the demand, at most what the group's smallest device pool holds
-
-
-@dataclass(slots=True)
-class _Group:
-    """Decode engines that share a private queue: those of a node, or a single one where they are taken in turn."""
-
-    engines: list[EngineInfo] = field(default_factory=list)
-    queue: list[_Ticket] = field(default_factory=list)
-
-    @property
-    def max_prompt_tokens(self) -> int:
-        return min(min(info.max_prompt_tokens, info.device_kv_tokens - 1) for info in self.engines)
-
-    @property
-    def device_kv_tokens(self) -> int:
-        return min(info.device_kv_tokens for info in self.engines)
-
-    @property
-    def queued_tokens(self) -> int:
-        return sum(ticket.num_decode_tokens for ticket in self.queue)
+from dualpath.scheduler.waiting import Demand, Group, Placement, Ticket, too_long
 
 
 class Placer:
@@ -89,14 +45,14 @@ class Placer:
         self._accounts = accounts
         self._config = config
         self._chooser = Chooser(config)
-        self._groups: dict[GroupId, _Group] = {}
+        self._groups: dict[GroupId, Group] = {}
         for info in decode_engines:
-            self._groups.setdefault(self._chooser.group_id(info), _Group()).engines.append(info)
+            self._groups.setdefault(self._chooser.group_id(info), Group()).engines.append(info)
         self._is_connected = is_connected
         self._lost: dict[EngineId, None] = {}
         self._reach: Mapping[EngineId, int] | None = None  # see ``_reached``; None: not known
         self._has_changed = False  # which engines there are, since the last fetch
-        self._homeless: list[_Ticket] = []  # no group can take them, or they have just arrived
+        self._homeless: list[Ticket] = []  # no group can take them, or they have just arrived
         self._fetch_due = False
 
     # -- waiting ------------------------------------------------------------------------------------------------------
@@ -118,7 +74,7 @@ class Placer:
         """
         if demand.num_prompt_tokens > self.max_prompt_tokens:
             raise too_long(demand.num_prompt_tokens, self.max_prompt_tokens)
-        ticket = _Ticket(demand, asyncio.get_running_loop().create_future())
+        ticket = Ticket(demand, asyncio.get_running_loop().create_future())
         self._enqueue(ticket)
         try:
             async with asyncio.timeout(self._config.queue_timeout_s):
@@ -130,11 +86,11 @@ class Placer:
                 raise OverloadedError(waited, retry_after_s=self._config.retry_after_s) from None
             raise
 
-    def _enqueue(self, ticket: _Ticket) -> None:
+    def _enqueue(self, ticket: Ticket) -> None:
         self._homeless.append(ticket)
         self.wake()
 
-    def _withdraw(self, ticket: _Ticket) -> None:
+    def _withdraw(self, ticket: Ticket) -> None:
         """The waiter has gone; it may have been placed in the same turn of the loop."""
         if ticket.placed.done() and not ticket.placed.cancelled():
             placement = ticket.placed.result()
@@ -183,7 +139,7 @@ class Placer:
     def _live_prefill(self) -> list[EngineInfo]:
         return [info for info in self._prefill.values() if info.engine_id not in self._lost]
 
-    def _live_decode(self, group: _Group) -> list[EngineInfo]:
+    def _live_decode(self, group: Group) -> list[EngineInfo]:
         return [info for info in group.engines if info.engine_id not in self._lost]
 
     # -- fetching -----------------------------------------------------------------------------------------------------
@@ -232,24 +188,24 @@ class Placer:
             bisect.insort(group.queue, ticket, key=_arrival)
             loads[group_id] += ticket.num_decode_tokens
 
-    def _load_tokens(self, group: _Group) -> int:
+    def _load_tokens(self, group: Group) -> int:
         assigned = sum(self._accounts.snapshot(info.engine_id).num_tokens for info in group.engines)
         return assigned + group.queued_tokens
 
-    def _suits(self, group: _Group, ticket: _Ticket) -> bool:
+    def _suits(self, group: Group, ticket: Ticket) -> bool:
         needed, reach = ticket.demand.num_prompt_tokens, self._reached()
         is_reached = any(reach.get(info.engine_id, 0) >= needed for info in group.engines)
         return is_reached and group.max_prompt_tokens >= needed
 
-    def _has_failed(self, group: _Group, ticket: _Ticket) -> bool:
+    def _has_failed(self, group: Group, ticket: Ticket) -> bool:
         return any(info.engine_id in ticket.demand.failed_on for info in group.engines)
 
-    def _decode_candidates(self) -> Iterator[tuple[_Group, _Ticket, EngineId]]:
+    def _decode_candidates(self) -> Iterator[tuple[Group, Ticket, EngineId]]:
         """Phase 2 of every group, merged in order of arrival; lazy, because the prefill choice may end the fetch."""
         streams = [self._group_candidates(group) for group in self._groups.values() if group.queue]
         return heapq.merge(*streams, key=lambda candidate: candidate[1].demand.sequence)
 
-    def _group_candidates(self, group: _Group) -> Iterator[tuple[_Group, _Ticket, EngineId]]:
+    def _group_candidates(self, group: Group) -> Iterator[tuple[Group, Ticket, EngineId]]:
         engines = [self._accounts.snapshot(info.engine_id) for info in self._live_decode(group)]
         tickets = [ticket for ticket in group.queue if not ticket.placed.done()]  # done: its waiter just gave up
         reach = [self._reached()[engine.engine_id] for engine in engines]
@@ -263,7 +219,7 @@ class Placer:
             yield group, ticket, engine_id
 
     def _choose_prefill(
-        self, ticket: _Ticket, decode_id: EngineId, engines: dict[EngineId, EngineSnapshot]
+        self, ticket: Ticket, decode_id: EngineId, engines: dict[EngineId, EngineSnapshot]
     ) -> EngineId | None:
         """None: those that could take it are overloaded."""
         needed = ticket.demand.num_prompt_tokens
@@ -275,7 +231,7 @@ class Placer:
         others = [snap for snap in suitable if snap.engine_id not in ticket.demand.failed_on]
         return self._chooser.prefill(others) or self._chooser.prefill(suitable)
 
-    def _commit(self, group: _Group, ticket: _Ticket, placement: Placement) -> None:
+    def _commit(self, group: Group, ticket: Ticket, placement: Placement) -> None:
         group.queue.remove(ticket)
         demand = ticket.demand
         self._accounts.assign(demand.request_id, placement.prefill, demand.num_prompt_tokens)
@@ -283,13 +239,5 @@ class Placer:
         ticket.placed.set_result(placement)
 
 
-def too_long(num_tokens: int, limit_tokens: int) -> InvalidRequestError:
-    return InvalidRequestError(
-        f"the request needs {num_tokens} tokens of context, at most {limit_tokens} can be served",
-        param="messages",
-        code="context_length_exceeded",
-    )
-
-
-def _arrival(ticket: _Ticket) -> int:
+def _arrival(ticket: Ticket) -> int:
     return ticket.demand.sequence

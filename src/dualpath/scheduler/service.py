@@ -29,9 +29,10 @@ from dualpath.scheduler.health import Health
 from dualpath.scheduler.holding import Releaser
 from dualpath.scheduler.job import Job, first_id, new_job
 from dualpath.scheduler.peering import Peering
-from dualpath.scheduler.placer import Placer, too_long
+from dualpath.scheduler.placer import Placer
 from dualpath.scheduler.records import RecordBook
 from dualpath.scheduler.tasks import TaskSet
+from dualpath.scheduler.waiting import too_long
 from dualpath.store.contract import BlockStore
 
 _log = logging.getLogger(__name__)
