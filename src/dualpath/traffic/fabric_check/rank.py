@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -83,6 +84,8 @@ class _Member:
 def _join(plan: CheckPlan, rank: int, master: tuple[str, int]) -> Store:
     host, port = master
     try:
+        # torch alone would listen on every interface, whatever host it is told.
+        listener = socket.create_server(master).detach() if rank == 0 else None
         return dist.TCPStore(  # type: ignore[attr-defined]
             host,
             port,
@@ -90,8 +93,9 @@ def _join(plan: CheckPlan, rank: int, master: tuple[str, int]) -> Store:
             is_master=rank == 0,
             timeout=timedelta(seconds=plan.deadline_s),
             wait_for_workers=True,
+            master_listen_fd=listener,
         )
-    except (RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise DualPathError(
             f"rank {rank} of {plan.world} cannot meet the others at {host}:{port}: {_one_line(error)}"
         ) from None
