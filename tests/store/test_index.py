@@ -191,6 +191,21 @@ def test_an_eviction_can_be_done_in_slices() -> None:
     assert index.evict_to(2 * SIZE_BYTES, 100) == []
 
 
+def test_a_slice_looks_at_a_few_entries_only() -> None:
+    """Of a chain only the end may go, though every block was the end once."""
+    index, keys = chain_of(1000)
+    num_entries = len(index._queue._heap)
+    assert num_entries > 900
+    num_calls = 0
+    while not (evicted := index.evict_to(0, 4)):
+        assert index.may_evict()
+        num_calls += 1
+        assert num_entries - len(index._queue._heap) <= 64 * num_calls
+        index.check_integrity()
+    assert evicted == keys[:-5:-1]
+    assert num_calls > 10
+
+
 def test_no_call_visits_more_than_a_few_of_the_blocks_behind_a_lost_one() -> None:
     """And what is left to visit changes nothing but the order of eviction, which puts it right before it chooses."""
     index, keys = chain_of(3000)

@@ -65,6 +65,10 @@ class IndexView(Protocol):
         """Drop least recently used leaves from the index; the caller deletes the objects and then says ``deleted``."""
         ...
 
+    def may_evict(self) -> bool:
+        """False: nothing more may go now. True: ``evict_to`` is worth another call, even if it returned nothing."""
+        ...
+
     def deleted(self, keys: Iterable[BlockKey]) -> None:
         """Storage has answered: nothing deletes these any more."""
         ...

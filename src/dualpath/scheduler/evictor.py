@@ -121,8 +121,11 @@ class Evictor:
         while self._index.used_bytes() > capacity_bytes:
             await self._calls.room()
             keys = self._index.evict_to(capacity_bytes, _KEYS_PER_CALL)
-            if not keys:
+            if not keys and not self._index.may_evict():
                 break
+            if not keys:
+                await self._runtime.sleep_s(0)
+                continue
             num_evicted += len(keys)
             deletions.append(self._calls.begin(self._delete, keys))
             deletions[-1].add_done_callback(partial(self._deleted, keys))

@@ -79,7 +79,9 @@ class BlockingCalls:
         """Put another thread to work if none is at it, or if those that are leave calls waiting."""
         now_s = self._runtime.now_s()
         with self._lock:
-            if not self._waiting or self._num_at_work() >= (NUM_THREADS if now_s >= self._woken_s + _MORE_AFTER_S else 1):
+            if not self._waiting or self._num_at_work() >= (
+                NUM_THREADS if now_s >= self._woken_s + _MORE_AFTER_S else 1
+            ):
                 return
             if self._idle:
                 number = self._idle.pop()

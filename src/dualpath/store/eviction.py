@@ -62,19 +62,25 @@ class EvictionQueue:
         node.is_queued = False
         self.offer(node)
 
-    def pop(self) -> Node | None:
-        """Take the block to evict next; None where nothing may go. The caller removes it from ``nodes``."""
-        while self._heap:
-            entry = heapq.heappop(self._heap)
-            node = self._nodes.get(entry[2])
-            if node is None:
-                continue
-            if not self._is_evictable(node):
-                node.is_queued = False  # comes back when it is offered
-            elif entry != _entry(node):
-                self._push(node)
-            else:
-                return node
+    @property
+    def is_empty(self) -> bool:
+        """Nothing may go."""
+        return not self._heap
+
+    def take(self) -> Node | None:
+        """Look at the first entry. The block to evict next, which the caller removes from ``nodes``; or None: the entry
+        was out of date.
+        """
+        entry = heapq.heappop(self._heap)
+        node = self._nodes.get(entry[2])
+        if node is None:
+            return None
+        if not self._is_evictable(node):
+            node.is_queued = False  # comes back when it is offered
+        elif entry != _entry(node):
+            self._push(node)
+        else:
+            return node
         return None
 
     def check_integrity(self) -> None:

@@ -32,6 +32,7 @@ from dualpath.store.header import object_bytes
 __all__ = ["BlockIndex", "BlockState"]
 
 _TIDIED_PER_EVICTION = 128
+_ENTRIES_PER_BLOCK = 16
 
 
 class BlockIndex:
@@ -168,18 +169,25 @@ class BlockIndex:
     def evict_to(self, capacity_bytes: int, max_blocks: int | None = None) -> list[BlockKey]:
         """Drop blocks until the rest fits, at most ``max_blocks``, and return them for deletion: say ``deleted``.
 
-        Fewer where pins and writes do not allow more.
+        With ``max_blocks`` the work is bounded, too, so there may be fewer, or none, while ``may_evict``.
         """
         self._chains.tidy(_TIDIED_PER_EVICTION)
         evicted: list[BlockKey] = []
-        while self.used_bytes() > capacity_bytes and len(evicted) != max_blocks:
-            node = self._queue.pop()
-            if node is None:
+        num_entries = 0
+        while self.used_bytes() > capacity_bytes and self.may_evict() and len(evicted) != max_blocks:
+            if max_blocks is not None and num_entries == _ENTRIES_PER_BLOCK * max_blocks:
                 break
-            self._remove(node)
-            self._deletions.begin(node.key)
-            evicted.append(node.key)
+            num_entries += 1
+            node = self._queue.take()
+            if node is not None:
+                self._remove(node)
+                self._deletions.begin(node.key)
+                evicted.append(node.key)
         return evicted
+
+    def may_evict(self) -> bool:
+        """False: pins and writes do not allow any more."""
+        return not self._queue.is_empty
 
     def deleted(self, keys: Iterable[BlockKey]) -> None:
         """Storage has answered to the deletion of these, whatever it said: nothing deletes them any more."""

@@ -11,7 +11,7 @@ from dualpath.store.contract import BlockStore
 from dualpath.store.header import parse_header
 from dualpath.store.index import BlockIndex
 
-_FORGOTTEN_PER_TURN = 64
+_LEARNT_PER_TURN = 64
 
 
 async def learn_parents(
@@ -25,15 +25,18 @@ async def learn_parents(
     damaged: list[BlockKey] = []
     gone: list[BlockKey] = []
     while keys := index.unknown_parents(batch_blocks):
-        for key, found in zip(keys, await runtime.to_thread(_read_parents, store, keys), strict=True):
+        answers = await runtime.to_thread(_read_parents, store, keys)
+        for number, (key, found) in enumerate(zip(keys, answers, strict=True)):
             if isinstance(found, BlockCorruptError):
                 damaged.append(key)
             if isinstance(found, BlockCorruptError | BlockMissingError):
                 gone.append(key)
             index.learn_parent(key, None if isinstance(found, StoreError) else found)
+            if number % _LEARNT_PER_TURN == 0:
+                await runtime.sleep_s(0)
     for number, key in enumerate(gone):  # last, when what lies behind them is known
         index.forget(key)
-        if number % _FORGOTTEN_PER_TURN == 0:
+        if number % _LEARNT_PER_TURN == 0:
             await runtime.sleep_s(0)
     return damaged
 
