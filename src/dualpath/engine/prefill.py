@@ -149,7 +149,7 @@ class PrefillEngine:
         name = self._engine_id
         assert not [*self._ready, *self._running], f"{name}: forwards wait or run"
         assert not self._staged.num_requests, f"{name}: {self._staged.num_requests} requests hold staging slots"
-        assert not {**self._unsettled, **self._leftovers}, f"{name}: transfers of failed forwards have not ended"
+        assert not [*self._unsettled, *self._leftovers], f"{name}: transfers of failed forwards have not ended"
         assert not self._workspace.used_bytes, f"{name}: {self._workspace.used_bytes} bytes of device memory are held"
 
     @property

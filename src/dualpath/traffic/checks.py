@@ -67,7 +67,7 @@ class Checks:
 
 
 def _digest(storage: torch.Tensor, starts: npt.NDArray[np.int64], num_bytes: npt.NDArray[np.int64]) -> Digests:
-    memory = memoryview(storage.numpy())
+    memory = memoryview(storage.numpy().data)
     spans = zip(starts.tolist(), (starts + num_bytes).tolist(), strict=True)
     digests = (xxhash.xxh3_64_intdigest(memory[start:end]) for start, end in spans)
     return np.fromiter(digests, dtype=np.uint64, count=len(starts))

@@ -46,7 +46,7 @@ class EngineMemory:
 
     def page(self, number: int) -> memoryview:
         start = number * HEADER_BYTES
-        return memoryview(self.regions[PAGES].storage.numpy())[start : start + HEADER_BYTES]
+        return memoryview(self.regions[PAGES].storage.numpy().data)[start : start + HEADER_BYTES]
 
     def select(self, region_name: str, units: Units, num_others: int) -> tuple[Region, Units]:
         """The region and its checked units, int32. Raises ValueError where they do not fit it or the other side."""
