@@ -125,7 +125,7 @@ class NodeProcess:
         except BaseException:
             await self._close_parts()
             raise
-        self._server = EngineServer({engine.info.engine_id: engine for engine in self._parts.engines})
+        self._server = EngineServer({engine.info.engine_id: engine for engine in self._parts.engines}, self._runtime)
 
     async def _close_parts(self) -> None:
         if self._parts is not None:
