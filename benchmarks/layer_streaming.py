@@ -118,9 +118,8 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         model_dir = init_model("llama", Path(scratch) / "model", preset="demo")
-        times, cpu = asyncio.run(
-            measure(model_dir, arguments.cached, arguments.new, arguments.rounds, arguments.threads)
-        )
+        rounds, threads = arguments.rounds, arguments.threads
+        times, cpu = asyncio.run(measure(model_dir, arguments.cached, arguments.new, rounds, threads))
     best = {name: statistics.median(values) for name, values in times.items()}
     print(f"prefill of {arguments.new} new over {arguments.cached} cached tokens, median of {rounds}:")
     for name, median_s in best.items():
