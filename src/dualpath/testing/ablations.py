@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
 
 from dualpath.core import ids
 from dualpath.core.errors import DualPathError, TransferError
-from dualpath.core.ids import BlockKey, EngineId, PeerId
+from dualpath.core.ids import EngineId, PeerId
 from dualpath.engine.decode import DecodeEngine
 from dualpath.engine.forward_digests import ForwardDigests
 from dualpath.engine.integrity import Integrity
@@ -20,11 +20,10 @@ from dualpath.engine.roster import Roster
 from dualpath.engine.sequence import Sequence as DecodeSequence
 from dualpath.engine.staged import StagedReads
 from dualpath.scheduler.attempt import Attempt
-from dualpath.scheduler.blocks import Hits, WriteLedger
+from dualpath.scheduler.blocks import WriteLedger
 from dualpath.scheduler.holding import Hold
 from dualpath.scheduler.job import Job
 from dualpath.scheduler.patience import Patience
-from dualpath.store.index import BlockIndex
 from dualpath.testing import parts
 from dualpath.traffic import memory
 from dualpath.traffic.jobs import Job as TrafficJob
@@ -156,17 +155,6 @@ def _failed_writes_stay_announced() -> AbstractContextManager[Any]:
     return patch.object(WriteLedger, "failed", _nothing)
 
 
-def _hits_are_read_before_they_are_stored() -> AbstractContextManager[Any]:
-    async def durable(self: Hits, keys: Sequence[BlockKey]) -> Sequence[BlockKey]:
-        return keys
-
-    return patch.object(Hits, "durable", durable)
-
-
-def _lost_blocks_stay_known() -> AbstractContextManager[Any]:
-    return patch.object(BlockIndex, "forget", _nothing)
-
-
 def _salts_are_ignored() -> AbstractContextManager[Any]:
     from dualpath.scheduler import service
 
@@ -233,8 +221,6 @@ ABLATIONS: dict[str, Ablation] = {
         _device_blocks_are_freed_while_in_use,
         _write_slots_are_freed_before_the_write,
         _failed_writes_stay_announced,
-        _hits_are_read_before_they_are_stored,
-        _lost_blocks_stay_known,
         _salts_are_ignored,
         _first_failure_ends_a_request,
         _retries_come_at_once,

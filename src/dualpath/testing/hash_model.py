@@ -83,8 +83,8 @@ class HashModel:
     device = torch.device("cpu")
     lost: str | None = None
 
-    def __init__(self, runtime: VirtualRuntime) -> None:
-        self._runtime = runtime
+    def __init__(self, runtime: VirtualRuntime, scale: float = 1.0) -> None:
+        self._runtime, self._scale = runtime, scale
 
     def prefill(self, items: Sequence[PrefillItem], stream: LayerStream) -> torch.Tensor:
         kv: list[list[bytes]] = [[] for _ in items]
@@ -119,7 +119,7 @@ class HashModel:
         return _logits(tokens)
 
     def _compute(self, takes_s: tuple[float, float]) -> None:
-        self._runtime.block_s(self._runtime.chance.uniform(*takes_s))
+        self._runtime.block_s(self._scale * self._runtime.chance.uniform(*takes_s))
 
 
 def _rows(data: bytes) -> np.ndarray:

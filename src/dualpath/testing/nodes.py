@@ -138,6 +138,12 @@ class SimChannel:
         self._node.kill()
 
     async def _ask(self, ask: Callable[[NodeProcess], Awaitable[bytes]]) -> bytes:
+        """What has been sent arrives, some time, also when whoever sent it has given up."""
+        exchange = asyncio.ensure_future(self._exchange(ask))
+        exchange.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+        return await asyncio.shield(exchange)
+
+    async def _exchange(self, ask: Callable[[NodeProcess], Awaitable[bytes]]) -> bytes:
         await self._pass()
         if not self._node.process.is_alive:
             raise EngineGoneError(f"{self._node.process.name} has ended")

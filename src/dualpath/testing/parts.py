@@ -151,7 +151,7 @@ class NodeWorks:
         return PrefillEngine(
             engine_id=engine_id,
             node_id=NodeId(self._name),
-            model=HashModel(self._runtime),
+            model=HashModel(self._runtime, scenario.compute_scale),
             geometry=GEOMETRY,
             namespace=NAMESPACE,
             traffic=self._traffic(engine_id, scenario.num_prefill_slots, 0),
@@ -171,7 +171,7 @@ class NodeWorks:
         return DecodeEngine(
             engine_id=engine_id,
             node_id=NodeId(self._name),
-            model=HashModel(self._runtime),
+            model=HashModel(self._runtime, scenario.compute_scale),
             geometry=GEOMETRY,
             namespace=NAMESPACE,
             traffic=self._traffic(engine_id, scenario.num_decode_slots, scenario.num_write_slots),

@@ -22,6 +22,7 @@ from dualpath.testing.loop import VirtualLoop
 T = TypeVar("T")
 
 _UNIX_S = 1.8e9
+_THREAD_BEGINS_S = (0.0, 0.0, 0.0, 0.001, 0.02, 0.3)  # after it was asked for: a machine may be busy
 _FIRST_TURN_S, _LAST_TURN_S = 5e-4, 3e-2  # between two turns of something that is not idle: ever longer
 
 
@@ -51,7 +52,7 @@ class VirtualRuntime:
     async def to_thread(self, work: Callable[..., T], *args: Any) -> T:
         future: Future[T] = Future()
         future.set_running_or_notify_cancel()
-        start_fiber(self, lambda: _settle(future, work, args))
+        start_fiber(self, lambda: _settle(future, work, args), self.chance.choice(_THREAD_BEGINS_S))
         return await asyncio.wrap_future(future)
 
     def worker(self, name: str) -> VirtualWorker:
@@ -86,9 +87,9 @@ class _Fiber(greenlet.greenlet):
         self._round = 0
         self._keep = runtime  # a fiber that never ends lives as long as its world
 
-    def begin(self) -> None:
+    def begin(self, after_s: float) -> None:
         self._loop.bury(self)
-        self._loop.call_soon(self._resume, self._round, context=self._context)
+        self._loop.call_later(after_s, self._resume, self._round, context=self._context)
 
     def wait(self, future: Future[Any], timeout_s: float | None) -> None:
         """Leave until the future is done, or the time is over."""
@@ -110,9 +111,9 @@ class _Fiber(greenlet.greenlet):
             self.switch()
 
 
-def start_fiber(runtime: VirtualRuntime, work: Callable[[], None]) -> None:
+def start_fiber(runtime: VirtualRuntime, work: Callable[[], None], after_s: float = 0.0) -> None:
     """Run blocking ``work``, which handles its own errors, beside the event loop."""
-    _Fiber(runtime, work).begin()
+    _Fiber(runtime, work).begin(after_s)
 
 
 def _settle(future: Future[T], work: Callable[..., T], args: tuple[Any, ...]) -> None:

@@ -77,6 +77,7 @@ class Scenario:
     capacity_blocks: int | None
     storage_delay_s: float
     network_delay_s: float
+    compute_scale: float  # how slow forwards are
     restarts_after_s: float  # a node that was killed
     agents: tuple[Agent, ...]
     faults: tuple[Fault, ...]
@@ -123,18 +124,19 @@ def draw(seed: int) -> Scenario:
         capacity_blocks=dice.choice([None, None, 40, 100]),
         storage_delay_s=dice.choice([0.0, 0.01, 0.1]),
         network_delay_s=dice.choice([0.0, 0.005, 0.03]),
-        restarts_after_s=dice.choice([0.5, 3.0, 12.0]),
+        compute_scale=dice.choice([1.0, 1.0, 1.0, 12.0]),
+        restarts_after_s=dice.choice([0.05, 0.5, 3.0, 12.0]),
         agents=(),
         faults=(),
     )
-    agents = tuple(_agent(dice, number, scenario.max_prompt_tokens) for number in range(dice.choice([2, 4, 6, 9])))
+    agents = tuple(_agent(dice, number, scenario.max_prompt_tokens) for number in range(dice.choice([2, 3, 5, 8])))
     return replace(scenario, agents=agents, faults=_faults(dice, scenario))
 
 
 def _agent(dice: random.Random, number: int, max_prompt_tokens: int) -> Agent:
     turns: list[Turn] = []
     length = 0
-    for _ in range(dice.randint(1, 6)):
+    for _ in range(dice.randint(1, 5)):
         turn = Turn(
             num_appended=dice.randint(1, 12) if turns else dice.randint(3, 40),
             num_tokens=dice.randint(1, 10),
