@@ -27,7 +27,7 @@ class Bench:
 
     def __init__(self, max_threads: int) -> None:
         self.runtime = StandingRuntime()
-        self.calls = BlockingCalls(self.runtime, "test", max_threads)
+        self.calls = BlockingCalls(self.runtime, "test", max_threads=max_threads)
         self.gates: list[threading.Event] = []
         self.outcomes: list[tuple[str, str]] = []
 

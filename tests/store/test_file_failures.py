@@ -18,11 +18,10 @@ import pytest
 from tests.store.blocks import GEOMETRY, NAMESPACE, OBJECT_BYTES, Bench, block_bytes, fill_block, key_of
 from tests.store.file_bench import num_open_files, open_bench
 
-from dualpath.core.errors import StoreError, StoreFullError
-from dualpath.store.blocking_calls import NUM_THREADS
+from dualpath.core.errors import BlockCorruptError, StoreError, StoreFullError
+from dualpath.store import blocking_calls, plain_files_io
 from dualpath.store.contract import IoState
 from dualpath.store.files import FileStore
-from dualpath.store.files_io import FileIo
 from dualpath.store.header import verify
 
 NUMBERS = range(1, 9)
@@ -34,9 +33,14 @@ def store(tmp_path: Path) -> FileStore:
     return FileStore(tmp_path / "kv", NAMESPACE, GEOMETRY)
 
 
+@pytest.fixture(params=[False, True], ids=["nixl", "plain"])
+def is_plain(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
 @pytest.fixture
-def bench(store: FileStore) -> Iterator[Bench]:
-    with open_bench(store) as bench:
+def bench(store: FileStore, is_plain: bool) -> Iterator[Bench]:
+    with open_bench(store, is_plain=is_plain) as bench:
         yield bench
 
 
@@ -117,17 +121,18 @@ def test_an_open_that_hangs_costs_its_own_block_only(
 
 
 def test_more_opens_that_hang_than_there_are_threads(
-    bench: Bench, store: FileStore, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, store: FileStore, is_plain: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those behind them begin when there are more threads, after a second; here what matters is that they do."""
-    bench.write(*range(NUM_THREADS + 1))
-    hanging = {key_of(number).hex() for number in range(NUM_THREADS)}
+    num_threads = plain_files_io.NUM_THREADS if is_plain else blocking_calls.NUM_THREADS
+    bench.write(*range(num_threads + 1))
+    hanging = {key_of(number).hex() for number in range(num_threads)}
     gate = Gate(monkeypatch, "open", lambda path, *_: any(name in str(path) for name in hanging))
-    tickets = bench.io.submit_reads(bench.requests(range(NUM_THREADS + 1)))
+    tickets = bench.io.submit_reads(bench.requests(range(num_threads + 1)))
     assert bench.finish(tickets[-1:]) == [IoState.DONE]
     assert {bench.io.poll(ticket) for ticket in tickets[:-1]} == {IoState.IN_PROGRESS}
     gate.open()
-    assert bench.finish(tickets[:-1]) == [IoState.DONE] * NUM_THREADS
+    assert bench.finish(tickets[:-1]) == [IoState.DONE] * num_threads
 
 
 def test_a_write_that_is_given_up_before_it_has_its_name_never_gets_it(
@@ -162,10 +167,10 @@ def test_a_rename_that_hangs_publishes_a_whole_block_or_none(
 
 
 @pytest.mark.parametrize("name", ["open", "rename", "unlink", "close"])
-def test_the_end_leaves_a_hung_call_behind(name: str, store: FileStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_end_leaves_a_hung_call_behind(name: str, store: FileStore, is_plain: bool) -> None:
     """``close`` returns although the call does not."""
     gates = []
-    with open_bench(store, num_hung=1) as bench, pytest.MonkeyPatch.context() as patch:
+    with open_bench(store, num_hung=1, is_plain=is_plain) as bench, pytest.MonkeyPatch.context() as patch:
         fill_block(bench.views[0], 1)
         if name == "close":
             concerns: Callable[..., bool] = lambda fd: ".tmp." in os.readlink(f"/proc/self/fd/{fd}")  # noqa: E731
@@ -179,6 +184,37 @@ def test_the_end_leaves_a_hung_call_behind(name: str, store: FileStore, monkeypa
         assert bench.io.poll(ticket) is IoState.IN_PROGRESS
         bench.io.close()
         gates[0].open()
+
+
+def test_memory_that_a_hung_transfer_may_touch_is_not_let_go(store: FileStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without NIXL; with it, that is its word to give."""
+    with open_bench(store, is_plain=True) as bench:
+        bench.write(1, 2)
+        bench.staging.zero_()
+        gate = Gate(monkeypatch, "preadv", lambda fd, *_: key_of(1).hex() in os.readlink(f"/proc/self/fd/{fd}"))
+        hung, other = bench.io.submit_reads(bench.requests([1, 2]))
+        poll_until(bench, gate.has_come.is_set, hung)
+        assert bench.finish([other]) == [IoState.DONE]
+        assert not bench.io.release(hung)
+        gate.open()
+        wait_until(lambda: bench.io.release(hung))
+        bench.staging.fill_(7)
+        assert bench.io.poll(hung) is IoState.FAILED
+        assert bool((bench.staging == 7).all())
+
+
+def test_a_file_that_gets_shorter_while_it_is_read_is_corrupt(
+    store: FileStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_bench(store, is_plain=True) as bench:
+        bench.write(1)
+        gate = Gate(monkeypatch, "preadv", lambda *_: True)
+        (ticket,) = bench.io.submit_reads(bench.requests([1]))
+        poll_until(bench, gate.has_come.is_set, ticket)
+        os.truncate(store.path_of(key_of(1)), 100)
+        gate.open()
+        assert bench.finish([ticket]) == [IoState.FAILED]
+        assert isinstance(ticket.error, BlockCorruptError)
 
 
 # -- failing -------------------------------------------------------------------------------------------------------
@@ -250,9 +286,7 @@ def test_a_close_that_fails_is_not_repeated_and_fails_the_write(
 def test_a_close_that_fails_after_a_read_is_not_repeated_and_skips_no_other(
     bench: Bench, store: FileStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert isinstance(bench.io, FileIo)
     bench.write(*NUMBERS)
-    poll_until(bench, lambda: bench.io.num_open_files() == 0)  # type: ignore[attr-defined]
     real, closed = os.close, Counter[str]()
 
     def close(fd: int) -> None:
@@ -264,13 +298,12 @@ def test_a_close_that_fails_after_a_read_is_not_repeated_and_skips_no_other(
 
     monkeypatch.setattr(os, "close", close)
     assert [ticket.error for ticket in bench.read(*NUMBERS)] == [None] * 8
-    poll_until(bench, lambda: bench.io.num_open_files() == 0)  # type: ignore[attr-defined]
+    poll_until(bench, lambda: sum(path.endswith(".kv") for path in closed) == 8)
     assert set(closed.values()) == {1}
-    assert sum(path.endswith(".kv") for path in closed) == 8
 
 
-def test_without_descriptors_a_ticket_waits_for_one_of_ours(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    bench.write(*NUMBERS)
+def test_without_descriptors_a_ticket_waits_for_one_of_ours(store: FileStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without NIXL no ticket has one while it waits."""
     real, tries = os.open, Counter[str]()
 
     def open_(path: Any, *args: Any) -> int:
@@ -279,10 +312,12 @@ def test_without_descriptors_a_ticket_waits_for_one_of_ours(bench: Bench, monkey
             raise OSError(errno.EMFILE, "Too many open files")
         return real(path, *args)
 
-    monkeypatch.setattr(os, "open", open_)
-    assert [ticket.error for ticket in bench.read(*NUMBERS)] == [None] * 8
-    monkeypatch.setattr(os, "open", fails(OSError(errno.EMFILE, "Too many open files")))
-    assert all(isinstance(ticket.error, StoreError) for ticket in bench.read(*NUMBERS)), "there is nothing to wait for"
+    with open_bench(store) as bench:
+        bench.write(*NUMBERS)
+        monkeypatch.setattr(os, "open", open_)
+        assert [ticket.error for ticket in bench.read(*NUMBERS)] == [None] * 8
+        monkeypatch.setattr(os, "open", fails(OSError(errno.EMFILE, "Too many open files")))
+        assert all(isinstance(ticket.error, StoreError) for ticket in bench.read(*NUMBERS)), "nothing to wait for"
 
 
 # -- full ----------------------------------------------------------------------------------------------------------
@@ -300,9 +335,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.root
-def test_a_full_disk_is_told_from_other_failures(small_disk: Path) -> None:
+def test_a_full_disk_is_told_from_other_failures(small_disk: Path, is_plain: bool) -> None:
     store = FileStore(small_disk, NAMESPACE, GEOMETRY)
-    with open_bench(store) as bench:
+    with open_bench(store, is_plain=is_plain) as bench:
         free_bytes = store.free_bytes()
         assert free_bytes is not None
         assert free_bytes > 5 * OBJECT_BYTES

@@ -29,10 +29,12 @@ logger = logging.getLogger(__name__)
 class BlockingCalls:
     """``run`` and ``take`` on the owner's thread; threads start when they are needed."""
 
-    def __init__(self, runtime: Runtime, name: str, max_threads: int = MAX_THREADS) -> None:
+    def __init__(
+        self, runtime: Runtime, name: str, num_threads: int = NUM_THREADS, max_threads: int = MAX_THREADS
+    ) -> None:
         self._runtime = runtime
         self._name = name
-        self._max_threads = max_threads
+        self._num_threads, self._max_threads = num_threads, max_threads
         self._lock = threading.Lock()
         self._waiting: deque[Call] = deque()
         self._begun_s: dict[int, float] = {}  # by thread: when its present call began
@@ -80,7 +82,7 @@ class BlockingCalls:
         now_s = self._runtime.now_s()
         with self._lock:
             if not self._waiting or self._num_at_work() >= (
-                NUM_THREADS if now_s >= self._woken_s + _MORE_AFTER_S else 1
+                self._num_threads if now_s >= self._woken_s + _MORE_AFTER_S else 1
             ):
                 return
             if self._idle:

@@ -25,6 +25,7 @@ class FileTicket:
     handle: Any = None
     has_moved: bool = False  # a write whose bytes are in the file, which waits for its name
     is_abandoned: bool = False
+    is_moving: bool = False  # without NIXL: another thread may touch the memory
     doubt_ends_s: float = 0.0  # 0: no doubt
 
     def is_given_up(self) -> bool:

@@ -61,8 +61,10 @@ class FileStore:
 
     def open_io(self, agent: Any, runtime: Runtime) -> StoreIo:
         from dualpath.store.files_io import FileIo  # the directory works without NIXL
+        from dualpath.store.nixl_api import has_uring
+        from dualpath.store.plain_files_io import PlainFileIo
 
-        return FileIo(self, agent, runtime)
+        return FileIo(self, agent, runtime) if has_uring(agent) else PlainFileIo(self, agent.name, runtime)
 
     def path_of(self, key: BlockKey) -> str:
         name = key.hex()

@@ -5,9 +5,10 @@ work without a GPU. Agents are not thread-safe: one thread per agent. No progres
 per idle agent; whoever owns the agent polls.
 
 The POSIX backend gets io_uring where the kernel allows it (containers often do not) and libaio elsewhere. Throughput
-is equal within noise, 6-8 GB/s from the page cache. libaio does a buffered file's whole I/O inside the post; io_uring
-does so only for reads that the page cache can serve. POSIX AIO, which NIXL offers as well, must not be used: in nixl
-1.5 one failing transfer fails every other one in flight, while their bytes are still arriving (measured: 32 of 32).
+is equal within noise, 6-8 GB/s from the page cache. libaio does a buffered file's whole I/O inside the post, so stores
+do without it (dualpath.store.plain_files_io); io_uring does so only for reads that the page cache can serve. POSIX AIO,
+which NIXL offers as well, must not be used: in nixl 1.5 one failing transfer fails every other one in flight, while
+their bytes are still arriving (measured: 32 of 32).
 """
 
 from __future__ import annotations
@@ -59,6 +60,15 @@ def build_agent(
 def installed_backends() -> tuple[str, ...]:
     """Names of the backends that this NIXL has plugins for, its own and those in ``NIXL_PLUGIN_DIR``."""
     return tuple(build_agent("backends", ()).get_plugin_list())
+
+
+def has_uring(agent: Agent) -> bool:
+    """Have the POSIX backend work by io_uring. False: this kernel, or what ``agent`` has already, does not."""
+    try:
+        ensure_backend(agent, "POSIX", {"use_uring": "true"})
+    except ConfigError:
+        return False
+    return bool(agent.get_backend_params("POSIX").get("use_uring") == "true")
 
 
 def ensure_backend(agent: Agent, backend: str, params: Mapping[str, str] | None = None) -> None:

@@ -56,7 +56,7 @@ class S3Io:
         self._queue: deque[S3Ticket] = deque()
         self._posted: dict[S3Ticket, float] = {}  # longest unseen first: since when
         self._retired: list[tuple[int, int, int, str]] = []  # objects of finished transfers, still registered
-        self._inquiries = BlockingCalls(runtime, f"{agent.name}-s3", MAX_INQUIRERS)
+        self._inquiries = BlockingCalls(runtime, f"{agent.name}-s3", max_threads=MAX_INQUIRERS)
 
     def submit_reads(self, requests: Sequence[IoRequest]) -> Sequence[IoTicket]:
         return self._submit([S3Ticket(request.key, request, is_write=False) for request in requests])
