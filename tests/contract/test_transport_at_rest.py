@@ -278,6 +278,17 @@ def test_a_transfer_with_a_peer_that_has_not_answered_yet_ends_with_its_removal(
     assert far.ask(f"count {OURS}") == "0"
 
 
+def test_a_transfer_with_a_peer_that_dies_before_it_answers_fails(tcp: None) -> None:
+    far, near = start_far("dying.1"), make_near()
+    near.transport.add_peer(far.metadata)
+    push = near.begin(Op.PUSH, FIRST, PeerId("dying.1"))
+    near.push_on(push)
+    far.stop()
+    assert near.wait(push) is TransferState.FAILED
+    assert isinstance(near.transport.failure(push), PeerLostError)
+    near.transport.close()
+
+
 def test_the_same_name_with_other_memory_is_not_the_same_peer(near: Near) -> None:
     stranger = NixlTransport(THERE, ("UCX",))
     with pytest.raises(TransferError, match="not the same peer"):
@@ -292,6 +303,43 @@ def test_a_peer_whose_process_is_gone_cannot_be_added(tcp: None) -> None:
     with pytest.raises(PeerLostError):
         near.transport.add_peer(far.metadata)
     near.transport.close()
+
+
+def test_an_answer_that_was_under_way_does_not_undo_a_removal(monkeypatch: pytest.MonkeyPatch) -> None:
+    here, there = make_near(), make_near()
+    here.transport.add_peer(there.transport.metadata())
+    there.transport.add_peer(here.transport.metadata())
+    hear, late = here.transport._hellos.hear, []
+    monkeypatch.setattr(here.transport._hellos, "hear", lambda: late.extend(hear()) or [])
+    for _ in range(2000):  # there hears of us, and answers; we have not read what it said
+        here.transport.progress()
+        there.transport.progress()
+    assert [hello.seen for _, hello in late] == [0, 1]
+    there.transport.remove_peer(here.name)
+    monkeypatch.setattr(here.transport._hellos, "hear", lambda: [late.pop(0)] if late else hear())
+    for _ in range(2000):
+        here.transport.progress()
+        there.transport.progress()
+    with pytest.raises(PeerLostError):
+        here.begin(Op.PUSH, FIRST, there.name)
+    here.transport.close()
+    there.transport.close()
+
+
+def test_a_peer_that_leaves_before_it_can_be_reached_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    here, there = make_near(), make_near()
+    monkeypatch.setattr(there.transport._hellos, "hear", lambda: there.transport.agent.get_new_notifs() and [])
+    here.transport.add_peer(there.transport.metadata())
+    there.transport.add_peer(here.transport.metadata())
+    there.transport.remove_peer(here.name)
+    waiting = here.begin(Op.PUSH, FIRST, there.name)
+    end_s = time.monotonic() + 30
+    while here.transport.poll(waiting) is TransferState.IN_PROGRESS:
+        there.transport.progress()
+        assert time.monotonic() < end_s, "the transfer never ends"
+    assert isinstance(here.transport.failure(waiting), PeerLostError)
+    here.transport.close()
+    there.transport.close()
 
 
 @pytest.fixture

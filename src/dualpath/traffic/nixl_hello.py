@@ -21,7 +21,6 @@ _log = logging.getLogger(__name__)
 class Hello(msgspec.Struct, array_like=True, frozen=True):
     """``number`` grows with every agent that the sender makes; ``agent`` empty: the one of that number is no more."""
 
-    sender: str
     main_agent: bytes  # metadata, for the answer
     number: int
     agent: bytes = b""
@@ -57,26 +56,23 @@ class HelloChannel:
         """If there is a connection; makes none."""
         self._send(peer, self._text(number, b"", 0))
 
-    def hear(self) -> list[Hello]:
+    def hear(self) -> list[tuple[PeerId, Hello]]:
         """What peers have said; strangers' nonsense is logged and dropped."""
         heard = []
         for sender, texts in self._agent.get_new_notifs().items():
             name = sender.decode() if isinstance(sender, bytes) else sender
             for text in texts:
                 try:
-                    hello = _hellos.decode(text)
+                    heard.append((PeerId(name), _hellos.decode(text)))
                 except msgspec.DecodeError:
                     _log.warning("%s: no hello from %s, but %d other bytes", self._peer_id, name, len(text))
-                    continue
-                if hello.sender == name:
-                    heard.append(hello)
         return heard
 
     def close(self) -> None:
         self._agent = None
 
     def _text(self, number: int, agent: bytes, seen: int) -> bytes:
-        return _encode(Hello(self._peer_id, self._agent.get_agent_metadata(), number, agent, seen))
+        return _encode(Hello(self._agent.get_agent_metadata(), number, agent, seen))
 
     def _send(self, peer: PeerId, text: bytes) -> bool:
         if peer not in self._connected:

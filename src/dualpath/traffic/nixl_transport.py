@@ -66,11 +66,16 @@ class _Peer:
     agent: PeerAgent
     number: int  # of our agent
     main_agent: bytes
+    heard_before: int  # highest number of an agent that the peer has made for a former one of ours
     metadata: bytes | None = None  # None: it added us, we have not added it
     regions: dict[str, RegionTable] = field(default_factory=dict)
     their_number: int = 0  # of the peer's agent that ours is connected with; 0: none yet
     has_left: bool = False  # it removed us
     handles: set[_Handle] = field(default_factory=set)  # not yet released
+
+    def is_left_by(self, number: int) -> bool:
+        """Is the peer's agent of this number ours, or has it gone before we could connect?"""
+        return number == self.their_number or (not self.their_number and number > self.heard_before)
 
     def fail_all(self, error: TransferError) -> None:
         for handle in self.handles:
@@ -257,8 +262,8 @@ class NixlTransport:
 
     def _open(self, peer: PeerId, main_agent: bytes) -> _Peer:
         number = next(self._numbers)
-        known = _Peer(PeerAgent(f"{self.peer_id}>{peer}#{number}", peer, self._regions, self._ucx), number, main_agent)
-        self._peers[peer] = known
+        agent = PeerAgent(f"{self.peer_id}>{peer}#{number}", peer, self._regions, self._ucx)
+        known = self._peers[peer] = _Peer(agent, number, main_agent, self._heard.get(peer, 0))
         return known
 
     def _learn(self, known: _Peer, metadata: bytes, regions: dict[str, RegionTable]) -> None:
@@ -276,16 +281,16 @@ class NixlTransport:
         self._hellos.say(peer, known.main_agent, known.number, known.agent.metadata(), known.their_number)
 
     def _hear(self) -> None:
-        for hello in self._hellos.hear():
+        for peer, hello in self._hellos.hear():
             try:
-                self._greet(PeerId(hello.sender), hello)
+                self._greet(peer, hello)
             except TransferError as error:
-                _log.warning("%s cannot connect with %s: %s", self.peer_id, hello.sender, error)
+                _log.warning("%s cannot connect with %s: %s", self.peer_id, peer, error)
 
     def _greet(self, peer: PeerId, hello: Hello) -> None:
         known = self._peers.get(peer)
         if not hello.agent:
-            if known is not None and known.their_number == hello.number:
+            if known is not None and known.is_left_by(hello.number):
                 known.has_left = True
                 known.fail_all(PeerLostError(f"{peer} has removed {self.peer_id}"))
             return
