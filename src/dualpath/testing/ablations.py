@@ -8,9 +8,8 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
 
-from dualpath.core import ids
 from dualpath.core.errors import DualPathError, TransferError
-from dualpath.core.ids import EngineId, PeerId
+from dualpath.core.ids import PeerId
 from dualpath.engine.decode import DecodeEngine
 from dualpath.engine.forward_digests import ForwardDigests
 from dualpath.engine.integrity import Integrity
@@ -19,12 +18,10 @@ from dualpath.engine.remote.host import EngineServer
 from dualpath.engine.roster import Roster
 from dualpath.engine.sequence import Sequence as DecodeSequence
 from dualpath.engine.staged import StagedReads
-from dualpath.scheduler.attempt import Attempt
 from dualpath.scheduler.blocks import WriteLedger
 from dualpath.scheduler.holding import Hold
 from dualpath.scheduler.job import Job
 from dualpath.scheduler.patience import Patience
-from dualpath.testing import parts
 from dualpath.traffic import memory
 from dualpath.traffic.jobs import Job as TrafficJob
 from dualpath.traffic.peer_lane import PeerLane
@@ -84,26 +81,11 @@ def _decode_engines_remove_nobody() -> AbstractContextManager[Any]:
     return patch.object(DecodeEngine, "remove_peer", _nothing_async)
 
 
-def _every_incarnation_has_the_same_name() -> AbstractContextManager[Any]:
-    def peer_id(engine_id: EngineId, incarnation: str) -> PeerId:
-        return ids.peer_id(engine_id, "1")
-
-    return patch.object(parts, "peer_id", peer_id)
-
-
-def _attempts_ask_whoever_is_there() -> AbstractContextManager[Any]:
-    return patch.object(Attempt, "check", _nothing)
-
-
 def _decode_slots_are_released_first() -> AbstractContextManager[Any]:
     async def drop_decode(self: Hold, prefill_gone: asyncio.Task[bool]) -> None:
         await self._releaser.release_decode(self, is_at_rest=True)
 
     return patch.object(Hold, "_drop_decode", drop_decode)
-
-
-def _late_reads_keep_their_slots() -> AbstractContextManager[Any]:
-    return patch.object(StagedReads, "_move", lambda *_: ())
 
 
 def _moved_slots_are_not_told() -> AbstractContextManager[Any]:
@@ -212,10 +194,7 @@ ABLATIONS: dict[str, Ablation] = {
         _late_transfers_give_their_slots_back,
         _failed_pushes_count_as_ended,
         _decode_engines_remove_nobody,
-        _every_incarnation_has_the_same_name,
-        _attempts_ask_whoever_is_there,
         _decode_slots_are_released_first,
-        _late_reads_keep_their_slots,
         _moved_slots_are_not_told,
         _layers_load_before_the_last_but_one_has_left,
         _device_blocks_are_freed_while_in_use,

@@ -29,7 +29,7 @@ from dualpath.traffic.storage_nic import StorageNic
 T = TypeVar("T")
 
 MAX_CONTEXT_TOKENS = 4096
-SLOT_S, STORAGE_S, TRANSFER_S = 5.0, 1.0, 1.0  # engines' deadlines
+SLOT_S, STORAGE_S, TRANSFER_S = 5.0, 0.4, 0.7  # engines' deadlines
 _NIC_BYTES_PER_S = 5e5
 
 
@@ -71,7 +71,7 @@ def scheduler_config(scenario: Scenario) -> SchedulerConfig:
         release_timeout_s=3.0,
         stats_timeout_s=3.0,
         capacity_bytes=None if scenario.capacity_blocks is None else scenario.capacity_blocks * object_bytes(GEOMETRY),
-        max_finished_records=20,
+        max_finished_records=200,
     )
 
 

@@ -102,7 +102,7 @@ class Scenario:
 def draw(seed: int) -> Scenario:
     """The scenario of a seed."""
     dice = random.Random(f"scenario {seed}")
-    is_remote = dice.random() < 0.5
+    is_remote = dice.random() < 0.6
     num_prefill, num_decode = dice.choice([(1, 1), (1, 2), (1, 2), (2, 1), (2, 2)])
     is_small = dice.random() < 0.3
     slots = (24, 24, 1) if is_small else (60, 60, 2)
@@ -124,7 +124,7 @@ def draw(seed: int) -> Scenario:
         capacity_blocks=dice.choice([None, None, 40, 100]),
         storage_delay_s=dice.choice([0.0, 0.01, 0.1]),
         network_delay_s=dice.choice([0.0, 0.005, 0.03]),
-        compute_scale=dice.choice([1.0, 1.0, 1.0, 12.0]),
+        compute_scale=dice.choice([1.0, 1.0, 1.0, 30.0]),
         restarts_after_s=dice.choice([0.05, 0.5, 3.0, 12.0]),
         agents=(),
         faults=(),
@@ -155,7 +155,15 @@ def _agent(dice: random.Random, number: int, max_prompt_tokens: int) -> Agent:
 def _faults(dice: random.Random, scenario: Scenario) -> tuple[Fault, ...]:
     """Few kinds at a time, for they hide each other: of one theme mostly, sometimes of all."""
     nodes = NODE_FAULTS if scenario.is_remote else ("restart scheduler",)
-    themes = [PATH_FAULTS, (*PATH_FAULTS, *nodes), STORAGE_FAULTS, (*STORAGE_FAULTS, *STORE_FAULTS), nodes]
+    themes = [
+        PATH_FAULTS,
+        (*PATH_FAULTS, *nodes),
+        STORAGE_FAULTS,
+        (*STORAGE_FAULTS, *STORE_FAULTS),
+        ("hang reads",),
+        nodes,
+        nodes[:2],
+    ]
     everything = (*PATH_FAULTS, *STORAGE_FAULTS, *STORE_FAULTS, *OTHER_FAULTS, *nodes)
     theme = dice.choice(themes) if dice.random() < 0.7 else everything
     kinds = [kind for kind in theme if scenario.verifies or kind not in DAMAGE]

@@ -95,7 +95,7 @@ class Weather:
             plan.hanging = self._keys(f"hang {direction}", node)
             plan.corrupt = self._keys(f"flip {direction}", node)
             plan.torn = self._keys(f"tear {direction}", node)
-            plan.leak_after_s = self._dice.uniform(0.9, 3.0)  # about when a transfer's deadline has passed
+            plan.leak_after_s = self._dice.uniform(0.3, 1.5)  # about when a transfer's deadline has passed
             plan.delay_s = 0.5 * self.strength("slow storage", node)
             plan.full = direction == "writes" and self.strength("full", node) > 0
 
