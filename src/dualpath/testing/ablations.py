@@ -10,6 +10,7 @@ from unittest.mock import patch
 
 from dualpath.core.errors import DualPathError, TransferError
 from dualpath.core.ids import PeerId
+from dualpath.core.keys import root_key
 from dualpath.engine.decode import DecodeEngine
 from dualpath.engine.forward_digests import ForwardDigests
 from dualpath.engine.integrity import Integrity
@@ -138,10 +139,7 @@ def _failed_writes_stay_announced() -> AbstractContextManager[Any]:
 
 
 def _salts_are_ignored() -> AbstractContextManager[Any]:
-    from dualpath.scheduler import service
-
-    root_key = service.root_key
-    return patch.object(service, "root_key", lambda namespace, *_: root_key(namespace, ""))
+    return patch("dualpath.scheduler.service.root_key", lambda namespace, *_: root_key(namespace, ""))
 
 
 # -- requests ---------------------------------------------------------------------------------------------------------

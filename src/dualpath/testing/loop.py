@@ -132,7 +132,7 @@ class VirtualLoop(asyncio.base_events.BaseEventLoop):
     def wind_up(self) -> None:
         """The world is over: nothing of it runs any more, not even to clean up."""
         self._ready.clear()
-        self._scheduled.clear()
+        self._scheduled.clear()  # type: ignore[attr-defined]
         for task in asyncio.all_tasks(self):
             self._graveyard.append(task)
             task._log_destroy_pending = False  # type: ignore[attr-defined]
@@ -148,10 +148,12 @@ class VirtualLoop(asyncio.base_events.BaseEventLoop):
 
     # -- what a loop has ----------------------------------------------------------------------------------------------
 
-    def call_soon_threadsafe(self, callback: Callable[..., Any], *args: Any, context: Any = None) -> asyncio.Handle:
+    def call_soon_threadsafe(  # type: ignore[override]
+        self, callback: Callable[..., Any], *args: Any, context: Any = None
+    ) -> asyncio.Handle:
         return self.call_soon(callback, *args, context=context)
 
-    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> Any:
+    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> Any:  # type: ignore[override]
         raise AssertionError(f"{func} would run on a thread: take a Runtime's to_thread")
 
     def _process_events(self, event_list: list[Any]) -> None:

@@ -10,10 +10,11 @@ import logging
 import random
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from contextvars import Context
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -109,7 +110,7 @@ class _World:
     def __init__(self, scenario: Scenario, loop: VirtualLoop, url: str, outcome: Outcome) -> None:
         self._scenario, self._loop, self._outcome = scenario, loop, outcome
         nodes = node_names(scenario)
-        engines = {engine: node for node in nodes for engine in engine_names(scenario, node)}
+        engines: dict[str, str] = {engine: node for node in nodes for engine in engine_names(scenario, node)}
         weather = Weather(scenario.seed, list(nodes), engines)
         fabric = FakeFabric(
             _Clock(loop), delay_s=scenario.network_delay_s, judge=weather.judge, at=self._at_in_the_world
@@ -283,11 +284,11 @@ class _Clock:
         await asyncio.sleep(seconds)
 
 
-async def _all(coroutines: list[object]) -> None:
+async def _all(coroutines: list[Coroutine[Any, Any, None]]) -> None:
     """Wait for all; the first violation ends it."""
     async with asyncio.TaskGroup() as group:
         for coroutine in coroutines:
-            group.create_task(coroutine)  # type: ignore[arg-type]
+            group.create_task(coroutine)
 
 
 logging.getLogger("dualpath").addHandler(logging.NullHandler())
