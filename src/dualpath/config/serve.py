@@ -183,8 +183,8 @@ class MemoryConfig(Table):
         "auto",
         choices=VERIFY,
         help="where KV is compared with digests made with it: wherever it has been moved or has waited before it is "
-        "used or stored (all), or after storage reads alone (storage); auto is all where engines compute on CPUs, storage "
-        "on CUDA, where digests take copies to the host; the same on every node",
+        "used or stored (all), or after storage reads alone (storage); auto is all where engines compute on CPUs, "
+        "storage on CUDA, where digests take copies to the host; the same on every node",
     )
 
 
