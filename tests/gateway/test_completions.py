@@ -218,6 +218,9 @@ async def test_token_ids(openai: AsyncOpenAI, backend: FakeBackend) -> None:
     assert [part.get("prompt_token_ids") for part in parts] == [[112], None]
 
 
-async def test_the_default_length_gives_way_to_the_context(openai: AsyncOpenAI, backend: FakeBackend) -> None:
-    await openai.completions.create(model="fake", prompt=[1] * 1020)
-    assert backend.requests[0].sampling.max_tokens == 4
+@pytest.mark.parametrize("left", [4, 1])
+async def test_the_default_length_gives_way_to_the_context(
+    openai: AsyncOpenAI, backend: FakeBackend, left: int
+) -> None:
+    await openai.completions.create(model="fake", prompt=[1] * (1024 - left))
+    assert backend.requests[0].sampling.max_tokens == left

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import resource
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -18,7 +19,8 @@ from tests.gateway.conftest import Serving
 from tests.gateway.fakes import FakeBackend, says
 from tests.gateway.test_server import until
 
-from dualpath.gateway.http_protocol import HttpProtocol
+from dualpath.gateway import server
+from dualpath.gateway.http_protocol import Connections, HttpProtocol
 from dualpath.gateway.refusals import LOG_EVERY_S, Refusals
 from dualpath.gateway.settings import ConnectionLimits, GatewaySettings
 
@@ -242,6 +244,19 @@ async def test_too_many_connections(backend: FakeBackend, serving: Serving) -> N
         await until(lambda: not backend.open_iterators)
         found = await errors(url)
         assert (found["none", "evicted"], found["503", "too_many_connections"]) == (1, 1)
+
+
+@pytest.mark.parametrize(("max_files", "max_connections"), [(20, 10), (1 << 20, 4096), (resource.RLIM_INFINITY, 4096)])
+async def test_connections_leave_half_of_the_files_to_others(
+    backend: FakeBackend, serving: Serving, monkeypatch: pytest.MonkeyPatch, max_files: int, max_connections: int
+) -> None:
+    made: list[int] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (max_files, max_files))
+    monkeypatch.setattr(server, "Connections", lambda *values: made.append(values[1]) or Connections(*values))
+    async with serving(backend):
+        assert made == [max_connections]
+    async with serving(backend, settings=limits(max_connections=7)):
+        assert made == [max_connections, 7]
 
 
 async def test_shutting_down_does_not_wait_for_the_stalled(backend: FakeBackend, serving: Serving) -> None:

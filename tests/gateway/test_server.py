@@ -138,6 +138,21 @@ async def test_cancelling_the_server_does_not_wait(backend: FakeBackend, tokeniz
         assert (await answer).status_code == 503
 
 
+async def test_a_cancelled_server_leaves_nothing_that_waits(backend: FakeBackend, tokenizer: Tokenizer) -> None:
+    before = asyncio.all_tasks()
+    listening = asyncio.Event()
+    server = asyncio.create_task(
+        serve(create_app(backend, tokenizer), "127.0.0.1", 0, on_listening=lambda *_: listening.set())
+    )
+    await listening.wait()
+    server.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await server
+    await asyncio.sleep(0)
+    left = [task.get_coro().__qualname__ for task in asyncio.all_tasks() - before]
+    assert left in ([], ["LifespanOn.main"]), "uvicorn leaves that when it is forced to end"
+
+
 def test_a_signal_ends_the_server(model_dir: Path) -> None:
     app = create_app(FakeBackend(), Tokenizer.load(model_dir))
 

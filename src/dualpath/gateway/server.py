@@ -93,7 +93,8 @@ class _Server(uvicorn.Server):
 
 def _affordable_connections() -> int:
     """Half of the files that the process may open: the store and the transports need the others."""
-    return min(MAX_CONNECTIONS, max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))
+    max_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MAX_CONNECTIONS if max_files == resource.RLIM_INFINITY else min(MAX_CONNECTIONS, max(1, max_files // 2))
 
 
 def _server(app: FastAPI, shared: Connections, *, drain_s: float, access_log: bool) -> _Server:
