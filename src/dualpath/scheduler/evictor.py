@@ -117,7 +117,7 @@ class Evictor:
     async def _evict_to(self, capacity_bytes: int) -> int:
         """A few blocks at a time: meanwhile others have the event loop, and storage sets the pace."""
         num_evicted = 0
-        deletions = []
+        deletions: list[asyncio.Future[None]] = []
         while self._index.used_bytes() > capacity_bytes:
             await self._calls.room()
             keys = self._index.evict_to(capacity_bytes, _KEYS_PER_CALL)
@@ -127,6 +127,7 @@ class Evictor:
                 await self._runtime.sleep_s(0)
                 continue
             num_evicted += len(keys)
+            deletions = [deletion for deletion in deletions if not deletion.done()]
             deletions.append(self._calls.begin(self._delete, keys))
             deletions[-1].add_done_callback(partial(self._deleted, keys))
         for deletion in deletions:
