@@ -332,8 +332,9 @@ def test_misuse_is_refused_before_anything_moves(rig: Rig) -> None:
         manager.copy("device", units(0), "staging", units(0))
     with pytest.raises(ValueError, match="on the other"):
         manager.pull(DECODE_PEER, "device", units(0, 1), "staging", units(0))
-    with pytest.raises(ValueError, match="outside of region"):
-        manager.pull(DECODE_PEER, "device", units(99), "staging", units(0))
+    for outside in (-1, len(rig.prefill.device)):
+        with pytest.raises(ValueError, match="outside of region"):
+            manager.pull(DECODE_PEER, "device", units(0, outside), "staging", units(0, 1))
     with pytest.raises(TransferError):
         manager.pull(DECODE_PEER, "device", units(0), "staging", units(99)).future.result(5)
     manager.slots.check_integrity()

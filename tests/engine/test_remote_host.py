@@ -96,3 +96,16 @@ async def test_an_answer_that_cannot_be_sent_fails_its_call() -> None:
     (failed,) = wire.decode_to_scheduler(await server.poll("s", 1.0))
     assert isinstance(failed, wire.Failed)
     assert isinstance(failed.error.error(), EngineBugError)
+
+
+async def test_who_polls_for_a_former_session_is_told_and_takes_nothing() -> None:
+    server = EngineServer({ENGINE: cast(Any, Unspeakable())})
+    await server.open("old")
+    await server.open("new")
+    server.receive("new", wire.encode([wire.Call(1, ENGINE, wire.Stats())]))
+    await asyncio.sleep(0.01)
+    with pytest.raises(EngineLostError, match="replaced by a newer one"):
+        await server.poll("old", 0.0)
+    with pytest.raises(EngineLostError, match="replaced by a newer one"):
+        server.receive("old", wire.encode([]))
+    assert len(wire.decode_to_scheduler(await server.poll("new", 0.0))) == 1

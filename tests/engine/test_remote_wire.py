@@ -61,6 +61,13 @@ def test_an_engines_bug_is_not_taken_for_its_death() -> None:
     assert "ZeroDivisionError" in str(error)
 
 
+@pytest.mark.parametrize("kind", ["UnheardOfError", "annotations", "Exception"])
+def test_an_error_of_another_version_is_an_error_all_the_same(kind: str) -> None:
+    error = wire.Failure(kind, "what happened").error()
+    assert type(error) is DualPathError
+    assert str(error) == f"{kind}: what happened"
+
+
 def test_orders_and_calls_arrive_as_they_were() -> None:
     keys = (BlockKey(b"\x00" * 16), BlockKey(bytes(range(16))))
     first = TokenEvent(5, -0.25, {5: -0.25, 9: -1.5}, FinishReason.LENGTH)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
+from dualpath.core.errors import DeadlineExceededError
 from dualpath.core.geometry import KvGeometry
+from dualpath.core.ids import RequestId
 from dualpath.core.runtime import SystemRuntime
 from dualpath.engine.workspace import Workspace
 
@@ -26,3 +29,22 @@ def test_a_workspace_that_is_set_aside_takes_its_pages_along() -> None:
     assert not workspace.is_usable
     workspace.take_back(1)
     assert workspace.first_page == spare_pages.start
+
+
+@pytest.mark.parametrize("streams_layers", [True, False])
+async def test_room_for_whole_requests_is_needed_where_layers_are_not_streamed(streams_layers: bool) -> None:
+    workspace = Workspace(
+        GEOMETRY, 28, torch.device("cpu"), streams_layers=streams_layers, clock=SystemRuntime(), deadline_s=0.01
+    )
+    await workspace.reserve(RequestId("first"), 5)
+    if streams_layers:
+        await workspace.reserve(RequestId("second"), 5)
+        assert workspace.used_bytes == 0
+    else:
+        assert workspace.used_bytes == 5 * GEOMETRY.full_block_bytes
+        with pytest.raises(DeadlineExceededError):
+            await workspace.reserve(RequestId("second"), 5)
+    workspace.release(RequestId("first"))
+    await workspace.reserve(RequestId("second"), 5)
+    workspace.release(RequestId("second"))
+    assert workspace.used_bytes == 0

@@ -12,10 +12,11 @@ from tests.scheduler.fakes import FakeStorage
 from tests.scheduler.fixtures import BLOCK, GEOMETRY, keys_of, make_request
 from tests.scheduler.virtual_time import run_virtual
 
-from dualpath.core.errors import InvalidRequestError, OverloadedError
+from dualpath.core.errors import DualPathError, InvalidRequestError, OverloadedError
 from dualpath.core.ids import BlockKey
 from dualpath.core.request import FinishReason
 from dualpath.scheduler.config import SchedulerConfig
+from dualpath.scheduler.coordinator import Coordinator
 from dualpath.scheduler.evictor import Evictor
 from dualpath.store.header import object_bytes
 from dualpath.store.index import BlockIndex
@@ -305,3 +306,23 @@ def test_close_cancels_what_does_not_end_in_time() -> None:
                 engine.read_blocks.clear()
 
     run_virtual(scenario())
+
+
+@pytest.mark.parametrize("error", [DualPathError("no way"), ZeroDivisionError("a bug of ours")], ids=repr)
+def test_whatever_ends_a_request_is_told_and_a_bug_of_ours_with_its_traceback(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def serve(*_: object) -> None:
+        raise error
+
+    async def scenario() -> None:
+        async with cluster() as c:
+            monkeypatch.setattr(Coordinator, "serve", serve)
+            request = make_request()
+            with pytest.raises(type(error), match=str(error)):
+                await c.run(request)
+            assert c.record(request).outcome == "failed"
+
+    run_virtual(scenario())
+    logged = [record.exc_info[1] for record in caplog.records if record.exc_info is not None]
+    assert logged == ([] if isinstance(error, DualPathError) else [error])

@@ -303,6 +303,14 @@ async def test_waiting_ends_with_the_last_publish_a_failure_or_the_time() -> Non
     assert await index.wait_durable([key_of(99)], 5.0) == 0
 
 
+async def test_who_has_waited_in_vain_leaves_nothing_that_waits_on() -> None:
+    index = BlockIndex(SIZE_BYTES)
+    index.begin_write(key_of(0), None)
+    assert await index.wait_durable([key_of(0)], 0.01) == 0
+    await asyncio.sleep(0)
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
 def test_a_block_published_after_it_was_given_up_is_known() -> None:
     index = BlockIndex(SIZE_BYTES)
     index.begin_write(key_of(1), None)
