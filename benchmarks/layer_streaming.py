@@ -14,6 +14,7 @@ import itertools
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -28,6 +29,7 @@ from dualpath.models.load import load_model
 from dualpath.models.seam import PrefillItem
 
 GIB = 1024**3
+PATHS = ("prefill", "decode", "split")
 
 
 class ResidentStream:
@@ -63,13 +65,15 @@ async def engine_forward_s(cluster: EmbeddedCluster, prompt: list[int], number: 
 Times = dict[str, list[float]]
 
 
-async def measure(model_dir: Path, cached: int, new: int, rounds: int, threads: int) -> tuple[Times, Times]:
+async def measure(
+    model_dir: Path, paths: Sequence[str], cached: int, new: int, rounds: int, threads: int
+) -> tuple[Times, Times]:
     """(forwards, CPU)"""
     times: Times = {"resident": [], "transformers": []}
     cpu: Times = {}
     clusters = {}
     with tempfile.TemporaryDirectory() as store:
-        for path, verify in itertools.product(("prefill", "decode", "split"), ("storage", "all")):
+        for path, verify in itertools.product(paths, ("storage", "all")):
             config = ServeConfig(
                 model=ModelConfig(dir=model_dir, device="cpu"),
                 store=StoreConfig(url=f"file://{store}"),
@@ -115,11 +119,12 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--paths", nargs="+", default=PATHS, choices=PATHS)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         model_dir = init_model("llama", Path(scratch) / "model", preset="demo")
-        rounds, threads = arguments.rounds, arguments.threads
-        times, cpu = asyncio.run(measure(model_dir, arguments.cached, arguments.new, rounds, threads))
+        paths, rounds, threads = arguments.paths, arguments.rounds, arguments.threads
+        times, cpu = asyncio.run(measure(model_dir, paths, arguments.cached, arguments.new, rounds, threads))
     best = {name: statistics.median(values) for name, values in times.items()}
     print(f"prefill of {arguments.new} new over {arguments.cached} cached tokens, median of {rounds}:")
     for name, median_s in best.items():
@@ -127,7 +132,7 @@ def main() -> None:
             f"{median_s / best['resident']:.2f} of resident, {median_s / best['transformers']:.2f} of transformers"
         )
         print(f"  {name:<17}{median_s * 1e3:7.1f} ms   {against}")
-    for path in ("prefill", "decode", "split"):
+    for path in paths:
         forward, request = (_ratio(values, path) for values in (times, cpu))
         off_s = statistics.median(cpu[f"{path}, storage"])
         print(
