@@ -131,8 +131,8 @@ def faults(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_
 
     monkeypatch.setattr(store, "open_io", open_faulty)
     if store is MemoryStore:
-        faults.fabric = FakeFabric(delay_s=0.0005)
-        monkeypatch.setattr(engines, "NixlTransport", faults.fabric.transport)
+        fabric = faults.fabric = FakeFabric(delay_s=0.0005)
+        monkeypatch.setattr(engines, "NixlTransport", lambda peer_id, **_: fabric.transport(peer_id))
     else:
         faults.directory = tmp_path
     return faults

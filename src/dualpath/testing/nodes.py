@@ -154,8 +154,10 @@ class SimChannel:
     async def _pass(self) -> None:
         """Cross the line, if it lets anything through."""
         await asyncio.sleep(self._runtime.chance.uniform(*_LATENCY_S))
-        while self._weather.strength("hang line", self._node.name):
-            await asyncio.sleep(0.05)
+        if self._weather.strength("hang line", self._node.name):
+            while self._weather.strength("hang line", self._node.name):
+                await asyncio.sleep(0.05)
+            await asyncio.sleep(self._runtime.chance.uniform(0, 1.0))  # overtaken by what is sent now
         if self._weather.meets("cut line", self._node.name):
             raise DualPathError("the connection broke")
 

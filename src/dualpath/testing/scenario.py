@@ -129,8 +129,13 @@ def draw(seed: int) -> Scenario:
         agents=(),
         faults=(),
     )
-    agents = tuple(_agent(dice, number, scenario.max_prompt_tokens) for number in range(dice.choice([2, 3, 5, 8])))
-    return replace(scenario, agents=agents, faults=_faults(dice, scenario))
+    is_late = dice.random() < 0.3
+    if is_late:  # what arrives after its time meets memory that others use by then, and no digest finds it
+        slots = {"num_prefill_slots": 40, "num_decode_slots": 40}
+        scenario = replace(scenario, verifies=False, num_prefill=2, num_decode=1, streams_layers=True, **slots)
+    num_agents = 6 if is_late else dice.choice([2, 3, 5, 8])
+    agents = tuple(_agent(dice, number, scenario.max_prompt_tokens) for number in range(num_agents))
+    return replace(scenario, agents=agents, faults=_late(dice) if is_late else _faults(dice, scenario))
 
 
 def _agent(dice: random.Random, number: int, max_prompt_tokens: int) -> Agent:
@@ -152,6 +157,17 @@ def _agent(dice: random.Random, number: int, max_prompt_tokens: int) -> Agent:
     return Agent(number, tenant, start_s, dice.randint(0, 2), tuple(turns))
 
 
+def _late(dice: random.Random) -> tuple[Fault, ...]:
+    """Faults of one kind that leaves bytes behind, one after the other."""
+    kind = dice.choice(["fail transfers", "fail transfers", "hang reads"])
+    for_s, strength = dice.uniform(0.2, 1.0), dice.choice([0.1, 0.3, 0.6])
+    times_s = [0.3 + 0.8 * number * dice.uniform(0.5, 1.0) for number in range(8)]
+    return tuple(
+        Fault(number, round(at_s, 3), kind, dice.randrange(64), round(for_s, 3), strength)
+        for number, at_s in enumerate(times_s)
+    )
+
+
 def _faults(dice: random.Random, scenario: Scenario) -> tuple[Fault, ...]:
     """Few kinds at a time, for they hide each other: of one theme mostly, sometimes of all."""
     nodes = NODE_FAULTS if scenario.is_remote else ("restart scheduler",)
@@ -163,6 +179,7 @@ def _faults(dice: random.Random, scenario: Scenario) -> tuple[Fault, ...]:
         ("hang reads",),
         nodes,
         nodes[:2],
+        nodes[2:] or nodes,
     ]
     everything = (*PATH_FAULTS, *STORAGE_FAULTS, *STORE_FAULTS, *OTHER_FAULTS, *nodes)
     theme = dice.choice(themes) if dice.random() < 0.7 else everything
