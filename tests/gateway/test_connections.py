@@ -10,14 +10,19 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
+from unittest.mock import Mock
 
 import httpx
 import pytest
+import uvicorn
+from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from tests.gateway.conftest import Serving
 from tests.gateway.fakes import FakeBackend, says
 from tests.gateway.test_server import until
+from uvicorn.server import ServerState
 
 from dualpath.gateway import server
 from dualpath.gateway.http_protocol import Connections, HttpProtocol
@@ -100,13 +105,21 @@ async def test_a_header_that_does_not_come(backend: FakeBackend, serving: Servin
     async with serving(backend, settings=limits(header_timeout_s=0.2)) as url:
         async with client(url, POST) as slow:
             await slow.error(408, "header_timeout")
-        async with client(url, POST) as dripping:
-            drip = asyncio.create_task(dripping.drip(b"X-" + b"y" * 5000, 0.05))
-            await dripping.error(408, "header_timeout")
-            drip.cancel()
         async with client(url) as silent:
             assert await silent.rest() == b""
-        assert await errors(url) == {("408", "header_timeout"): 2, ("none", "no_request"): 1}
+        assert await errors(url) == {("408", "header_timeout"): 1, ("none", "no_request"): 1}
+
+
+async def test_bytes_that_drip_in_buy_no_time(backend: FakeBackend, serving: Serving) -> None:
+    async with serving(backend, settings=limits(header_timeout_s=1.0, body_timeout_s=1.0)) as url:
+        for start, more, code in (
+            (POST, b"X-" + b"y" * 5000, "header_timeout"),
+            (POST + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n" * 1000, "body_timeout"),
+        ):
+            async with client(url, start) as dripping:
+                drip = asyncio.create_task(dripping.drip(more, 0.02))
+                await dripping.error(408, code)
+                drip.cancel()
 
 
 async def test_the_second_header_of_a_connection_has_the_same_deadline(backend: FakeBackend, serving: Serving) -> None:
@@ -116,7 +129,10 @@ async def test_the_second_header_of_a_connection_has_the_same_deadline(backend: 
         await slow.error(408, "header_timeout")
 
 
-async def test_an_idle_connection_is_closed_in_silence(backend: FakeBackend, serving: Serving) -> None:
+async def test_an_idle_connection_is_closed_in_silence(
+    backend: FakeBackend, serving: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uvicorn, "Config", partial(uvicorn.Config, timeout_keep_alive=0))  # its own counts for nothing
     async with serving(backend, settings=limits(keep_alive_s=0.3)) as url:
         async with client(url) as idle:
             for _ in range(3):  # longer than that in all
@@ -134,18 +150,14 @@ async def test_a_body_that_does_not_come(backend: FakeBackend, serving: Serving)
     async with serving(backend, settings=limits(body_timeout_s=0.2)) as url:
         async with client(url, POST + b"Content-Length: 9000\r\n\r\n" + b" " * 5000) as slow:
             await slow.error(408, "body_timeout")
-        async with client(url, POST + b"Transfer-Encoding: chunked\r\n\r\n") as dripping:
-            drip = asyncio.create_task(dripping.drip(b"1\r\n \r\n" * 1000, 0.02))
-            await dripping.error(408, "body_timeout")
-            drip.cancel()
-        assert await errors(url) == {("408", "body_timeout"): 2}
+        assert await errors(url) == {("408", "body_timeout"): 1}
         assert backend.requests == []
 
 
 @pytest.mark.parametrize("path", [b"/v1/nothing", b"/health", b"/v1/completions"])
 async def test_the_rest_of_a_body_that_nobody_wants(backend: FakeBackend, serving: Serving, path: bytes) -> None:
     """It has been answered, and is drained, as many clients do not read before they have sent all; but not for ever."""
-    settings = GatewaySettings(max_body_bytes=5000, connections=ConnectionLimits(body_timeout_s=0.3, keep_alive_s=60))
+    settings = GatewaySettings(max_body_bytes=5000, connections=ConnectionLimits(body_timeout_s=1.0, keep_alive_s=60))
     start = (b"GET " if path == b"/health" else b"POST ") + path + b" HTTP/1.1\r\nHost: x\r\n"
     async with serving(backend, settings=settings) as url:
         async with client(url, start + b"Content-Length: 300000\r\n\r\n" + b"x" * 299_999) as sending:
@@ -205,6 +217,24 @@ async def test_a_client_that_takes_nothing_is_cut_off(
         assert backend.outcomes() == ["cancelled"]
         assert watched > num_takes
         assert await errors(url) == {("none", "send_timeout"): 1}
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+async def test_a_client_that_goes_on_taking_has_all_the_time(goes_on: bool) -> None:
+    transport = Mock(asyncio.Transport)
+    transport.configure_mock(**{"is_closing.return_value": False, "get_extra_info.return_value": None})
+    transport.get_write_buffer_size.return_value = 0
+    shared = Connections(ConnectionLimits(send_timeout_s=0.05), 10, Refusals(CollectorRegistry()))
+    config = uvicorn.Config(FastAPI(), lifespan="off", log_config=None)
+    protocol = HttpProtocol(config=config, server_state=ServerState(), app_state={}, shared=shared)
+    protocol.connection_made(transport)
+    protocol.pause_writing()
+    if goes_on:
+        protocol.resume_writing()
+    await asyncio.sleep(0.3)
+    assert transport.abort.called is not goes_on
+    protocol.connection_lost(None)
+    assert not shared.idle
 
 
 # -- how many ----------------------------------------------------------------------------------------------------------
