@@ -31,6 +31,7 @@ from dualpath.store.header import object_bytes, verify, write_header
 from dualpath.store.nixl_api import Agent, build_agent
 
 NAMESPACE = b"benchmark-digest"
+IN_FLIGHT, SUBMITTED_TOGETHER, PAUSE_S = 64, 16, 200e-6  # dualpath.traffic's
 
 
 @dataclass
@@ -59,13 +60,22 @@ def prepare(root: Path, num_blocks: int, geometry: KvGeometry) -> Setup:
     for key, slot in zip(keys, staging, strict=True):
         write_header(memoryview(slot.numpy()), NAMESPACE, key, keys[0], geometry)
     setup = Setup(store, agent, io, staging, keys)
-    run_to_end(io, io.submit_writes(setup.requests), lambda slot: None)
+    run_to_end(io, io.submit_writes, setup.requests, lambda slot: None)
     return setup
 
 
-def run_to_end(io: StoreIo, tickets: Sequence[IoTicket], on_done: Callable[[int], None]) -> None:
-    pending = list(enumerate(tickets))
-    while pending:
+def run_to_end(
+    io: StoreIo,
+    submit: Callable[[Sequence[IoRequest]], Sequence[IoTicket]],
+    requests: Sequence[IoRequest],
+    on_done: Callable[[int], None],
+) -> None:
+    """As an engine's traffic thread does: so many at once, a few more with each look, a pause where nothing moved."""
+    queue, pending = list(enumerate(requests)), list[tuple[int, IoTicket]]()
+    while queue or pending:
+        batch = [queue.pop(0) for _ in range(min(len(queue), IN_FLIGHT - len(pending), SUBMITTED_TOGETHER))]
+        tickets = submit([request for _, request in batch])
+        pending.extend((slot, ticket) for (slot, _), ticket in zip(batch, tickets, strict=True))
         still = []
         for slot, ticket in pending:
             state = io.poll(ticket)
@@ -75,6 +85,8 @@ def run_to_end(io: StoreIo, tickets: Sequence[IoTicket], on_done: Callable[[int]
             assert state is IoState.DONE, ticket.error
             io.release(ticket)
             on_done(slot)
+        if not batch and len(still) == len(pending):
+            time.sleep(PAUSE_S)
         pending = still
 
 
@@ -97,7 +109,7 @@ def read_plain(setup: Setup) -> None:
 
 
 def read_unverified(setup: Setup) -> None:
-    run_to_end(setup.io, setup.io.submit_reads(setup.requests), lambda slot: None)
+    run_to_end(setup.io, setup.io.submit_reads, setup.requests, lambda slot: None)
 
 
 def read_verified(setup: Setup, pool: ThreadPoolExecutor, views: list[memoryview]) -> None:
@@ -106,7 +118,7 @@ def read_verified(setup: Setup, pool: ThreadPoolExecutor, views: list[memoryview
     def check(slot: int) -> None:
         checks.append(pool.submit(verify, views[slot], NAMESPACE, setup.keys[slot], setup.store.geometry))
 
-    run_to_end(setup.io, setup.io.submit_reads(setup.requests), check)
+    run_to_end(setup.io, setup.io.submit_reads, setup.requests, check)
     for future in checks:
         future.result()
 
