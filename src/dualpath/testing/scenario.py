@@ -131,8 +131,8 @@ def draw(seed: int) -> Scenario:
     )
     is_late = dice.random() < 0.3
     if is_late:  # what arrives after its time meets memory that others use by then, and no digest finds it
-        slots = {"num_prefill_slots": 40, "num_decode_slots": 40}
-        scenario = replace(scenario, verifies=False, num_prefill=2, num_decode=1, streams_layers=True, **slots)
+        scenario = replace(scenario, verifies=False, num_prefill=2, num_decode=1, streams_layers=True)
+        scenario = replace(scenario, num_prefill_slots=40, num_decode_slots=40)
     num_agents = 6 if is_late else dice.choice([2, 3, 5, 8])
     agents = tuple(_agent(dice, number, scenario.max_prompt_tokens) for number in range(num_agents))
     return replace(scenario, agents=agents, faults=_late(dice) if is_late else _faults(dice, scenario))
