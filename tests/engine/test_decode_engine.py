@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -150,3 +151,36 @@ async def test_storage_that_takes_no_write_to_its_end_keeps_no_device_memory(
             assert await tokens(engine.decode(order)) == list(range(101, 113))
             await engine.release(order.request.request_id)
     io.unhang()
+
+
+async def test_memory_that_a_stalled_batch_gives_back_goes_to_who_waits_for_it(
+    engine: DecodeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy, may_end = engine.traffic.copy, asyncio.Event()
+
+    async def hang(*arguments: Any) -> int:
+        monkeypatch.setattr(engine.traffic, "copy", copy)
+        copied = await copy(*arguments)
+        await may_end.wait()
+        return copied
+
+    monkeypatch.setattr(engine.traffic, "copy", hang)
+    sizes = (("leaving", 6, 40), ("growing", 16, 40), ("waiting", 6, 10))
+    leaving, growing, waiting = [await handed_over(engine, *size) for size in sizes]
+    listener = asyncio.create_task(tokens(engine.decode(leaving)))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    listener.cancel()  # its two blocks are being filled, and come back later
+    steps = engine.decode(growing)
+    last = 100
+    while last < 108:  # with 24 tokens it has the other six, and cannot go on
+        last = max([last, *(event.token_id for event in (await anext(steps)).tokens)])
+    listener = asyncio.create_task(tokens(engine.decode(waiting)))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    await engine.release(growing.request.request_id)
+    async with asyncio.timeout(30):
+        assert await listener == list(range(101, 110))
+    may_end.set()
+    for order in (leaving, waiting):
+        await engine.release(order.request.request_id)

@@ -224,10 +224,31 @@ async def test_where_storage_is_full_some_blocks_go_until_it_takes_writes_again(
     bench.index.fail_write(BlockKey(b"f" * 16))
     assert await bench.evictor.evict() == 10
     assert bench.evictor.stats.accepts_writes
-    bench.write(BlockKey(b"f" * 16))
-    assert await bench.evictor.evict() == 0
+    for number in range(20):
+        bench.write(BlockKey(bytes([255]) + number.to_bytes(15, "big")))
+        await bench.evictor.evict()
+    assert bench.index.num_blocks() == 90, "so that it does not get full again"
     assert bench.storage.num_tries == 2
+    bench.storage.max_objects = 90  # others have taken the rest
+    bench.index.fail_write(BlockKey(b"g" * 16))
+    assert await bench.evictor.evict() == 0, "not at once"
+    bench.runtime.leapt_s += 1.0
+    assert await bench.evictor.evict() == 9
     bench.check()
+
+
+async def test_what_was_full_once_may_be_filled_again_after_a_while() -> None:
+    bench = Bench(100)
+    bench.storage.max_objects = 100
+    bench.index.fail_write(BlockKey(b"f" * 16))
+    await bench.evictor.evict()
+    assert bench.evictor.stats.capacity_bytes == 90 * SIZE_BYTES
+    for _ in range(120):
+        bench.runtime.leapt_s += 5.0
+        await bench.evictor.evict()
+    capacity_bytes = bench.evictor.stats.capacity_bytes
+    assert capacity_bytes is not None
+    assert capacity_bytes > 100 * SIZE_BYTES
 
 
 async def test_a_full_store_that_does_not_get_better_is_not_emptied_at_once() -> None:

@@ -61,7 +61,7 @@ class IndexView(Protocol):
         """It publishes nothing any more."""
         ...
 
-    def evict_to(self, capacity_bytes: int, max_blocks: int) -> Sequence[BlockKey]:
+    def evict_to(self, capacity_bytes: float, max_blocks: int) -> Sequence[BlockKey]:
         """Drop least recently used leaves from the index; the caller deletes the objects and then says ``deleted``."""
         ...
 

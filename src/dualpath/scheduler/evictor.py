@@ -2,14 +2,15 @@
 
 The index chooses what goes, a little at a time; objects are deleted beside the event loop. Capacity is a number of
 bytes, or a share of what the file system holds for us and has free: that moves when others fill it. Where writes fail
-all the same (a quota, others' data), a write of our own tells whether storage takes any; while it is full, some blocks
-go, less and less often as long as that does not help.
+all the same (a quota, others' data), a write of our own tells whether storage takes any; if it is full, some blocks
+go, less and less often as long as that does not help, and what is left is a bound that grows slowly.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
@@ -25,9 +26,10 @@ from dualpath.store.directory_calls import DirectoryCalls
 _log = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 5.0
-_MAX_PAUSE_S = 300.0
+_SHORT_PAUSE_S, _MAX_PAUSE_S = 1.0, 300.0  # before storage is tried again
 _KEYS_PER_CALL = 16
 _SHARE_FREED = 0.1  # of our blocks, when storage is full
+_GROWTH_PER_LOOK = 1.001  # of the bound that this leaves: storage is full again after nine minutes at the earliest
 
 
 class Evictor:
@@ -48,11 +50,12 @@ class Evictor:
         self._capacity_bytes = capacity_bytes
         self._capacity_fraction = None if capacity_bytes is not None else capacity_fraction
         self._free_bytes: int | None = None
+        self._full_at_bytes = math.inf  # less than what was too much for storage
         self._calls = DirectoryCalls(self._runtime)
         self._due = asyncio.Event()
         self._turn = asyncio.Lock()
         self._next_look_s = self._next_try_s = 0.0
-        self._pause_s = _LOOK_EVERY_S
+        self._pause_s = _SHORT_PAUSE_S
         self._num_failures_seen = 0
         self._refusal: StoreError | None = None
         self._since_unix_s = self._runtime.unix_s()
@@ -67,7 +70,7 @@ class Evictor:
             reason="" if self._refusal is None else str(self._refusal),
             since_unix_s=self._since_unix_s,
             used_bytes=self._index.used_bytes(),
-            capacity_bytes=self._capacity_bytes,
+            capacity_bytes=None if math.isinf(bound := self._bound_bytes()) else int(bound),
             free_bytes=self._free_bytes,
             stalled_s=self._calls.stalled_s,
         )
@@ -95,8 +98,7 @@ class Evictor:
         num_evicted = 0
         try:
             await self._measure()
-            if self._capacity_bytes is not None:
-                num_evicted += await self._evict_to(self._capacity_bytes)
+            num_evicted += await self._evict_to(self._bound_bytes())
             num_evicted += await self._make_room()
             await self._ask_about_doubts()
         except StoreError as error:
@@ -107,14 +109,20 @@ class Evictor:
 
     async def _measure(self) -> None:
         """Our share of the file system, now."""
-        if self._capacity_fraction is None or self._runtime.now_s() < self._next_look_s:
+        if self._runtime.now_s() < self._next_look_s:
             return
         self._next_look_s = self._runtime.now_s() + _LOOK_EVERY_S
+        self._full_at_bytes *= _GROWTH_PER_LOOK
+        if self._capacity_fraction is None:
+            return
         self._free_bytes = await self._calls.call(self._store.free_bytes)
         if self._free_bytes is not None:
             self._capacity_bytes = int(self._capacity_fraction * (self._index.used_bytes() + self._free_bytes))
 
-    async def _evict_to(self, capacity_bytes: int) -> int:
+    def _bound_bytes(self) -> float:
+        return min(self._full_at_bytes, math.inf if self._capacity_bytes is None else self._capacity_bytes)
+
+    async def _evict_to(self, capacity_bytes: float) -> int:
         """A few blocks at a time: meanwhile others have the event loop, and storage sets the pace."""
         num_evicted = 0
         deletions: list[asyncio.Future[None]] = []
@@ -157,10 +165,13 @@ class Evictor:
         self._num_failures_seen = self._index.num_failed_writes
         num_evicted = 0
         if isinstance(await self._try_write(), StoreFullError):
-            num_evicted = await self._evict_to(int((1 - _SHARE_FREED) * self._index.used_bytes()))
+            self._full_at_bytes = (1 - _SHARE_FREED) * self._index.used_bytes()
+            num_evicted = await self._evict_to(self._full_at_bytes)
             await self._try_write()
-        is_still_full = isinstance(self._refusal, StoreFullError)
-        self._pause_s = min(2 * self._pause_s, _MAX_PAUSE_S) if is_still_full else _LOOK_EVERY_S
+        if isinstance(self._refusal, StoreFullError):
+            self._pause_s = min(max(2 * self._pause_s, 2 * _LOOK_EVERY_S), _MAX_PAUSE_S)
+        else:
+            self._pause_s = _SHORT_PAUSE_S if self._refusal is None else _LOOK_EVERY_S
         self._next_try_s = self._runtime.now_s() + self._pause_s
         return num_evicted
 

@@ -166,7 +166,7 @@ class BlockIndex:
                 self._num_uses += 1
                 node.last_use = self._num_uses
 
-    def evict_to(self, capacity_bytes: int, max_blocks: int | None = None) -> list[BlockKey]:
+    def evict_to(self, capacity_bytes: float, max_blocks: int | None = None) -> list[BlockKey]:
         """Drop blocks until the rest fits, at most ``max_blocks``, and return them for deletion: say ``deleted``.
 
         With ``max_blocks`` the work is bounded, too, so there may be fewer, or none, while ``may_evict``.

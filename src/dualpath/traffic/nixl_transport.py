@@ -17,7 +17,6 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -28,58 +27,12 @@ from dualpath.store.nixl_api import build_agent
 from dualpath.traffic.contract import Op, Region, TransferState, Units
 from dualpath.traffic.nixl_hello import Hello, HelloChannel
 from dualpath.traffic.nixl_peer_agent import BACKEND, PeerAgent
+from dualpath.traffic.nixl_peers import METADATA_VERSION, Handle, Metadata, Peer
 from dualpath.traffic.nixl_regions import RegionTable
 from dualpath.traffic.staging import STAGING
 
 _log = logging.getLogger(__name__)
-_METADATA_VERSION = 2
 _POLLS_PER_HELLO = 1000
-
-
-class _Metadata(msgspec.Struct, array_like=True):
-    version: int
-    peer_id: str
-    main_agent: bytes
-    regions: list[RegionTable]
-
-
-@dataclass(slots=True, eq=False)
-class _Handle:
-    peer: PeerId
-    op: Op
-    local_region: str
-    local_units: Units
-    remote_region: str
-    remote_units: Units
-    transfer: Any = None  # None: not begun, or over and freed
-    num_polls: int = 0
-    state: TransferState = TransferState.IN_PROGRESS
-    error: TransferError | None = None
-
-    def fail(self, error: TransferError) -> None:
-        if self.state is TransferState.IN_PROGRESS:
-            self.error, self.state = error, TransferState.FAILED
-
-
-@dataclass(slots=True, eq=False)
-class _Peer:
-    agent: PeerAgent
-    number: int  # of our agent
-    main_agent: bytes
-    heard_before: int  # highest number of an agent that the peer has made for a former one of ours
-    metadata: bytes | None = None  # None: it added us, we have not added it
-    regions: dict[str, RegionTable] = field(default_factory=dict)
-    their_number: int = 0  # of the peer's agent that ours is connected with; 0: none yet
-    has_left: bool = False  # it removed us
-    handles: set[_Handle] = field(default_factory=set)  # not yet released
-
-    def is_left_by(self, number: int) -> bool:
-        """Is the peer's agent of this number ours, or has it gone before we could connect?"""
-        return number == self.their_number or (not self.their_number and number > self.heard_before)
-
-    def fail_all(self, error: TransferError) -> None:
-        for handle in self.handles:
-            handle.fail(error)
 
 
 class NixlTransport:
@@ -106,7 +59,7 @@ class NixlTransport:
         self._numbers = itertools.count(1)
         self._regions: list[tuple[Region, RegionTable]] = []
         self._registrations: list[Any] = []
-        self._peers: dict[PeerId, _Peer] = {}
+        self._peers: dict[PeerId, Peer] = {}
         self._heard: dict[PeerId, int] = {}  # highest number of an agent that this peer has made for us
 
     def register(self, region: Region) -> None:
@@ -117,17 +70,15 @@ class NixlTransport:
 
     def metadata(self) -> bytes:
         tables = [table for _, table in self._regions]
-        return msgspec.msgpack.encode(
-            _Metadata(_METADATA_VERSION, self.peer_id, self.agent.get_agent_metadata(), tables)
-        )
+        return msgspec.msgpack.encode(Metadata(METADATA_VERSION, self.peer_id, self.agent.get_agent_metadata(), tables))
 
     def add_peer(self, metadata: bytes) -> PeerId:
         try:
-            decoded = msgspec.msgpack.decode(metadata, type=_Metadata)
+            decoded = msgspec.msgpack.decode(metadata, type=Metadata)
         except msgspec.DecodeError as error:
             raise TransferError(f"not a peer's metadata: {error}") from None
-        if decoded.version != _METADATA_VERSION:
-            raise TransferError(f"{decoded.peer_id} speaks version {decoded.version}, we speak {_METADATA_VERSION}")
+        if decoded.version != METADATA_VERSION:
+            raise TransferError(f"{decoded.peer_id} speaks version {decoded.version}, we speak {METADATA_VERSION}")
         peer = PeerId(decoded.peer_id)
         known = self._peers.get(peer)
         if known is not None and known.has_left:
@@ -157,7 +108,7 @@ class NixlTransport:
 
     def post(
         self, op: Op, peer: PeerId, local_region: str, local_units: Units, remote_region: str, remote_units: Units
-    ) -> _Handle:
+    ) -> Handle:
         """Where the peer has not answered our hello yet, the transfer begins when it does."""
         self._hear()  # who has left this process says so, and UCX would not notice
         known = self._reachable(peer)
@@ -169,13 +120,13 @@ class NixlTransport:
         local = known.agent.own[local_region]
         if local.unit_bytes != remote.unit_bytes:
             raise TransferError(f"units of {local.unit_bytes} bytes here, {remote.unit_bytes} at {peer}")
-        handle = _Handle(peer, op, local_region, local_units, remote_region, remote_units)
+        handle = Handle(peer, op, local_region, local_units, remote_region, remote_units)
         if known.their_number:
             self._begin(known, handle)
         known.handles.add(handle)
         return handle
 
-    def poll(self, handle: _Handle) -> TransferState:
+    def poll(self, handle: Handle) -> TransferState:
         if handle.state is not TransferState.IN_PROGRESS:
             return handle.state
         known = self._peers[handle.peer]
@@ -185,10 +136,10 @@ class NixlTransport:
             self._note(handle, known.agent.check)
         return handle.state
 
-    def failure(self, handle: _Handle) -> TransferError:
+    def failure(self, handle: Handle) -> TransferError:
         return handle.error or TransferError(f"a transfer with {handle.peer} failed")
 
-    def release(self, handle: _Handle) -> bool:
+    def release(self, handle: Handle) -> bool:
         if handle.state is TransferState.IN_PROGRESS:
             return False
         known = self._peers.get(handle.peer)
@@ -218,7 +169,7 @@ class NixlTransport:
 
     # --- transfers ------------------------------------------------------------------------------------------------
 
-    def _reachable(self, peer: PeerId) -> _Peer:
+    def _reachable(self, peer: PeerId) -> Peer:
         known = self._peers.get(peer)
         if known is None or known.metadata is None:
             raise PeerLostError(f"{peer} is not a peer of {self.peer_id}")
@@ -226,13 +177,13 @@ class NixlTransport:
             raise PeerLostError(f"{peer} has removed {self.peer_id}")
         return known
 
-    def _begin(self, known: _Peer, handle: _Handle) -> None:
+    def _begin(self, known: Peer, handle: Handle) -> None:
         """Raises TransferError or PeerLostError, and then nothing moves."""
         local, remote = known.agent.own[handle.local_region], known.agent.remote[handle.remote_region]
         handle.transfer = known.agent.start(handle.op, local, handle.local_units, remote, handle.remote_units)
         self._note(handle, known.agent.post)
 
-    def _poll_waiting(self, known: _Peer, handle: _Handle) -> None:
+    def _poll_waiting(self, known: Peer, handle: Handle) -> None:
         handle.num_polls += 1
         try:
             if handle.num_polls % _POLLS_PER_HELLO == 0:
@@ -242,7 +193,7 @@ class NixlTransport:
         self._hear()
 
     @staticmethod
-    def _note(handle: _Handle, call: Any) -> None:
+    def _note(handle: Handle, call: Any) -> None:
         try:
             handle.state = call(handle.transfer)
         except TransferError as error:
@@ -260,24 +211,24 @@ class NixlTransport:
 
     # --- meeting peers --------------------------------------------------------------------------------------------
 
-    def _open(self, peer: PeerId, main_agent: bytes) -> _Peer:
+    def _open(self, peer: PeerId, main_agent: bytes) -> Peer:
         number = next(self._numbers)
         agent = PeerAgent(f"{self.peer_id}>{peer}#{number}", peer, self._regions, self._ucx)
-        known = self._peers[peer] = _Peer(agent, number, main_agent, self._heard.get(peer, 0))
+        known = self._peers[peer] = Peer(agent, number, main_agent, self._heard.get(peer, 0))
         return known
 
-    def _learn(self, known: _Peer, metadata: bytes, regions: dict[str, RegionTable]) -> None:
+    def _learn(self, known: Peer, metadata: bytes, regions: dict[str, RegionTable]) -> None:
         if known.metadata is None:
             known.metadata, known.regions = metadata, regions
             if known.their_number:
                 known.agent.prepare(list(regions.values()))
 
-    def _connect_itself(self, known: _Peer) -> None:
+    def _connect_itself(self, known: Peer) -> None:
         known.agent.connect_itself()
         known.their_number = known.number
         known.agent.prepare(list(known.regions.values()))
 
-    def _say_hello(self, peer: PeerId, known: _Peer) -> None:
+    def _say_hello(self, peer: PeerId, known: Peer) -> None:
         self._hellos.say(peer, known.main_agent, known.number, known.agent.metadata(), known.their_number)
 
     def _hear(self) -> None:
@@ -304,7 +255,7 @@ class NixlTransport:
         if hello.seen != known.number and hello.number == known.their_number:
             self._say_hello(peer, known)
 
-    def _connect(self, peer: PeerId, known: _Peer, hello: Hello) -> None:
+    def _connect(self, peer: PeerId, known: Peer, hello: Hello) -> None:
         """With the peer's agent for us, or a later one: what began with the former will not end well."""
         for handle in known.handles:
             if handle.transfer is not None:
