@@ -24,7 +24,7 @@ for name in python3.11 python3.12 python3.13 python3; do \
 done
 endef
 
-.PHONY: help demo test lint format bench compiled plain clean
+.PHONY: help demo test lint format bench mutants compiled plain clean
 
 help: ## show this
 	@echo "make TARGET; the first one also installs what is needed into .venv (2-5 minutes, about 1.5 GB)"
@@ -53,6 +53,9 @@ bench: $(READY) ## time storage reads, layer streaming, kernels of every family,
 	@for name in storage_read layer_streaming model_kernels server; do \
 	  echo "== benchmarks/$$name.py"; OMP_NUM_THREADS=1 $(PY) benchmarks/$$name.py; \
 	done
+
+mutants: $(READY) ## change single places of the code, see what neither tests nor worlds notice (about a minute each)
+	@$(PY) -m dualpath.testing.mutants $(ARGS)
 
 compiled: $(READY) ## compile the simulator for large clusters (about a minute, needs gcc; make plain undoes it)
 	@echo "== compiling the simulator (about a minute)"
