@@ -11,7 +11,7 @@ from dualpath.store.contract import BlockStore
 from dualpath.store.header import parse_header
 from dualpath.store.index import BlockIndex
 
-_LEARNT_PER_TURN = 64
+_LEARNT_PER_TURN = 32
 
 
 async def learn_parents(
