@@ -101,6 +101,24 @@ def test_a_failing_transfer_fails_alone(bench: Bench, monkeypatch: pytest.Monkey
         verify(bench.views[number], NAMESPACE, key_of(number), GEOMETRY)
 
 
+def test_a_file_that_cannot_be_registered_fails_alone(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are registered together, and one by one where that fails."""
+    bench.write(*range(8))
+    register, fds = bench.agent.register_memory, list[int]()
+
+    def refuse_the_first(files: list[tuple[int, int, int, str]], *rest: Any, **more: Any) -> Any:
+        fds.extend(fd for _, _, fd, _ in files)
+        if any(fd == fds[0] for _, _, fd, _ in files):
+            raise RuntimeError("no room")
+        return register(files, *rest, **more)
+
+    monkeypatch.setattr(bench.agent, "register_memory", refuse_the_first)
+    tickets = bench.io.submit_reads(bench.requests(range(8)))
+    states = bench.finish(tickets)
+    assert sorted(states, key=lambda state: state.value) == [IoState.DONE] * 7 + [IoState.FAILED]
+    assert len(fds) > 8, "none were registered together"
+
+
 def test_an_unexplained_error_keeps_the_memory_for_a_while(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     bench.write(1)
 
