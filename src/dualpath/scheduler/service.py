@@ -146,6 +146,7 @@ class Service:
             (lost, f"{lost} of {len(engine_ids)} engines do not answer"),
             (apart, f"{apart} pairs of living engines are not connected"),
             (stalled, f"the storage of {stalled} nodes does not answer"),
+            (not self._evictor.stats.accepts_writes, "the store takes no new blocks"),
         )
         return tuple(text for count, text in found if count)
 
@@ -273,4 +274,6 @@ class Service:
         answers = await asyncio.gather(*map(self._health.stats, there))
         queued, running = self._records.count()
         engines = tuple(stats for stats in answers if stats is not None)
-        return ClusterStats(engines, queued, running, self._index.num_blocks(), self._describe_nodes())
+        return ClusterStats(
+            engines, queued, running, self._index.num_blocks(), self._describe_nodes(), self._evictor.stats
+        )

@@ -318,6 +318,7 @@ class TrafficManager:
             num_in_flight=self._loop.num_active,
             num_lingering=self._loop.num_lingering,
             broken_peers=self._loop.peers.broken_peers,
+            storage_stalled_s=self._io.stalled_s(),
             nic_read_bytes=self._storage_nic.passed_bytes(NicDirection.READ),
         )
 
