@@ -148,7 +148,13 @@ def try_all(mutants: Sequence[Mutant], trial: Trial, checkouts: Sequence[Checkou
         return verdict
 
     with ThreadPoolExecutor(len(checkouts)) as pool:
-        return list(pool.map(one, mutants))
+        try:
+            return list(pool.map(one, mutants))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for checkout in checkouts:
+                checkout.stop()
+            raise
 
 
 # -- the command ------------------------------------------------------------------------------------------------------
