@@ -178,8 +178,8 @@ async def test_the_rest_of_a_body_that_nobody_wants(backend: FakeBackend, servin
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_answers_take_as_long_as_they_take(backend: FakeBackend, serving: Serving, stream: bool) -> None:
-    backend.pause_s = 0.3
-    settings = limits(header_timeout_s=0.1, body_timeout_s=0.1, keep_alive_s=0.1, send_timeout_s=0.1)
+    backend.script, backend.pause_s = says("Hi"), 0.8
+    settings = limits(header_timeout_s=2.0, body_timeout_s=2.0, keep_alive_s=0.1, send_timeout_s=0.1)
     async with serving(backend, settings=settings) as url, httpx.AsyncClient(timeout=HANG_S) as http:
         answer = await http.post(f"{url}/v1/completions", json={"prompt": "x", "stream": stream})
         assert answer.status_code == 200
@@ -243,7 +243,8 @@ async def test_a_client_that_goes_on_taking_has_all_the_time(goes_on: bool) -> N
 async def test_300_stalled_connections_hurt_nobody(backend: FakeBackend, serving: Serving) -> None:
     """Half of them in a header, half in a body."""
     async with AsyncExitStack() as stack:
-        url = await stack.enter_async_context(serving(backend, drain_s=0.1))
+        settings = limits(header_timeout_s=600, body_timeout_s=600)
+        url = await stack.enter_async_context(serving(backend, drain_s=0.1, settings=settings))
         for i in range(300):
             await stack.enter_async_context(client(url, POST + b"Content-Length: 9000\r\n\r\n" * (i % 2)))
         async with httpx.AsyncClient(timeout=HANG_S) as http:
