@@ -19,6 +19,7 @@ from dualpath.traffic.contract import Op, Region, TransferState, Units
 from dualpath.traffic.nixl_regions import RegionTable
 
 BACKEND = "UCX"
+_LAST_ROUNDS = 4  # UCX aborts the process over copies by CMA that were begun and never carried out
 _OPERATIONS = {Op.PULL: "READ", Op.PUSH: "WRITE"}
 _STATES = {"DONE": TransferState.DONE, "PROC": TransferState.IN_PROGRESS}
 
@@ -110,6 +111,9 @@ class PeerAgent:
 
     def destroy(self) -> None:
         """On return nothing moves through this agent any more, in our memory or out of it; waits for nobody."""
+        for _ in range(_LAST_ROUNDS):
+            with suppress(Exception):
+                self.progress()
         while self._transfers:
             _drop(self._transfers.pop())
         self._disconnect()
