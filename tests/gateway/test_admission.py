@@ -28,6 +28,7 @@ from dualpath.gateway.admission import Admission
 from dualpath.gateway.app import create_app
 from dualpath.gateway.errors import ApiError
 from dualpath.gateway.json_size import count_containers
+from dualpath.gateway.plan import Planner
 from dualpath.gateway.settings import ConnectionLimits, GatewaySettings
 from dualpath.gateway.tokenizer import Tokenizer
 
@@ -357,3 +358,12 @@ async def test_what_a_waiting_request_keeps_is_bounded(http: httpx.AsyncClient, 
     check(await http.post("/v1/completions", json=body | {"stop_token_ids": [1] * 2000}), 400, "stop_token_ids")
     assert (await http.post("/v1/completions", json=body | {"top_k": 10**18})).status_code == 200
     assert backend.requests[0].sampling.top_k == 1 << 31
+
+
+def test_the_text_of_a_prompt_is_kept_only_to_be_echoed(tokenizer: Tokenizer) -> None:
+    planner = Planner("m", CONTEXT, tokenizer, GatewaySettings())
+    for body, kept in (({}, None), ({"echo": True}, "abc")):
+        plan = planner.completion(json.dumps({"prompt": "abc"} | body).encode())
+        assert [prompt.text for prompt in plan.job.prompts] == [kept]
+    messages = json.dumps({"messages": [{"role": "user", "content": "abc"}]}).encode()
+    assert planner.chat(messages).job.prompts[0].text is None

@@ -22,9 +22,10 @@ from prometheus_client import CollectorRegistry
 from tests.gateway.conftest import Serving
 from tests.gateway.fakes import FakeBackend, says
 from tests.gateway.test_server import until
+from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
-from dualpath.gateway import server
+from dualpath.gateway import http_protocol, server
 from dualpath.gateway.http_protocol import Connections, HttpProtocol
 from dualpath.gateway.refusals import LOG_EVERY_S, Refusals
 from dualpath.gateway.settings import ConnectionLimits, GatewaySettings
@@ -102,7 +103,7 @@ def limits(**values: Any) -> GatewaySettings:
 
 
 async def test_a_header_that_does_not_come(backend: FakeBackend, serving: Serving) -> None:
-    async with serving(backend, settings=limits(header_timeout_s=0.2)) as url:
+    async with serving(backend, settings=limits(header_timeout_s=1.0)) as url:
         async with client(url, POST) as slow:
             await slow.error(408, "header_timeout")
         async with client(url) as silent:
@@ -133,12 +134,12 @@ async def test_an_idle_connection_is_closed_in_silence(
     backend: FakeBackend, serving: Serving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(uvicorn, "Config", partial(uvicorn.Config, timeout_keep_alive=0))  # its own counts for nothing
-    async with serving(backend, settings=limits(keep_alive_s=0.3)) as url:
+    async with serving(backend, settings=limits(keep_alive_s=1.5)) as url:
         async with client(url) as idle:
             for _ in range(3):  # longer than that in all
                 idle.writer.write(HEALTH)
                 assert await idle.answer() == (200, {"problems": []})
-                await asyncio.sleep(0.15)
+                await asyncio.sleep(0.6)
             assert await idle.rest() == b""
         assert await errors(url) == {}
 
@@ -344,6 +345,35 @@ async def test_garbage_behind_a_request_does_not_spoil_its_answer(backend: FakeB
         await odd.error(400, "malformed_http")
 
 
+async def test_garbage_in_a_body_ends_the_request(
+    backend: FakeBackend, serving: Serving, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At once, though the client keeps its side open; and then the connection, which it has not closed."""
+    made: list[Connections] = []
+    monkeypatch.setattr(server, "Connections", lambda *values: made.append(Connections(*values)) or made[0])
+    monkeypatch.setattr(http_protocol, "LINGER_S", 0.5)
+    async with serving(backend, settings=limits(body_timeout_s=0.3)) as url:
+        async with client(url, POST + b"Transfer-Encoding: chunked\r\n\r\nnot a length\r\n") as odd:
+            await odd.error(400, "malformed_http")
+            (lingering,) = made[0].idle
+            await until(lambda: lingering.transport.is_closing())
+        assert await errors(url) == {("400", "malformed_http"): 1, ("499", "client_closed_request"): 1}
+    assert not [record for record in caplog.records if record.levelno > logging.INFO]
+
+
+async def test_whatever_the_parser_lets_through_is_an_answer(
+    backend: FakeBackend, serving: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: H11Protocol) -> None:
+        raise UnicodeDecodeError("ascii", b"", 0, 1, "unforeseen")
+
+    async with serving(backend) as url, client(url) as odd:
+        with monkeypatch.context() as patched:
+            patched.setattr(H11Protocol, "handle_events", fail)
+            odd.writer.write(HEALTH)
+            await odd.error(400, "malformed_http")
+
+
 async def test_garbage_in_a_body_that_has_been_answered_ends_the_connection(
     backend: FakeBackend, serving: Serving, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -359,7 +389,9 @@ async def test_garbage_in_a_body_that_has_been_answered_ends_the_connection(
 # -- what is said of it ------------------------------------------------------------------------------------------------
 
 
-async def test_every_error_is_counted_by_status_and_kind(backend: FakeBackend, serving: Serving) -> None:
+async def test_every_error_is_counted_by_status_and_kind(
+    backend: FakeBackend, serving: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
     backend.script = says("x")
     async with serving(backend, settings=GatewaySettings(api_keys=("k",))) as url:
         async with httpx.AsyncClient(base_url=url, headers={"Authorization": "Bearer k"}) as http:
@@ -371,6 +403,8 @@ async def test_every_error_is_counted_by_status_and_kind(backend: FakeBackend, s
             await http.get("/v1/models", headers={"Authorization": "Bearer other"})
             backend.failure = (0, RuntimeError("unforeseen"))
             await http.post("/v1/completions", json={"prompt": "x"})
+            monkeypatch.setattr(backend, "recent", lambda _: 1 / 0)
+            assert (await http.get("/v1/dualpath/requests")).status_code == 500
         assert await errors(url) == {
             ("400", "invalid_json"): 1,
             ("400", "invalid_type"): 1,
@@ -378,7 +412,7 @@ async def test_every_error_is_counted_by_status_and_kind(backend: FakeBackend, s
             ("404", "not_found"): 1,
             ("405", "method_not_allowed"): 1,
             ("401", "invalid_api_key"): 1,
-            ("500", "internal_error"): 1,
+            ("500", "internal_error"): 2,
         }
 
 

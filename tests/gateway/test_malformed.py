@@ -19,12 +19,12 @@ from dualpath.gateway.openapi import openapi_document
 from dualpath.gateway.settings import ConnectionLimits, GatewaySettings
 from dualpath.gateway.tokenizer import Tokenizer
 
-NUM_REQUESTS = 500
+NUM_REQUESTS = 400
 HANG_S = 60.0
 
 
 async def test_odd_requests_are_answered(backend: FakeBackend, serving: Serving) -> None:
-    settings = GatewaySettings(connections=ConnectionLimits(header_timeout_s=0.5, body_timeout_s=0.5))
+    settings = GatewaySettings(connections=ConnectionLimits(header_timeout_s=3.0, body_timeout_s=3.0))
     async with serving(backend, settings=settings) as url:
         host, port = url.removeprefix("http://").split(":")
         requests, answers = odd_requests(7, NUM_REQUESTS), Counter[int]()
@@ -36,7 +36,7 @@ async def test_odd_requests_are_answered(backend: FakeBackend, serving: Serving)
                 assert max(statuses) < 500, request
                 answers.update(statuses)
 
-        await asyncio.gather(*(work() for _ in range(32)))
+        await asyncio.gather(*(work() for _ in range(NUM_REQUESTS // 5)))
         async with httpx.AsyncClient() as http:
             assert (await http.post(f"{url}/v1/completions", json={"prompt": "x"})).status_code == 200
     assert {200, 400, 404, 405, 408, 413} <= answers.keys()

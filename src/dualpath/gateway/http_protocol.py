@@ -111,12 +111,6 @@ class HttpProtocol(H11Protocol):
         status = status if 400 <= status < 500 else 400  # h11 has 501 for an unknown Transfer-Encoding: not our fault
         self._refuse(ApiError(status, msg, code="malformed_http"))
 
-    def shutdown(self) -> None:
-        if self._owes is _Owes.CLOSE:
-            self._close()
-        elif not self.transport.is_closing():
-            super().shutdown()
-
     def _should_upgrade(self) -> bool:
         return False
 
