@@ -14,33 +14,27 @@ COMPILE = os.environ.get("DUALPATH_COMPILE", "0") == "1"
 
 # Two libraries, so that the simulator calls the policies through their modules, as it does in plain Python.
 LIBRARIES = {
-    "dualpath_policies": ("scheduler", ("cost", "decode_choice", "path_choice", "prefill_choice", "quota")),
-    "dualpath_sim": (
-        "sim",
-        (
+    "dualpath_policies": {
+        "scheduler/policy": ("cost", "decode_choice", "path_choice", "quota"),
+    },
+    "dualpath_sim": {
+        "scheduler/policy": ("engine_load", "least_loaded", "prefill_choice", "waiting", "waiting_room"),
+        "sim": ("cost", "failures", "gauges", "metrics", "observer", "roles", "updates"),
+        "sim/engines": ("collectives", "decode", "fifo_link", "node", "prefill"),
+        "sim/requests": (
             "agenda",
             "agent",
-            "collectives",
-            "cost",
-            "decode",
             "decode_steps",
             "events",
-            "failures",
             "fetch_times",
-            "fifo_link",
-            "gauges",
             "life",
-            "metrics",
-            "node",
-            "observer",
             "placing",
-            "prefill",
             "prefill_steps",
             "reading",
             "request",
-            "roles",
+            "storage",
         ),
-    ),
+    },
 }
 
 
@@ -48,8 +42,8 @@ def compiled() -> list[Extension]:
     from mypyc.build import mypycify
 
     extensions = []
-    for library, (package, modules) in LIBRARIES.items():
-        paths = [f"src/dualpath/{package}/{module}.py" for module in modules]
+    for library, folders in LIBRARIES.items():
+        paths = [f"src/dualpath/{folder}/{module}.py" for folder, modules in folders.items() for module in modules]
         options = ["--config-file=mypyc.ini", *paths]
         extensions += mypycify(options, opt_level="2", debug_level="0", multi_file=True, group_name=library)
     return extensions

@@ -35,9 +35,9 @@ from dualpath.core.geometry import KvGeometry
 from dualpath.core.ids import BlockKey, EngineId, NodeId, PeerId
 from dualpath.core.plan import Role
 from dualpath.core.runtime import SystemRuntime
-from dualpath.launch.testbed.rollout_processes import find_rclone
 from dualpath.store.header import object_bytes
 from dualpath.store.open import open_store
+from dualpath.testbed.rollout_processes import find_rclone
 from dualpath.traffic.contract import Transfer, Units
 from dualpath.traffic.manager import TrafficManager
 from dualpath.traffic.nixl_transport import NixlTransport

@@ -20,10 +20,10 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 
+from dualpath.cluster.embedded import EmbeddedCluster
 from dualpath.config import ClusterConfig, MemoryConfig, ModelConfig, ObserveConfig, ServeConfig, StoreConfig
 from dualpath.core.ids import RequestId
 from dualpath.core.request import Request, SamplingParams
-from dualpath.launch.cluster import EmbeddedCluster
 from dualpath.models.init import init_model
 from dualpath.models.load import load_model
 from dualpath.models.seam import PrefillItem

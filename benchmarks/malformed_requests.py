@@ -28,7 +28,7 @@ WARM_UP = 0.2  # of the requests: caches fill up
 MAX_GROWTH_BYTES = 64 << 20
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 # Short deadlines, as many of these requests never become whole.
-FLAGS = ["--prefill", "1", "--decode", "1", "--max-context-tokens", "512", "--header-timeout-s", "1"]
+FLAGS = ["--prefill", "1", "--decode", "1", "--max-context-tokens", "768", "--header-timeout-s", "1"]
 FLAGS += ["--body-timeout-s", "1", "--log-level", "warning"]
 
 

@@ -3,7 +3,8 @@
 The same load per node on 2P4D, 8P16D and 48P96D, for some simulated seconds after the first rush. Beside it 24
 independent 2P4D clusters in one process, one after the other and by turns of 0.1 simulated seconds: they take the same
 steps as one 2P4D cluster, but by turns they walk through as much memory as 48P96D. What is dearer there is the memory.
-With --whole the 48P96D job runs to its end. "make compiled" first; the first line says what runs.
+With --whole the 48P96D job runs to its end instead, with --update-every once for each way in which weights may change.
+"make compiled" first; the first line says what runs.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ import gc
 import resource
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import dualpath
+from dualpath.report.updates import KINDS
 from dualpath.sim.compiled import require_current
 from dualpath.sim.paper.run import Run
-from dualpath.sim.simulation import Simulation, prepare
+from dualpath.sim.simulation import Simulation, prepare, simulate
 
 AGENTS_PER_PREFILL_NODE = 1024
 NUM_SMALL = 24  # clusters of 2P4D with the agents of 48P96D
@@ -58,16 +61,24 @@ def report(what: str, simulations: Sequence[Simulation], from_s: float, until_s:
     )
 
 
-def report_whole() -> None:
-    simulation = cluster(48)
+def report_whole(rounds: int | None, every: int | None, load_s: float, kind: str | None) -> None:
+    """One run of 48P96D to its end. ``every``, ``load_s``, ``kind``: new weights, as in ``sim.updates``."""
+    run = Run("660B", "shorter", 48, 96, AGENTS_PER_PREFILL_NODE * 48)
+    spec = run.spec
+    spec = replace(
+        spec,
+        workload=replace(spec.workload, rounds=rounds),
+        updates=replace(spec.updates, every=every, load_s=load_s),
+    )
     start_s = time.process_time()
-    simulation.run()
+    simulation = simulate(spec, spec.model.cost(), run.system, kind=kind)
     cpu_s = time.process_time() - start_s
-    num_requests = simulation.observer.num_all_requests
+    observer, updates = simulation.observer, simulation.life.updates
+    num_requests, num_updates = observer.num_all_requests, 0 if updates is None else updates.num_updates
     print(
-        f"48P96D to its end: {num_requests:,} requests, {simulation.agenda.num_fired:,} events, JCT"
-        f" {simulation.observer.end_s:,.0f} s; {cpu_s:.1f} s of CPU, {num_requests / cpu_s:,.0f} requests/s,"
-        f" {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB",
+        f"48P96D to its end, {kind or 'no update'}: {num_requests:,} requests, {simulation.agenda.num_fired:,} events,"
+        f" {num_updates} updates, JCT {observer.end_s:,.1f} s; {cpu_s:.1f} s of CPU,"
+        f" {num_requests / cpu_s:,.0f} requests/s, {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB",
         flush=True,
     )
 
@@ -76,12 +87,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--from-s", type=float, default=200.0, help="simulated time (default: 200)")
     parser.add_argument("--until-s", type=float, default=500.0, help="simulated time (default: 500)")
-    parser.add_argument("--whole", action="store_true", help="also 48P96D to its end: minutes")
+    parser.add_argument("--whole", action="store_true", help="48P96D to its end instead: minutes")
+    parser.add_argument("--rounds", type=int, help="with --whole: turns of each agent, at most")
+    parser.add_argument("--update-every", type=int, help="with --whole: new weights after so many turns of all agents")
+    parser.add_argument("--load-s", type=float, default=60.0, help="until they are loaded (default: 60)")
     arguments = parser.parse_args()
     num_compiled = require_current(Path(dualpath.__file__).parent)
     print(f"{num_compiled} compiled modules" if num_compiled else "plain Python, nothing compiled")
     if arguments.whole:
-        report_whole()  # first: its memory is the process's peak
+        for kind in (None,) if arguments.update_every is None else KINDS:
+            report_whole(arguments.rounds, arguments.update_every, arguments.load_s, kind)
+        return
     gc.disable()  # as in Simulation.run
     from_s, until_s = arguments.from_s, arguments.until_s
     step_s = until_s - from_s

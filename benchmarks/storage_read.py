@@ -26,7 +26,7 @@ from dualpath.core.geometry import KvGeometry
 from dualpath.core.ids import BlockKey
 from dualpath.core.runtime import SystemRuntime
 from dualpath.store.contract import IoRequest, IoState, IoTicket, StoreIo
-from dualpath.store.files import FileStore
+from dualpath.store.files.store import FileStore
 from dualpath.store.header import object_bytes, verify, write_header
 from dualpath.store.nixl_api import Agent, build_agent
 

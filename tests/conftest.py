@@ -8,6 +8,8 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+if not os.path.exists("/dev/nvidia0"):
+    os.environ["TRITON_INTERPRET"] = "1"  # Triton's kernels on CPUs; read where triton is imported
 
 import fcntl
 import importlib.util
@@ -17,7 +19,11 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")
@@ -36,8 +42,28 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], 
     return make
 
 
+# Begun first, in this order, so that no worker is left with a long file at the end. Those that want the testbed to
+# themselves are apart from each other. Ray's five processes start in time only when torch has been read from disk.
+_LONG_FILES = (
+    "e2e/test_exactness.py",
+    "testing/test_ablations.py",
+    "e2e/test_ray.py",
+    "validation/test_fabric_check.py",
+    "ray/test_gateways.py",
+    "testing/test_worlds.py",
+    "models/test_parallel.py",
+    "testbed/test_rollout.py",
+    "e2e/test_parallel.py",
+    "e2e/test_serve.py",
+    "sim/test_compiled.py",
+    "testing/test_mutants.py",
+)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what this machine cannot run; the reasons appear in the summary."""
+    """Put long files first, and skip what this machine cannot run; the reasons appear in the summary."""
+    place = {Path(__file__).parent / name: number for number, name in enumerate(_LONG_FILES)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
     for item in items:
         for mark, missing in (("gpu", _no_gpu), ("root", _no_root), ("ray", _no_ray)):
             if item.get_closest_marker(mark) and (reason := missing()):

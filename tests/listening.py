@@ -28,13 +28,15 @@ def open_to_others(pid: int) -> set[tuple[Address, int]]:
 
 
 def _of_one(pid: int) -> set[tuple[Address, int]]:
-    inodes, places = _socket_inodes(pid), set()
-    for table, state in _LISTENING.items():
-        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
-            fields = line.split()
-            if fields[3] == state and fields[9] in inodes:
-                host, port = fields[1].split(":")
-                places.add((_address(host), int(port, 16)))
+    places = set()
+    with suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+        inodes = _socket_inodes(pid)
+        for table, state in _LISTENING.items():
+            for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+                fields = line.split()
+                if fields[3] == state and fields[9] in inodes:
+                    host, port = fields[1].split(":")
+                    places.add((_address(host), int(port, 16)))
     return places
 
 

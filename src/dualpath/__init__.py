@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import Any
 
 __version__ = "0.1.0"
-_LAZY = {"Cluster": "dualpath.launch.api"}  # brings torch with it, so it is imported when somebody asks for it
+_LAZY = {"Cluster": "dualpath.serving.api"}  # brings torch with it, so it is imported when somebody asks for it
 
 
 def __getattr__(name: str) -> Any:

@@ -1,3 +1,3 @@
-from dualpath.launch.api import Cluster as Cluster
+from dualpath.serving.api import Cluster as Cluster
 
 __version__: str

@@ -2,6 +2,6 @@
 
 import sys
 
-from dualpath.launch.cli import main
+from dualpath.cli.main import main
 
 sys.exit(main())

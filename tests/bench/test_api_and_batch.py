@@ -9,9 +9,9 @@ import sys
 import pytest
 
 import dualpath
+from dualpath.cli.main import main
 from dualpath.core.errors import ConfigError, DualPathError, InvalidRequestError
 from dualpath.core.request import FinishReason
-from dualpath.launch.cli import main
 
 SETTINGS = {
     "prefill": 1,
@@ -33,14 +33,14 @@ def test_importing_the_package_stays_light():
 
 
 async def test_agents_run_tools_between_completions_and_statistics_add_up(tiny_model_dir):
-    async def agent(session: dualpath.launch.api.Session) -> str:
+    async def agent(session: dualpath.serving.api.Session) -> str:
         first = await session.complete(f"agent {session.agent}: " + "look at the file " * 8, 8, temperature=0.0)
         second = await session.complete([*first.prompt_token_ids, *first.token_ids, 65, 66], 8, num_logprobs=0, seed=1)
         assert second.logprobs is not None
         assert all(value <= 0 for value in second.logprobs)
         return second.text
 
-    async def broken(session: dualpath.launch.api.Session) -> None:
+    async def broken(session: dualpath.serving.api.Session) -> None:
         await session.complete("x", 1)
         raise RuntimeError("the tool failed")
 

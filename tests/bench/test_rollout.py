@@ -9,12 +9,14 @@ from xml.etree import ElementTree
 
 import pytest
 
+from dualpath.bench import run_rollout as bench_rollout
 from dualpath.bench.compare import differing_systems
-from dualpath.bench.picture import main as picture_file
-from dualpath.bench.report_html import render
-from dualpath.bench.svg import Mark, stacked_bars
-from dualpath.launch import bench_rollout, cli
-from dualpath.launch.cli import main
+from dualpath.bench.html import render
+from dualpath.cli import main as cli
+from dualpath.cli.main import main
+from dualpath.report.headline import rollout_headline
+from dualpath.report.picture import main as picture_file
+from dualpath.report.svg import Mark, stacked_bars
 
 SMALL = ["--prefill-staging-bytes", "32MiB", "--decode-staging-bytes", "32MiB", "--decode-kv-tokens", "8192"]
 CLUSTER = ["--prefill", "1", "--decode", "2", "--block-tokens", "16", "--threads-per-engine", "1"]
@@ -106,7 +108,7 @@ def test_the_report_has_every_figure_and_no_link_to_the_outside(outcome):
     assert "(P+D)/P = 3" in page
     assert "prefers-color-scheme:dark" in page
     assert "@media print" in page
-    assert re.search(r"<h1>DualPath split finishes in [0-9.]+x of Basic&#x27;s time", page)
+    assert re.search(r"<h1>DualPath split finishes in [0-9.]+x of Basic&#39;s time", page)
 
 
 def test_the_picture_is_an_svg_file_of_both_systems_nics(outcome, tmp_path: Path):
@@ -121,6 +123,15 @@ def test_the_picture_is_an_svg_file_of_both_systems_nics(outcome, tmp_path: Path
     assert {"prefill-node0", "decode-node0", "decode-node1"} <= set(texts)
     num_lines = sum(1 for _ in root.iter("{http://www.w3.org/2000/svg}polyline"))
     assert num_lines == 2 * 3
+
+
+def test_a_machine_that_was_busy_is_noticed():
+    """By the oracle, which cannot be slower than a system that reads."""
+    report = {"limits": {"pooled_over_prefill": 3.0}}
+    times = {"basic": {"jct_s": 20.0}, "split": {"jct_s": 30.0}}
+    busy = rollout_headline({**report, "systems": {**times, "oracle": {"jct_s": 25.0}}})
+    assert "without any I/O 1.25x. No I/O cannot take longer: other programs wanted the cores" in busy
+    assert "other programs" not in rollout_headline({**report, "systems": {**times, "oracle": {"jct_s": 15.0}}})
 
 
 def test_a_report_with_the_oracle_says_that_its_answers_mean_nothing(outcome):
@@ -226,3 +237,14 @@ def test_a_trace_that_is_not_there_is_one_line(tiny_model_dir, tmp_path: Path, c
     arguments = ["bench", "rollout", "--model", str(tiny_model_dir("llama")), "--trace", str(tmp_path / "no.jsonl")]
     assert main(arguments) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_weights_change_in_the_middle(tiny_model_dir, tmp_path):
+    arguments = ["bench", "rollout", "--model", str(tiny_model_dir("llama")), "--trace", "synth:64K"]
+    arguments += ["--scale", "0.01", "--agents", "2", "--rounds", "3", "--systems", "split", "--update-every", "3"]
+    assert main([*arguments, "--json", str(tmp_path / "r.json"), *CLUSTER, *SMALL]) == 0
+    systems = json.loads((tmp_path / "r.json").read_text())["systems"]
+    assert list(systems) == ["split", "split, update", "split, wipe"]
+    plain, update, wipe = systems.values()
+    assert plain["generated_tokens"] == update["generated_tokens"] == wipe["generated_tokens"]
+    assert max(update["hit_tokens"], wipe["hit_tokens"]) <= plain["hit_tokens"]

@@ -6,13 +6,13 @@ import statistics
 
 import pytest
 
-from dualpath.bench.capacity import capacity_aps, find_capacity
 from dualpath.bench.nic_watch import NicLog
 from dualpath.bench.serving import Limits, Seen, is_hopeless, is_steady, point, seen_requests, ttft_over_time
-from dualpath.bench.summary import percentile, phase_summary, snic_max_avg, summarize
-from dualpath.bench.svg import number, ticks
 from dualpath.bench.workload import vocabulary
 from dualpath.core.errors import ConfigError
+from dualpath.report.capacity import capacity_aps, find_capacity
+from dualpath.report.summary import percentile, phase_summary, snic_max_avg, summarize
+from dualpath.report.svg import number, ticks
 from dualpath.trace.arrivals import arrival_times_s
 
 LIMITS = Limits(ttft_s=4.0, tpot_s=0.05)

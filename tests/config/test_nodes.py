@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from dualpath.cli.main import main
 from dualpath.config import NodeConfig, ServeConfig, load_config
 from dualpath.core.errors import ConfigError
-from dualpath.launch.cli import main
 
 HEAD = '[model]\ndir = "m"\n[store]\nurl = "file:///kv"\n'
 PREFILL = '[[nodes]]\nname = "pe0"\nrole = "prefill"\n'
@@ -27,6 +27,24 @@ def test_nodes_keep_their_order_and_settings(tmp_path: Path) -> None:
     assert (first.name, first.role, first.storage_nic_mbps, first.pace_storage) == ("pe0", "prefill", 200.0, True)
     assert second.environment == {"A": "b=c"}
     assert (first.ray_resource, second.ray_resource) == ("dualpath-prefill", "dualpath-decode")
+
+
+@pytest.mark.parametrize(
+    ("own", "all_nodes", "emulated", "known"),
+    [
+        ("", "", None, None),
+        ("", "storage_nic_mbps = 80\n", 10e6, 10e6),
+        ("storage_nic_mbps = 160\n", "", None, 20e6),
+        ("storage_nic_mbps = 160\n", "storage_nic_mbps = 80\n", 10e6, 20e6),
+        ("storage_nic_mbps = 160\npace_storage = true\n", "storage_nic_mbps = 80\n", 20e6, 20e6),
+    ],
+)
+def test_what_a_storage_nic_can_do_and_what_it_is_held_to(
+    tmp_path: Path, own: str, all_nodes: str, emulated: float | None, known: float | None
+) -> None:
+    config = load(tmp_path, f"[cluster]\n{all_nodes}" + PREFILL + own + DECODE)
+    rates = config.emulated_nic_bytes_per_s(config.nodes[0]), config.storage_nic_bytes_per_s(config.nodes[0])
+    assert rates == (emulated, known)
 
 
 def test_a_file_may_have_tables_of_other_verbs(tmp_path: Path) -> None:
@@ -71,6 +89,13 @@ def test_nics_and_classes_become_the_environment_of_ucx() -> None:
         (PREFILL + DECODE + "pace_storage = true\n", "pace_storage: node de0 needs storage_nic_mbps"),
         (PREFILL + DECODE + "[cluster]\ndecode = 4\n", "leave them out"),
         (PREFILL + DECODE + "[ray]\nlease_s = 20\n", "lease_s: 20 s; needed is heartbeat_s < kill_silent_s < lease_s"),
+        ("[ray]\ngateways = 2\n", r"\[ray\] gateways: 2 need \[\[nodes\]\]"),
+        (PREFILL + DECODE + "[ray]\ngateways = 0\n", r"gateways: must be at least 1"),
+        (PREFILL + DECODE + "[ray]\ngateways = 2\n[gateway]\nport = 0\n", "port: 0; 2 gateways on one host need"),
+        (
+            PREFILL + DECODE + "[ray]\ngateways = 2\n[gateway]\nport = 65535\n",
+            "port: 65535; 2 gateways on one host need",
+        ),
         ('[nodes]\nname = "pe0"\n', r"\[\[nodes\]\] must be a list of tables"),
     ],
 )

@@ -19,13 +19,13 @@ from dualpath.core.errors import BlockCorruptError, BlockMissingError, StoreErro
 from dualpath.core.runtime import SystemRuntime
 from dualpath.store import nixl_api
 from dualpath.store.contract import BlockStore, IoState
-from dualpath.store.faults import FaultyIo
-from dualpath.store.files import FileStore
+from dualpath.store.files.store import FileStore
 from dualpath.store.header import HEADER_BYTES, parse_header, verify
 from dualpath.store.memory import MemoryStore
 from dualpath.store.nixl_api import build_agent
 from dualpath.store.open import open_store
-from dualpath.store.s3 import S3Store
+from dualpath.store.s3.store import S3Store
+from dualpath.testing.faulty_store import FaultyIo
 
 NUM_SLOTS = 40
 _names = itertools.count()
@@ -103,7 +103,7 @@ def test_many_at_once(bench: Bench) -> None:
     for number in numbers:
         verify(bench.views[number], NAMESPACE, key_of(number), GEOMETRY)
     assert {block.key for block in bench.store.list_blocks()} == {key_of(number) for number in numbers}
-    assert bench.store.used_bytes() == NUM_SLOTS * OBJECT_BYTES
+    assert sum(block.num_bytes for block in bench.store.list_blocks()) == NUM_SLOTS * OBJECT_BYTES
 
 
 def test_a_missing_and_a_truncated_block_fail_alone(bench: Bench) -> None:

@@ -20,12 +20,14 @@ from hypothesis import strategies as st
 from tests.traffic import peer_process
 from tests.traffic.rig import DECODE_PEER, GEOMETRY, PREFILL, PREFILL_PEER, UNIT_BYTES, Engine, make_engine, make_store
 
+from dualpath.cluster.ucx_network import within_process
 from dualpath.core.errors import PeerLostError, TransferError
 from dualpath.core.ids import PeerId
 from dualpath.core.plan import Role
-from dualpath.launch.ucx_network import within_process
+from dualpath.core.runtime import SystemRuntime
 from dualpath.traffic.contract import Op, TransferState, Transport, Units
 from dualpath.traffic.fake_transport import FakeFabric
+from dualpath.traffic.local_transport import LocalNetwork
 from dualpath.traffic.nixl_transport import NixlTransport
 from dualpath.traffic.staging import Staging, device_region
 
@@ -70,10 +72,11 @@ def units(*numbers: int) -> Units:
     return np.array(numbers, dtype=np.int32)
 
 
-@pytest.fixture(scope="module", params=["fake", "nixl", "nixl without a port"])
+@pytest.fixture(scope="module", params=["fake", "local", "nixl", "nixl without a port"])
 def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
     makers: dict[str, Any] = {
         "fake": FakeFabric().transport,
+        "local": LocalNetwork(SystemRuntime()).transport,
         "nixl": NixlTransport,
         "nixl without a port": partial(NixlTransport, ucx=within_process({}, on_cuda=False)),
     }
@@ -90,7 +93,7 @@ def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
         lambda pairs: (list(dict(pairs).keys()), list(dict(pairs).values()))
     )
 )
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_pull_brings_exactly_the_named_units(pair: Pair, sides: tuple[list[int], list[int]]) -> None:
     local, remote = sides
     for unit in range(NUM_UNITS):
@@ -104,7 +107,7 @@ def test_a_pull_brings_exactly_the_named_units(pair: Pair, sides: tuple[list[int
 
 
 @given(st.permutations(range(NUM_UNITS)), st.integers(1, NUM_UNITS))
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_push_writes_exactly_the_named_units(pair: Pair, order: list[int], count: int) -> None:
     for unit in range(NUM_UNITS):
         pair.far.unit(unit)[:] = 0
@@ -154,11 +157,27 @@ def test_strangers_and_nonsense_are_refused(pair: Pair) -> None:
 
 
 def test_a_removed_peer_can_come_back(pair: Pair) -> None:
+    assert DECODE_PEER in pair.near.transport.peers
     pair.near.transport.remove_peer(DECODE_PEER)
+    assert DECODE_PEER not in pair.near.transport.peers
     with pytest.raises(PeerLostError):
         pair.near.transport.post(Op.PULL, DECODE_PEER, "device", units(0), "staging", units(0))
     pair.near.transport.add_peer(pair.far.transport.metadata())
     assert pair.run(Op.PULL, units(0), units(0)) is TransferState.DONE
+
+
+def test_whoever_the_other_side_has_removed_moves_nothing_there_until_both_meet_anew(pair: Pair) -> None:
+    assert pair.run(Op.PUSH, units(0), units(0)) is TransferState.DONE
+    assert PREFILL_PEER in pair.far.transport.peers
+    pair.far.transport.remove_peer(PREFILL_PEER)
+    assert PREFILL_PEER not in pair.far.transport.peers
+    pair.far.unit(1)[:] = 3
+    with pytest.raises(PeerLostError):
+        pair.near.transport.post(Op.PUSH, DECODE_PEER, "device", units(0), "staging", units(1))
+    assert torch.all(pair.far.unit(1) == 3)
+    pair.near.transport.remove_peer(DECODE_PEER)
+    pair.near.transport.add_peer(pair.far.transport.metadata())
+    assert pair.run(Op.PUSH, units(0), units(1)) is TransferState.DONE
 
 
 # --- peers in other processes: NIXL only ------------------------------------------------------------------------------

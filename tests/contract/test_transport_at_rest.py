@@ -23,9 +23,9 @@ from tests.listening import listening
 from tests.traffic import transport_process
 from tests.traffic.transport_process import NUM_UNITS, UNIT_BYTES, make_region
 
+from dualpath.cluster.ucx_network import within_process
 from dualpath.core.errors import ConfigError, PeerLostError, TransferError
 from dualpath.core.ids import PeerId
-from dualpath.launch.ucx_network import within_process
 from dualpath.store.nixl_api import nixl_api
 from dualpath.traffic.contract import Op, Region, TransferState
 from dualpath.traffic.nixl_transport import NixlTransport

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dualpath.core.geometry import KvGeometry
-from dualpath.core.keys import Namespace, chain_keys, root_key
+from dualpath.core.keys import KnownPrefixes, Namespace, chain_keys, root_key
 
 NAMESPACE = Namespace("f00d", "float32", KvGeometry(2, 4, 16), "cpu")
 tokens = st.lists(st.integers(0, 2**31 - 1), max_size=40)
@@ -48,3 +48,27 @@ def test_chaining_in_two_steps_is_chaining_in_one(a, cut):
     cut = min(cut, len(whole))
     first = chain_keys(root, a[: 4 * cut], 4)
     assert first + chain_keys(first[-1] if first else root, np.array(a[4 * cut :]), 4) == whole
+
+
+PIECES = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 100)), min_size=1, max_size=6)
+
+
+@given(st.lists(PIECES, max_size=6), st.integers(1, 3))
+def test_known_prefixes_give_the_same_keys(prompts, max_runs):
+    """Prompts that begin alike, go apart and come back to the same tokens; most runs are forgotten soon."""
+    known, salts = KnownPrefixes(2, max_runs), [root_key(NAMESPACE), root_key(NAMESPACE, "tenant")]
+    for number, pieces in enumerate(prompts):
+        prompt = [token for token, count in pieces for _ in range(count)]
+        root = salts[number % 2]
+        assert known.keys(root, prompt) == chain_keys(root, prompt, 2)
+        assert known.keys(root, prompt) == chain_keys(root, prompt, 2)
+
+
+def test_a_known_prefix_is_not_hashed_again():
+    known, prompt = KnownPrefixes(4), list(range(4 * 100))
+    known.keys(root_key(NAMESPACE), prompt)
+    assert known.num_hashed_blocks == 100
+    known.keys(root_key(NAMESPACE), [*prompt, 1, 2, 3, 4])
+    assert known.num_hashed_blocks == 105, "what is behind the last whole run"
+    known.keys(root_key(NAMESPACE, "tenant"), prompt)
+    assert known.num_hashed_blocks == 205

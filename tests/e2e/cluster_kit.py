@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
+from dualpath.cluster.embedded import EmbeddedCluster
 from dualpath.config import ClusterConfig, DeadlineConfig, MemoryConfig, ModelConfig, ServeConfig, StoreConfig
 from dualpath.core.ids import RequestId
 from dualpath.core.request import Request, RequestRecord, SamplingParams
-from dualpath.launch.cluster import EmbeddedCluster
 
 BLOCK_TOKENS = 16
 MIB = 1024 * 1024
@@ -129,7 +129,7 @@ async def all_zero(embedded: EmbeddedCluster) -> None:
     async with asyncio.timeout(10.0):
         while not await _is_zero(embedded):  # noqa: ASYNC110  (many parts settle; no one event says so)
             await asyncio.sleep(0.02)
-    embedded.service.accounts.check_integrity()
+    embedded.desk.engine_loads.check_integrity()
 
 
 async def _is_zero(embedded: EmbeddedCluster) -> bool:

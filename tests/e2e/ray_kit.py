@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import subprocess
 import sys
 import time
@@ -14,8 +15,8 @@ from typing import Any
 
 import httpx
 
-from dualpath.bench.server import free_port
-from dualpath.launch.ray.run_dir import RunDir
+from dualpath.preflight.ports import why_not_listen
+from dualpath.ray.run_dir import RunDir
 
 BLOCK_TOKENS = 16
 MBPS = 800.0
@@ -53,9 +54,9 @@ env = ["DUALPATH_TEST_MARK=de1"]
 """
 
 
-def dualpath(*arguments: str) -> subprocess.CompletedProcess[str]:
+def dualpath(*arguments: str, limit_s: float = 240.0) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "dualpath", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=limit_s, check=False)
 
 
 class UpSystem:
@@ -146,15 +147,23 @@ def body(prompt: Sequence[int], num_tokens: int) -> dict[str, Any]:
     }
 
 
+def free_ports(count: int = 2) -> int:
+    """The first of so many, for gateways: above those of Ray's workers, below those that connections take."""
+    while True:
+        first = random.randrange(20_000, 32_000)
+        if all(why_not_listen("127.0.0.1", first + number) is None for number in range(count)):
+            return first
+
+
 @contextmanager
-def up(model_dir: Path, directory: Path, name: str) -> Iterator[UpSystem]:
-    """``dualpath up``; at the end ``dualpath down``, unless the test has done so."""
+def up(model_dir: Path, directory: Path, name: str, *flags: str) -> Iterator[UpSystem]:
+    """``dualpath up`` with these flags; at the end ``dualpath down``, unless the test has done so."""
     config = directory / "cluster.toml"
-    port, store = free_port(), directory / "kv"
+    port, store = free_ports(), directory / "kv"
     text = CONFIG.format(model=model_dir, store=store, block_tokens=BLOCK_TOKENS, port=port, name=name, mbps=MBPS)
     config.write_text(text, encoding="utf-8")
     started_s = time.monotonic()
-    done = dualpath("up", "--config", str(config))
+    done = dualpath("up", "--config", str(config), *flags)
     try:
         assert done.returncode == 0, done.stdout + done.stderr
         yield UpSystem(name, f"http://127.0.0.1:{port}", time.monotonic() - started_s)

@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dualpath.cluster.node_process import NodeProcess
+from dualpath.cluster.remote import RemoteCluster
 from dualpath.config import ClusterConfig, NodeConfig, RayConfig, ServeConfig
 from dualpath.core.errors import EngineGoneError
 from dualpath.core.ids import NodeId
-from dualpath.launch.node_process import NodeProcess
-from dualpath.launch.remote_cluster import RemoteCluster
 from tests.e2e.cluster_kit import settings
 
 HEARTBEAT_S = 1.0

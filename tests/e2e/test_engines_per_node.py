@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from dualpath.cluster.embedded import EmbeddedCluster
 from dualpath.core.plan import Role
-from dualpath.launch.cluster import EmbeddedCluster
 from dualpath.models.init import init_model
 from tests.e2e.cluster_kit import BLOCK_TOKENS, all_zero, ask, cluster, conversations, hold, settings
 
@@ -50,7 +50,7 @@ async def test_the_engines_of_a_node_share_its_nic(model_dir, tmp_path):
         asks = [asyncio.create_task(ask(embedded, [*HISTORY, i], 1)) for i in range(40, 46)]
         most = 0
         while not all(task.done() for task in asks):
-            snapshots = [embedded.service.accounts.snapshot(e.info.engine_id) for e in embedded.prefill_engines]
+            snapshots = [embedded.desk.engine_loads.of(e.info.engine_id) for e in embedded.prefill_engines]
             assert len({s.read_queue_tokens for s in snapshots}) == 1, "one queue a node"
             most = max(most, snapshots[0].read_queue_tokens)
             await asyncio.sleep(0.005)

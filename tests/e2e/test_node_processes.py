@@ -15,15 +15,15 @@ from pathlib import Path
 
 import pytest
 
-from dualpath.bench.server import free_port
+from dualpath.cluster.free_ports import free_ports
+from dualpath.cluster.remote import RemoteCluster
 from dualpath.config import NodeConfig, RayConfig, ServeConfig
 from dualpath.core.ids import NodeId
-from dualpath.launch.ray.actors import node_environment
-from dualpath.launch.remote_cluster import RemoteCluster
-from dualpath.launch.testbed import rollout_node
-from dualpath.launch.testbed.rollout_node import NodeOrder
-from dualpath.launch.testbed.socket_channel import SocketChannel
 from dualpath.models.init import init_model
+from dualpath.protocol.socket_channel import SocketChannel
+from dualpath.ray.actors import node_environment
+from dualpath.testbed import rollout_node
+from dualpath.testbed.rollout_node import NodeOrder
 from tests.e2e.cluster_kit import conversations, hold, settings
 from tests.listening import listening
 
@@ -34,7 +34,7 @@ NODES = (NodeConfig(name="pe0", role="prefill"), NodeConfig(name="de0", role="de
 
 @contextmanager
 def node_process(config: ServeConfig, node: NodeConfig) -> Iterator[tuple[int, SocketChannel]]:
-    order = NodeOrder(config, node, "127.0.0.1", free_port(), secrets.token_bytes(32))
+    order = NodeOrder(config, node, "127.0.0.1", free_ports(1)[0], secrets.token_bytes(32))
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("UCX_")}
     environment = inherited | node_environment(config, node)
     process = subprocess.Popen([sys.executable, "-m", rollout_node.__name__], stdin=subprocess.PIPE, env=environment)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from dualpath.cluster.embedded import EmbeddedCluster
 from dualpath.config import MemoryConfig, ObserveConfig
 from dualpath.core.plan import Role
-from dualpath.launch.cluster import EmbeddedCluster
 from dualpath.models.init import init_model
 from tests.e2e.cluster_kit import BLOCK_TOKENS, MIB, all_zero, ask, cluster, settings
 

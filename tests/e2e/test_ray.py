@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dualpath.launch.ray.run_dir import RunDir
+from dualpath.ray.run_dir import RunDir
 from tests.e2e.cluster_kit import conversations
 from tests.e2e.ray_kit import BLOCK_TOKENS, UpSystem, dualpath, environment_of, is_alive, up
 
@@ -42,7 +42,7 @@ def truth(model_dir: Path) -> str:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from dualpath.gateway.tokenizer import Tokenizer
+    from dualpath.gateway.text.tokenizer import Tokenizer
 
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
     ids = torch.tensor([PROMPT])
@@ -62,7 +62,7 @@ def truth(model_dir: Path) -> str:
 
 
 async def test_turns_equal_transformers_and_the_second_one_hits(system, model_dir):
-    from dualpath.gateway.tokenizer import Tokenizer
+    from dualpath.gateway.text.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.load(model_dir)
     (talk,) = conversations(model_dir, 1, 3)
@@ -207,12 +207,12 @@ def test_down_leaves_nothing_where_ray_itself_does_not_answer(how, model_dir, tm
 
 def _any_config(system: UpSystem, model_dir: Path, tmp_path: Path) -> Path:
     """Under the name that is up, on another port."""
-    from dualpath.bench.server import free_port
+    from dualpath.cluster.free_ports import free_ports
     from tests.e2e.ray_kit import CONFIG
 
     config = tmp_path / "second.toml"
     text = CONFIG.format(
-        model=model_dir, store=tmp_path / "kv", block_tokens=BLOCK_TOKENS, port=free_port(), name=NAME, mbps=100.0
+        model=model_dir, store=tmp_path / "kv", block_tokens=BLOCK_TOKENS, port=free_ports(1)[0], name=NAME, mbps=100.0
     )
     config.write_text(text, encoding="utf-8")
     return config

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from dualpath.cluster.remote import RemoteCluster
 from dualpath.core.ids import EngineId, RequestId
 from dualpath.core.request import Request, SamplingParams
-from dualpath.launch.remote_cluster import RemoteCluster
 from dualpath.models.init import init_model
 from tests.e2e.cluster_kit import BLOCK_TOKENS, Conversation, all_zero, ask, cluster, conversations, hold, settings
 from tests.e2e.remote_kit import HEARTBEAT_S, node_settings, remote_cluster, until
@@ -100,7 +100,7 @@ class Stream:
 
 
 def is_back(remote: RemoteCluster, engine_id: str) -> bool:
-    return remote.service._peering.num_connected(EngineId(engine_id)) > 0
+    return remote.desk.peering.num_connected(EngineId(engine_id)) > 0
 
 
 async def both_serve(remote: RemoteCluster) -> None:

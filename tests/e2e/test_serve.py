@@ -6,13 +6,15 @@ import asyncio
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import httpx
 import pytest
 from openai import AsyncOpenAI, BadRequestError, NotFoundError
+from pydantic import BaseModel, Field
 
-from dualpath.bench.server import free_port, running_server, store_url
+from dualpath.bench.server import running_server, store_url
+from dualpath.cluster.free_ports import free_ports
 from dualpath.models.init import init_model
 
 BLOCK = 16
@@ -130,7 +132,7 @@ async def test_kill_9_in_the_middle_costs_nothing_but_time(model_dir, tmp_path):
 
 async def start(model_dir: Path, store: Path) -> tuple[asyncio.subprocess.Process, str]:
     """A server that the test ends itself."""
-    port = free_port()
+    port = free_ports(1)[0]
     command = [sys.executable, "-m", "dualpath", "serve", "--port", str(port), *flags(model_dir, store)]
     process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
     assert process.stdout is not None
@@ -138,3 +140,42 @@ async def start(model_dir: Path, store: Path) -> tuple[asyncio.subprocess.Proces
         if line.startswith("listening"):
             return process, f"http://127.0.0.1:{port}"
     raise AssertionError("the server ended before it listened")
+
+
+class City(BaseModel):
+    name: Annotated[str, Field(max_length=8)]
+    size: Literal["large", "small"]
+    founded: Annotated[int, Field(ge=0, le=2000)]
+
+
+async def test_answers_have_the_form_that_is_asked_for(model_dir, tmp_path):
+    """By the official client's own ways to ask, from a model that knows nothing."""
+    messages = [{"role": "user", "content": "Which city?"}]
+    parameters = {**City.model_json_schema(), "additionalProperties": False}
+    tools = [{"type": "function", "function": {"name": "tell", "parameters": parameters, "strict": True}}]
+    asked = {"model": "tiny", "max_tokens": 800, "seed": 3}
+    async with running_server(flags(model_dir, tmp_path / "kv")) as url, client(url) as api:
+        one = await api.chat.completions.parse(messages=messages, response_format=City, **asked)
+        assert isinstance(one.choices[0].message.parsed, City)
+        called = await api.chat.completions.create(messages=messages, tools=tools, tool_choice="required", **asked)
+        for call in called.choices[0].message.tool_calls:
+            City.model_validate_json(call.function.arguments)
+        async with api.chat.completions.stream(messages=messages, response_format=City, **asked) as stream:
+            streamed = await stream.get_final_completion()
+        assert isinstance(streamed.choices[0].message.parsed, City)
+        chosen = await api.completions.create(
+            prompt="x", extra_body={"structured_outputs": {"choice": ["yes", "no"]}}, **asked
+        )
+        assert chosen.choices[0].text in ("yes", "no")
+        told = await api.completions.create(model="tiny", prompt=LONG, max_tokens=0, echo=True, logprobs=1)
+        assert told.choices[0].text == LONG
+        by_token = told.choices[0].logprobs.token_logprobs
+        assert len(by_token) == told.usage.prompt_tokens == told.usage.total_tokens
+        told = await api.completions.create(
+            model="tiny", prompt=LONG, max_tokens=1, extra_body={"prompt_logprobs": 1, "return_token_ids": True}
+        )
+        places = zip(told.choices[0].prompt_logprobs, told.choices[0].prompt_token_ids, strict=True)
+        assert [place and place[str(token_id)]["logprob"] for place, token_id in places] == by_token
+        wrong = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nothing"}}}
+        with pytest.raises(BadRequestError, match="Invalid schema for response_format 'x'"):
+            await api.chat.completions.create(messages=messages, response_format=wrong, **asked)

@@ -15,19 +15,19 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from dualpath.cluster.embedded import EmbeddedCluster
 from dualpath.config import DeadlineConfig, MemoryConfig, SchedulerConfig
 from dualpath.core.ids import RequestId
 from dualpath.core.request import Request, SamplingParams
 from dualpath.engine.sampling import SampleJob, sample
-from dualpath.launch import engines
-from dualpath.launch.cluster import EmbeddedCluster
 from dualpath.models.init import init_model
 from dualpath.models.load import load_model
 from dualpath.store.contract import IoTicket, StoreIo
-from dualpath.store.faults import FaultyIo, FaultyTicket
-from dualpath.store.files import FileStore
+from dualpath.store.files.store import FileStore
 from dualpath.store.header import HEADER_BYTES, object_bytes
 from dualpath.store.memory import MemoryStore
+from dualpath.testing.faulty_store import FaultyIo, FaultyTicket
+from dualpath.traffic import nixl_transport
 from dualpath.traffic.fake_transport import FakeFabric
 from tests.e2e.cluster_kit import BLOCK_TOKENS, all_zero, cluster, settings
 
@@ -80,7 +80,7 @@ class Faults:
                 self.fabric.fail(engine)
                 later(for_s / 4, self.fabric.fail, engine, False)
             case 6:
-                embedded.service.mark_lost(engine)
+                embedded.desk.mark_lost(engine)
             case _:
                 self._damage_files(source)
 
@@ -132,7 +132,7 @@ def faults(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setattr(store, "open_io", open_faulty)
     if store is MemoryStore:
         fabric = faults.fabric = FakeFabric(delay_s=0.0005)
-        monkeypatch.setattr(engines, "NixlTransport", lambda peer_id, **_: fabric.transport(peer_id))
+        monkeypatch.setattr(nixl_transport, "NixlTransport", lambda peer_id, **_: fabric.transport(peer_id))
     else:
         faults.directory = tmp_path
     return faults
@@ -158,11 +158,12 @@ async def ask(
             await listen()
     except TimeoutError:
         assert patience_s < 60.0, embedded.service.record(request.request_id)
+        last = -1  # the last token may have come in the moment in which the client left
     finally:
         await stream.aclose()
     record = embedded.service.record(request.request_id)
     assert record is not None
-    return tokens, record.outcome == "finished"
+    return tokens, record.outcome == "finished" and last >= 0
 
 
 async def converse(embedded: EmbeddedCluster, plain: Plain, faults: Faults, source: random.Random) -> None:

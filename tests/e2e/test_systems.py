@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from dualpath.cluster.embedded import EmbeddedCluster
 from dualpath.core.errors import ConfigError
 from dualpath.core.plan import Role
-from dualpath.launch.cluster import EmbeddedCluster
-from dualpath.launch.serve import run
 from dualpath.models.init import init_model
-from dualpath.scheduler.systems import SYSTEMS
+from dualpath.scheduler.policy.systems import SYSTEMS
+from dualpath.serving.serve import run
 from tests.e2e.cluster_kit import (
     BLOCK_TOKENS,
     Conversation,

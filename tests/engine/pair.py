@@ -18,7 +18,7 @@ from dualpath.core.request import Request, RequestRecord, SamplingParams
 from dualpath.engine.decode import DecodeConfig, DecodeEngine
 from dualpath.engine.prefill import PrefillConfig, PrefillEngine
 from dualpath.scheduler.config import SchedulerConfig
-from dualpath.scheduler.service import Service
+from dualpath.scheduler.scheduler import Scheduler
 from dualpath.store import memory
 from dualpath.store.header import HEADER_BYTES, object_bytes
 from dualpath.store.index import BlockIndex
@@ -110,7 +110,7 @@ class Pair:
     async def start(self) -> None:
         await self.prefill.start()
         await self.decode.start()
-        self.service = Service(
+        scheduler = self.scheduler = Scheduler(
             prefill_engines=[self.prefill],
             decode_engines=[self.decode],
             index=BlockIndex(object_bytes(GEOMETRY), self.runtime),
@@ -121,7 +121,8 @@ class Pair:
             config=SchedulerConfig(path_policy=self._path, default_nic_bytes_per_s=1e6),
             runtime=self.runtime,
         )
-        await self.service.start()
+        self.service, self.desk = scheduler.service, scheduler.desk
+        await scheduler.start()
 
     async def ask(self, prompt: Sequence[int], num_tokens: int = 6) -> Answer:
         """Every token is compared with the right one."""
@@ -146,7 +147,7 @@ class Pair:
         return check_stored(self.store, self.book, set())
 
     async def close(self) -> None:
-        await self.service.close(1.0)
+        await self.scheduler.close(1.0)
         await self.prefill.close()
         await self.decode.close()
         memory.forget(self.url)

@@ -35,6 +35,13 @@ def test_quota_can_cut_and_stop():
     assert pack([ReadyItem(0, 40), ReadyItem(0, 4)], LIMITS, half) == [Chunk(0, 20, 0)]
 
 
+def test_nobody_passes_a_request_that_the_quota_cuts():
+    def short_ones_only(chosen, num_cached, wanted):
+        return min(wanted, 10)
+
+    assert pack([ReadyItem(0, 40), ReadyItem(0, 4)], LIMITS, short_ones_only) == [Chunk(0, 10, 0)]
+
+
 items = st.lists(st.builds(ReadyItem, st.integers(0, 400), st.integers(1, 200)), max_size=12)
 
 

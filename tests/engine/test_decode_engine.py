@@ -9,20 +9,21 @@ from typing import Any
 import pytest
 import torch
 
-from dualpath.core.errors import KvCorruptError
+from dualpath.core.errors import EngineLostError, KvCorruptError
 from dualpath.core.geometry import KvGeometry
 from dualpath.core.ids import EngineId, NodeId, PeerId, RequestId
 from dualpath.core.keys import Namespace, chain_keys, root_key
 from dualpath.core.plan import Role
 from dualpath.core.request import Request, SamplingParams, TokenEvent
 from dualpath.core.runtime import SystemRuntime
-from dualpath.engine.api import DecodeOrder, DecodeStep
 from dualpath.engine.decode import DecodeConfig, DecodeEngine
 from dualpath.engine.integrity import Integrity
+from dualpath.models.compute_stream import HostStream
 from dualpath.models.seam import DecodeBatch, LayerStream, ModelSpec, PrefillItem
-from dualpath.store.faults import FaultyIo
+from dualpath.protocol.api import DecodeOrder, DecodeStep
 from dualpath.store.header import HEADER_BYTES, payload_digests
 from dualpath.store.open import open_store
+from dualpath.testing.faulty_store import FaultyIo
 from dualpath.traffic.fake_transport import FakeFabric
 from dualpath.traffic.manager import TrafficManager
 from dualpath.traffic.storage_nic import StorageNic
@@ -184,3 +185,50 @@ async def test_memory_that_a_stalled_batch_gives_back_goes_to_who_waits_for_it(
     may_end.set()
     for order in (leaving, waiting):
         await engine.release(order.request.request_id)
+
+
+class CountingStream(HostStream):
+    """What a device's stream is asked, in order."""
+
+    def __init__(self, told: list[str]) -> None:
+        self._told = told
+
+    def drain(self) -> None:
+        self._told.append("drained")
+
+
+async def test_a_failed_step_drains_the_device_before_its_blocks_are_anybodys(
+    engine: DecodeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    engine._compute = CountingStream(told)
+
+    def fail(*_: Any) -> torch.Tensor:
+        told.append("failed")
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(engine._model, "decode", fail)
+    free = engine._pool.free
+    monkeypatch.setattr(engine._pool, "free", lambda blocks: (told.append("freed"), free(blocks)))
+    steps = engine.decode(await handed_over(engine, "a", 5, 4))
+    with pytest.raises(EngineLostError, match="out of memory"):
+        await tokens(steps)
+    await idle(engine)
+    assert told == ["failed", "drained", "freed"]
+
+
+async def test_memory_is_zero_before_anything_is_copied_into_it(
+    engine: DecodeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Zeros are written by the compute stream, copies come by another."""
+    told: list[str] = []
+    engine._compute = CountingStream(told)
+
+    def start() -> None:
+        told.append("traffic")
+        raise RuntimeError("enough")
+
+    monkeypatch.setattr(engine._traffic, "start", start)
+    with pytest.raises(RuntimeError, match="enough"):
+        await engine.start()
+    assert told == ["drained", "traffic"]

@@ -10,7 +10,7 @@ import pytest
 from tests.engine.pair import Pair, flip, flip_unit, prompt_of, run
 
 from dualpath.core.ids import RequestId
-from dualpath.engine.api import DecodeOrder
+from dualpath.protocol.api import DecodeOrder
 from dualpath.store.header import HEADER_BYTES
 from dualpath.testing.hash_model import BLOCK_TOKENS, GEOMETRY
 from dualpath.traffic.contract import Op, Transfer, Units
@@ -62,8 +62,8 @@ def in_prefill_slots(damage: Callable[[list[memoryview]], None]) -> Arm:
     def arm(pair: Pair) -> None:
         read, slots = pair.prefill.read, pair.prefill._staged.slots
 
-        async def damaged(request_id: RequestId, blocks: Any) -> Any:
-            outcome = await read(request_id, blocks)
+        async def damaged(request_id: RequestId, *order: Any) -> Any:
+            outcome = await read(request_id, *order)
             spoil([pair.prefill.traffic.slot_view(slot) for _, slot in sorted(slots(request_id).items())])
             return outcome
 
@@ -226,6 +226,27 @@ def test_a_block_that_is_damaged_before_it_is_written_is_not_stored(arm: Arm, nu
         assert first.record.num_retries == 0
         await pair.ask([*PROMPT, *first.tokens, 5])
         await pair.rest()
+
+    run(scenario)
+
+
+def test_a_slot_with_bad_memory_is_met_once() -> None:
+    """A bit of it that stays as it is: whoever used it would find damage."""
+
+    async def scenario(pair: Pair) -> None:
+        traffic, decode = pair.decode.traffic, pair.decode.decode
+        bad = 1
+
+        def damaged(order: DecodeOrder) -> Any:
+            if bad in pair.decode._staged.slots(order.request.request_id).values():
+                flip(traffic.slot_view(bad), payload(9))
+            return decode(order)
+
+        pair.decode.decode = damaged  # type: ignore[method-assign]
+        retries = [(await pair.ask(prompt_of(17, seed))).record.num_retries for seed in range(6)]
+        assert retries == [1, 0, 0, 0, 0, 0]
+        await pair.rest()
+        assert (await pair.decode.stats()).staging_slots_aside == 1
 
     run(scenario)
 

@@ -105,3 +105,16 @@ def test_a_stream_that_is_given_up_knows_the_load_that_begins_just_then() -> Non
         assert not is_quiet.result(10), "layer 2 is coming into the workspace"
     end(traffic.loads[2])
     assert running.abandon(0.05)
+
+
+def test_nothing_is_loaded_where_a_push_that_is_late_may_still_read() -> None:
+    """What it would carry away then is another layer's: a wrong history for whoever computes the request again."""
+    running = stream(traffic := Traffic(), 0.02)
+    traffic.pushes[0].future.set_exception(TransferError("late"))  # and it goes on: it is not quiescent
+    running.acquire(1)
+    running.release(1)
+    end(traffic.pushes[1])
+    with pytest.raises(TransferError, match="late"):
+        running.acquire(2)
+    assert len(traffic.loads) == 2
+    assert not running.abandon(0.02), "the push may still read"

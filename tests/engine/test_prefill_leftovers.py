@@ -17,10 +17,10 @@ from dualpath.core.keys import Namespace, chain_keys, root_key
 from dualpath.core.plan import Role
 from dualpath.core.request import Request, SamplingParams
 from dualpath.core.runtime import SystemRuntime
-from dualpath.engine.api import PrefillOrder
 from dualpath.engine.prefill import PrefillConfig, PrefillEngine
 from dualpath.models.init import init_model
 from dualpath.models.load import load_model
+from dualpath.protocol.api import PrefillOrder
 from dualpath.store.header import HEADER_BYTES
 from dualpath.store.open import open_store
 from dualpath.traffic.fake_transport import FakeFabric

@@ -9,7 +9,7 @@ import pytest
 from dualpath.core.errors import DeadlineExceededError
 from dualpath.core.ids import RequestId
 from dualpath.core.runtime import SystemRuntime
-from dualpath.engine.whole_requests import WholeRequests
+from dualpath.engine.workspace import WholeRequests
 
 A, B, C = (RequestId(name) for name in "abc")
 

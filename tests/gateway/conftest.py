@@ -13,10 +13,11 @@ from openai import AsyncOpenAI
 from tests.gateway.fakes import FakeBackend
 
 from dualpath.gateway.app import create_app
+from dualpath.gateway.http.server import serve
 from dualpath.gateway.metrics import Metrics
-from dualpath.gateway.server import serve
+from dualpath.gateway.page.minute_replay import Replay
 from dualpath.gateway.settings import GatewaySettings
-from dualpath.gateway.tokenizer import Tokenizer
+from dualpath.gateway.text.tokenizer import Tokenizer
 from dualpath.models.init import init_model
 
 Serving = Callable[..., AbstractAsyncContextManager[str]]
@@ -61,18 +62,22 @@ def serving(tokenizer: Tokenizer) -> Serving:
 
     @asynccontextmanager
     async def run(
-        backend: FakeBackend, *, drain_s: float = 5.0, settings: GatewaySettings = SETTINGS
+        backend: FakeBackend,
+        *,
+        drain_s: float = 5.0,
+        settings: GatewaySettings = SETTINGS,
+        replay: Replay | None = None,
     ) -> AsyncIterator[str]:
         listening: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         stop, metrics = asyncio.Event(), Metrics()
-        app = create_app(backend, tokenizer, settings, metrics)
+        app = create_app(backend, tokenizer, settings, metrics, replay=replay)
         app.router.lifespan_context = _keep_tokenizer
         server = asyncio.create_task(
             serve(
                 app,
                 "127.0.0.1",
                 0,
-                drain_s=drain_s,
+                drain_s=lambda: drain_s,
                 stop=stop,
                 handle_signals=False,
                 on_listening=lambda _, port: listening.set_result(port),

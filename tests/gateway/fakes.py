@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
 
 from dualpath.core.ids import EngineId, NodeId, RequestId
+from dualpath.core.pause import PauseMode
 from dualpath.core.plan import Role
-from dualpath.core.request import FinishReason, Request, RequestRecord, TokenEvent
+from dualpath.core.request import FinishReason, RecordAnswer, RecordQuery, Request, RequestRecord, TokenEvent
 from dualpath.core.stats import ClusterStats, EngineStats
 
 EOS_ID = 257  # of init_model's tokenizer, whose other ids are byte values
@@ -54,6 +55,53 @@ def says(text: str | bytes, *, ends: bool = True) -> Script:
 
 
 @dataclass
+class FakeControl:
+    """Implements dualpath.gateway.backend.ServerControl."""
+
+    is_paused: bool = False
+    weight_version: str = "0"
+    asked: list[object] = field(default_factory=list)
+    refusal: Exception | None = None
+    aborted: Callable[[Collection[RequestId] | None], int] = lambda _: 0
+    find: Callable[[str], Sequence[RequestId]] = lambda name: (RequestId(name),)
+    may_see: Callable[[str, RequestId], bool] = lambda viewer, request_id: False
+    recent: Callable[[int], list[RequestRecord]] = lambda limit: []
+    missing: tuple[str, ...] = ()  # gateways
+
+    async def pause(self, mode: PauseMode = PauseMode.ABORT) -> None:
+        self.asked.append(("pause", mode))
+        self.is_paused = True
+
+    async def resume(self) -> None:
+        self.asked.append("resume")
+        self.is_paused = False
+
+    async def update_weights(self, directory: str, version: str | None = None) -> str:
+        self.asked.append(("update", directory, version))
+        if self.refusal is not None:
+            raise self.refusal
+        self.weight_version = version or "1"
+        return self.weight_version
+
+    async def records(self, query: RecordQuery) -> RecordAnswer:
+        found = [
+            record
+            for record in self.recent(10_000)
+            if query.request_id in (None, record.request_id)
+            and (query.viewer is None or self.may_see(query.viewer, record.request_id))
+        ]
+        return RecordAnswer(found[: query.limit], self.missing)
+
+    async def flush(self) -> None:
+        self.asked.append("flush")
+
+    async def abort(self, names: Collection[str] | None = None) -> int:
+        request_ids = None if names is None else {found for name in names for found in self.find(name)}
+        self.asked.append(("abort", request_ids))
+        return self.aborted(request_ids)
+
+
+@dataclass
 class FakeBackend:
     """Implements dualpath.gateway.backend.Backend."""
 
@@ -61,6 +109,7 @@ class FakeBackend:
     max_context_tokens: int = 1024
     script: Script = field(default_factory=lambda: says("Hello"))
     is_ready: bool = True
+    is_soon_ready: bool = False
     found: tuple[str, ...] = ()  # problems
     refusal: Exception | None = None  # raised at the call
     failure: tuple[int, Exception] | None = None  # (tokens before it, raised from the iterator)
@@ -72,9 +121,16 @@ class FakeBackend:
     open_iterators: set[RequestId] = field(default_factory=set)
     started: asyncio.Event = field(default_factory=asyncio.Event)
     callbacks: list[Callable[[RequestRecord], None]] = field(default_factory=list)
+    control: FakeControl = field(default_factory=FakeControl)
+
+    def __post_init__(self) -> None:
+        self.control.recent = self.recent
 
     def ready(self) -> bool:
         return self.is_ready
+
+    def accepts(self) -> bool:
+        return self.is_ready or self.is_soon_ready
 
     def problems(self) -> tuple[str, ...]:
         return self.found
@@ -115,6 +171,9 @@ class FakeBackend:
                 await asyncio.Event().wait()
             await asyncio.sleep(self.pause_s)
             event = self._event(request, token_id, is_last=i == len(ids) - 1)
+            if i == 0 and (num := request.sampling.num_prompt_logprobs) is not None:
+                told = [(-1.0 - k, dict.fromkeys(range(num), -0.5)) for k in range(len(request.prompt_token_ids) - 1)]
+                event = replace(event, prompt_logprobs=tuple(told))
             yield event
             if event.finish_reason is not None:
                 return

@@ -23,14 +23,15 @@ from tokenizers import models
 from transformers import PreTrainedTokenizerFast
 
 from dualpath.core.errors import OverloadedError
-from dualpath.gateway import tokenizer as tokenizer_module
-from dualpath.gateway.admission import Admission
 from dualpath.gateway.app import create_app
 from dualpath.gateway.errors import ApiError
+from dualpath.gateway.http.admission import Admission
 from dualpath.gateway.json_size import count_containers
-from dualpath.gateway.plan import Planner
+from dualpath.gateway.openai.plan import Planner
 from dualpath.gateway.settings import ConnectionLimits, GatewaySettings
-from dualpath.gateway.tokenizer import Tokenizer
+from dualpath.gateway.text import tokenizer as tokenizer_module
+from dualpath.gateway.text.template import TemplateNeeds
+from dualpath.gateway.text.tokenizer import Tokenizer
 
 CONTEXT = 1024  # of the fake backend
 JSON = st.recursive(
@@ -188,7 +189,7 @@ async def test_masses_of_small_objects_are_never_built(
 async def test_nor_are_those_in_the_arguments_of_calls(
     backend: FakeBackend, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tokenizer, "template_keeps_arguments", False)
+    monkeypatch.setattr(tokenizer, "template_needs", TemplateNeeds())
     arguments = json.dumps({"a": [{}] * 3000})
     call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
     messages = [{"role": "assistant", "tool_calls": [call, call]}]

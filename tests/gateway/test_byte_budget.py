@@ -8,7 +8,7 @@ import random
 import pytest
 
 from dualpath.core.errors import OverloadedError
-from dualpath.gateway.byte_budget import ByteBudget, Share
+from dualpath.gateway.http.byte_budget import ByteBudget, Share
 
 LONG_S = 60.0
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from openai import AsyncOpenAI
 from tests.gateway.fakes import EOS_ID, FakeBackend, says
+
+from dualpath.gateway.app import create_app
+from dualpath.gateway.settings import GatewaySettings
+from dualpath.gateway.text.tokenizer import Tokenizer
 
 USER: list[Any] = [{"role": "user", "content": "hi"}]
 PROMPT = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
@@ -33,6 +39,18 @@ async def test_one_answer(openai: AsyncOpenAI, backend: FakeBackend) -> None:
     num_prompt = answer.usage.prompt_tokens
     assert backend.requests[0].sampling.max_tokens == backend.max_context_tokens - num_prompt
     assert prompt_of(backend) == PROMPT
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+async def test_more_tokens_than_there_is_room_for_are_as_many_as_there_is(
+    openai: AsyncOpenAI, backend: FakeBackend, name: str
+) -> None:
+    """Agents always ask for the same large number."""
+    answer = await openai.chat.completions.create(model="fake", messages=USER, extra_body={name: 8192, "min_p": 0.1})
+    assert answer.usage is not None
+    sampling = backend.requests[0].sampling
+    assert sampling.max_tokens == backend.max_context_tokens - answer.usage.prompt_tokens
+    assert sampling.min_p == 0.1
 
 
 async def test_stream(openai: AsyncOpenAI, backend: FakeBackend) -> None:
@@ -88,6 +106,16 @@ async def test_tool_calls(openai: AsyncOpenAI, backend: FakeBackend) -> None:
     assert (call.function.name, call.function.arguments) == ("weather", '{"city":"Paris"}')
 
 
+async def test_calls_alone_come_without_content_and_an_empty_answer_with_an_empty_one(
+    openai: AsyncOpenAI, backend: FakeBackend
+) -> None:
+    for script, content, num_calls in ((CALLING[CALLING.index("<") :], None, 1), ("", "", 0)):
+        backend.script = says(script)
+        answer = await openai.chat.completions.create(model="fake", messages=USER, tools=TOOLS)
+        message = answer.choices[0].message
+        assert (message.content, len(message.tool_calls or [])) == (content, num_calls)
+
+
 async def test_tool_calls_streamed(openai: AsyncOpenAI, backend: FakeBackend) -> None:
     backend.script = says(CALLING + "\n" + CALLING[12:])
     stream = await openai.chat.completions.create(model="fake", messages=USER, tools=TOOLS, stream=True)
@@ -114,6 +142,17 @@ async def test_without_tools_or_with_none_markup_is_text(openai: AsyncOpenAI, ba
     answer = await openai.chat.completions.create(model="fake", messages=USER, tools=TOOLS, tool_choice="none")
     assert answer.choices[0].message.content == CALLING
     assert answer.choices[0].finish_reason == "stop"
+
+
+@pytest.mark.parametrize(("parser", "num_calls"), [("auto", 1), ("hermes", 1), ("mistral", 0), ("none", 0)])
+async def test_the_form_of_calls_can_be_set(
+    backend: FakeBackend, tokenizer: Tokenizer, parser: str, num_calls: int
+) -> None:
+    backend.script = says(CALLING)
+    app = create_app(backend, tokenizer, GatewaySettings(tool_call_parser=parser))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway/v1") as http:
+        answer = await http.post("/chat/completions", json={"messages": USER, "tools": TOOLS})
+    assert len(answer.json()["choices"][0]["message"].get("tool_calls") or []) == num_calls
 
 
 async def test_one_call_at_a_time(openai: AsyncOpenAI, backend: FakeBackend) -> None:
@@ -161,6 +200,17 @@ async def test_token_ids(openai: AsyncOpenAI, backend: FakeBackend) -> None:
     assert ids == [97, 98, EOS_ID]
 
 
+async def test_a_token_without_text_is_streamed_where_ids_are_asked_for(
+    http: httpx.AsyncClient, backend: FakeBackend
+) -> None:
+    backend.script = lambda _: [97, 256, 98, EOS_ID]
+    body = {"model": "fake", "messages": USER, "stream": True, "return_token_ids": True}
+    lines = (await http.post("/v1/chat/completions", json=body)).text.split()
+    chunks = [json.loads(line) for line in lines if line.startswith("{")]
+    ids = [chunk["choices"][0].get("token_ids") for chunk in chunks]
+    assert [some for some in ids if some] == [[97], [256], [98], [EOS_ID]]
+
+
 async def test_several_choices(openai: AsyncOpenAI) -> None:
     answer = await openai.chat.completions.create(model="fake", messages=USER, n=2)
     assert [choice.message.content for choice in answer.choices] == ["Hello", "Hello"]
@@ -171,3 +221,41 @@ async def test_special_tokens_can_be_shown(openai: AsyncOpenAI, backend: FakeBac
     extra = {"skip_special_tokens": False}
     answer = await openai.chat.completions.create(model="fake", messages=USER, extra_body=extra)
     assert answer.choices[0].message.content == "a<|im_start|>b"
+
+
+async def test_reasoning_is_apart_and_no_call_comes_out_of_it(model_dir: Path, backend: FakeBackend) -> None:
+    tokenizer = Tokenizer.load(model_dir)
+    tokenizer.chat_template += "{# <think> #}"
+    backend.script = says(f"<think>\n{CALLING}\n</think>\n\nNo.")
+    transport = httpx.ASGITransport(create_app(backend, tokenizer))
+    async with httpx.AsyncClient(transport=transport, base_url="http://gateway/v1") as http:
+        client = AsyncOpenAI(api_key="-", base_url="http://gateway/v1", http_client=http)
+        whole = await client.chat.completions.create(model="fake", messages=USER, tools=TOOLS)
+        stream = await client.chat.completions.create(model="fake", messages=USER, tools=TOOLS, stream=True)
+        deltas = [chunk.choices[0].delta.model_dump() async for chunk in stream]
+    message = whole.choices[0].message.model_dump()
+    assert message["tool_calls"] is None
+    assert whole.choices[0].finish_reason == "stop"
+    for name in ("reasoning", "reasoning_content"):
+        assert message[name].strip() == CALLING
+        assert "".join(delta.get(name) or "" for delta in deltas) == message[name]
+    assert message["content"].strip() == "No."
+    assert "".join(delta["content"] or "" for delta in deltas) == message["content"]
+
+
+async def test_log_probabilities_of_a_conversation_are_the_answers_not_a_choices(
+    http: httpx.AsyncClient, backend: FakeBackend
+) -> None:
+    body = {"messages": USER, "max_tokens": 1, "n": 2, "prompt_logprobs": 1}
+    answer = (await http.post("/v1/chat/completions", json=body)).json()
+    assert len(answer["choices"]) == 2
+    assert all("prompt_logprobs" not in choice for choice in answer["choices"])
+    first, second, *others = answer["prompt_logprobs"]
+    assert first is None
+    assert second == {
+        "117": {"logprob": -1.0, "rank": None, "decoded_token": "u"},
+        "0": {"logprob": -0.5, "rank": 1, "decoded_token": "\0"},
+    }
+    assert len(others) == len(backend.requests[0].prompt_token_ids) - 2
+    told = (await http.post("/v1/chat/completions", json=body | {"prompt_logprobs": None})).json()
+    assert "prompt_logprobs" not in told

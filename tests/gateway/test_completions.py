@@ -9,11 +9,11 @@ import pytest
 from openai import AsyncOpenAI
 from tests.gateway.fakes import EOS_ID, FakeBackend, says
 
-from dualpath.core.errors import ConfigError
+from dualpath.core.errors import ConfigError, RequestAbortedError
 from dualpath.gateway.app import create_app
 from dualpath.gateway.defaults import SamplingDefaults, read_defaults
 from dualpath.gateway.settings import GatewaySettings
-from dualpath.gateway.tokenizer import Tokenizer
+from dualpath.gateway.text.tokenizer import Tokenizer
 
 
 async def test_one_answer(openai: AsyncOpenAI, backend: FakeBackend) -> None:
@@ -97,11 +97,12 @@ async def test_the_model_s_recommendations_hold_where_a_request_says_nothing(
 
 
 def test_the_model_s_recommendations_are_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     file = tmp_path / "generation_config.json"
     assert read_defaults(tmp_path) == SamplingDefaults()
     file.write_text('{"do_sample": true, "temperature": 0.6, "top_p": null, "top_k": 20, "repetition_penalty": 1.05}')
-    assert read_defaults(tmp_path) == SamplingDefaults(0.6, 1.0, 20)
-    assert "repetition_penalty 1.05 is not supported and not applied" in caplog.text
+    assert read_defaults(tmp_path) == SamplingDefaults(0.6, 1.0, 20, repetition_penalty=1.05)
+    assert "repetition_penalty=1.05" in caplog.text
     for content, reason in (('{"temperature": "hot"}', "temperature must be a number"), ("[", "cannot read")):
         file.write_text(content)
         with pytest.raises(ConfigError, match=reason):
@@ -177,6 +178,19 @@ async def test_stop_strings(
     assert backend.outcomes() == ["cancelled"]  # the cluster works on nothing that is not shown
 
 
+async def test_the_backend_s_iterator_is_closed_before_the_answer_ends(
+    openai: AsyncOpenAI, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not when the collector finds it: until then the engines would go on."""
+    kept = []
+    generate = backend.generate
+    monkeypatch.setattr(backend, "generate", lambda request: kept.append(generate(request)) or kept[-1])
+    backend.script = says("one STOP two")
+    answer = await openai.completions.create(model="fake", prompt="x", stop="STOP", max_tokens=50)
+    assert answer.choices[0].text == "one "
+    assert not backend.open_iterators
+
+
 async def test_a_stop_string_that_does_not_come_true_is_shown(openai: AsyncOpenAI, backend: FakeBackend) -> None:
     backend.script = says("one STO")
     answer = await openai.completions.create(model="fake", prompt="p", stop="STOP")
@@ -224,3 +238,76 @@ async def test_the_default_length_gives_way_to_the_context(
 ) -> None:
     await openai.completions.create(model="fake", prompt=[1] * (1024 - left))
     assert backend.requests[0].sampling.max_tokens == left
+
+
+@pytest.mark.parametrize("max_tokens", [0, 1, 3])
+async def test_an_echo_comes_with_the_log_probabilities_of_the_prompt(
+    openai: AsyncOpenAI, backend: FakeBackend, max_tokens: int
+) -> None:
+    """As evaluation harnesses ask for likelihoods: the first token has none, and each other's is under its token."""
+    answer = await openai.completions.create(
+        model="fake", prompt=[[97, 98, 99], [100]], max_tokens=max_tokens, logprobs=1, echo=True, seed=1
+    )
+    for choice, prompt in zip(answer.choices, ("abc", "d"), strict=True):
+        told = choice.logprobs
+        assert choice.text == prompt + "Hello"[:max_tokens]
+        assert told is not None
+        assert told.tokens == [*choice.text]
+        assert told.text_offset == list(range(len(choice.text)))
+        num = len(prompt)
+        assert told.token_logprobs is not None
+        assert told.top_logprobs is not None
+        assert told.token_logprobs[:num] == [None, -1.0, -2.0][:num]
+        assert told.token_logprobs[num:] == [-0.5] * max_tokens
+        assert told.top_logprobs[0] is None
+        assert all(chosen in top for chosen, top in zip(told.tokens[1:], told.top_logprobs[1:], strict=True))
+        assert choice.finish_reason == "length"
+    assert answer.usage is not None
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (4, 2 * max_tokens)
+    assert {request.sampling.num_prompt_logprobs for request in backend.requests} == {1}
+
+
+async def test_an_echo_is_streamed_once_with_its_log_probabilities(openai: AsyncOpenAI) -> None:
+    stream = await openai.completions.create(
+        model="fake", prompt="ab", max_tokens=2, logprobs=0, echo=True, stream=True, seed=1
+    )
+    chunks = [chunk async for chunk in stream]
+    assert "".join(chunk.choices[0].text for chunk in chunks) == "abHe"
+    told = [value for chunk in chunks if (own := chunk.choices[0].logprobs) for value in own.token_logprobs or []]
+    assert told == [None, -1.0, -0.5, -0.5]
+
+
+async def test_log_probabilities_of_the_prompt_in_vllms_shape(http: httpx.AsyncClient, backend: FakeBackend) -> None:
+    """Of each of the prompt's tokens but the first: itself, and as many of the most likely as were asked for."""
+    body = {"model": "fake", "prompt": [[97, 1], [98, 50, 0]], "max_tokens": 1, "prompt_logprobs": 2}
+    two = (await http.post("/v1/completions", json=body)).json()["choices"]
+    top = {str(i): {"logprob": -0.5, "rank": i + 1, "decoded_token": chr(i)} for i in range(2)}
+    own = {"logprob": -1.0, "rank": None, "decoded_token": "2"}
+    assert [choice["prompt_logprobs"] for choice in two] == [
+        [None, {"1": top["1"], "0": top["0"]}],
+        [None, {"50": own, **top}, {"0": top["0"], "1": top["1"]}],
+    ]
+    assert [*two[1]["prompt_logprobs"][1]] == ["50", "0", "1"]
+    assert {request.sampling.num_prompt_logprobs for request in backend.requests} == {2}
+    assert {request.sampling.num_logprobs for request in backend.requests} == {None}
+    assert all(choice["logprobs"] is None for choice in two)
+
+
+async def test_an_echo_and_prompt_logprobs_get_each_what_they_ask_for(http: httpx.AsyncClient) -> None:
+    body = {"model": "fake", "prompt": [97, 98], "max_tokens": 0, "echo": True, "logprobs": 3, "prompt_logprobs": 0}
+    (choice,) = (await http.post("/v1/completions", json=body)).json()["choices"]
+    assert choice["prompt_logprobs"] == [None, {"98": {"logprob": -1.0, "rank": None, "decoded_token": "b"}}]
+    assert choice["logprobs"]["token_logprobs"] == [None, -1.0]
+    assert len(choice["logprobs"]["top_logprobs"][1]) == 4
+
+
+async def test_where_nothing_was_computed_before_an_abort_nothing_is_known_of_the_prompt(
+    http: httpx.AsyncClient, backend: FakeBackend
+) -> None:
+    backend.failure = (0, RequestAbortedError("aborted"))
+    body = {"model": "fake", "prompt": "ab", "echo": True, "logprobs": 1, "prompt_logprobs": 1}
+    answer = await http.post("/v1/completions", json=body)
+    assert answer.status_code == 200, answer.text
+    (choice,) = answer.json()["choices"]
+    assert (choice["finish_reason"], choice["text"], choice["logprobs"]) == ("abort", "ab", None)
+    assert choice["prompt_logprobs"] == []

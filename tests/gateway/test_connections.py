@@ -25,9 +25,10 @@ from tests.gateway.test_server import until
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
-from dualpath.gateway import http_protocol, server
-from dualpath.gateway.http_protocol import Connections, HttpProtocol
-from dualpath.gateway.refusals import LOG_EVERY_S, Refusals
+from dualpath.gateway.http import protocol as http_protocol
+from dualpath.gateway.http import server
+from dualpath.gateway.http.protocol import Connections, HttpProtocol
+from dualpath.gateway.http.refusals import LOG_EVERY_S, RefusalCounter
 from dualpath.gateway.settings import ConnectionLimits, GatewaySettings
 
 HANG_S = 30.0
@@ -225,7 +226,7 @@ async def test_a_client_that_goes_on_taking_has_all_the_time(goes_on: bool) -> N
     transport = Mock(asyncio.Transport)
     transport.configure_mock(**{"is_closing.return_value": False, "get_extra_info.return_value": None})
     transport.get_write_buffer_size.return_value = 0
-    shared = Connections(ConnectionLimits(send_timeout_s=0.05), 10, Refusals(CollectorRegistry()))
+    shared = Connections(ConnectionLimits(send_timeout_s=0.05), 10, RefusalCounter(CollectorRegistry()))
     config = uvicorn.Config(FastAPI(), lifespan="off", log_config=None)
     protocol = HttpProtocol(config=config, server_state=ServerState(), app_state={}, shared=shared)
     protocol.connection_made(transport)
@@ -403,7 +404,7 @@ async def test_every_error_is_counted_by_status_and_kind(
             await http.get("/v1/models", headers={"Authorization": "Bearer other"})
             backend.failure = (0, RuntimeError("unforeseen"))
             await http.post("/v1/completions", json={"prompt": "x"})
-            monkeypatch.setattr(backend, "recent", lambda _: 1 / 0)
+            monkeypatch.setattr(backend.control, "recent", lambda _: 1 / 0)
             assert (await http.get("/v1/dualpath/requests")).status_code == 500
         assert await errors(url) == {
             ("400", "invalid_json"): 1,
@@ -418,7 +419,7 @@ async def test_every_error_is_counted_by_status_and_kind(
 
 def test_the_log_has_a_line_per_kind_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
     now_s = 100.0
-    refusals = Refusals(CollectorRegistry(), lambda: now_s)
+    refusals = RefusalCounter(CollectorRegistry(), lambda: now_s)
     with caplog.at_level(logging.INFO):
         for _ in range(1000):
             refusals.count(400, "invalid_json", "POST /x from a:1")
@@ -442,6 +443,6 @@ async def test_the_log_shows_no_key_no_body_and_no_control_characters(
             headers = {"Authorization": f"Bearer {key}"}
             await http.post("/v1/a%0Ab%1b[31m", json={"prompt": "secret-text"}, headers=headers)
             await http.post("/v1/completions", json={"prompt": "secret-text", "n": 0}, headers=headers)
-    told = [record.getMessage() for record in caplog.records if record.name == "dualpath.gateway.refusals"]
+    told = [record.getMessage() for record in caplog.records if record.name == "dualpath.gateway.http.refusals"]
     assert len(told) == 3
     assert not [line for line in told if "secret" in line or not line.isprintable()]

@@ -14,10 +14,11 @@ from tests.gateway.test_errors import check
 from dualpath.bench.odd_requests import odd_requests
 from dualpath.bench.raw_http import statuses_of
 from dualpath.gateway.app import create_app
-from dualpath.gateway.bodies import ChatBody, CompletionBody
+from dualpath.gateway.openai.bodies import ChatBody, CompletionBody
 from dualpath.gateway.openapi import openapi_document
 from dualpath.gateway.settings import ConnectionLimits, GatewaySettings
-from dualpath.gateway.tokenizer import Tokenizer
+from dualpath.gateway.text.template import TemplateNeeds
+from dualpath.gateway.text.tokenizer import Tokenizer
 
 NUM_REQUESTS = 400
 HANG_S = 60.0
@@ -50,19 +51,41 @@ NESTED = "[" * 4000  # few enough to be looked at, deep enough for Python
 ODD_ARGUMENTS = [NESTED, '{"a": "\\ud800"}', "1" * 5000, "\x00"]  # what JSON in a string can be
 
 
-@pytest.mark.parametrize("keeps_arguments", [False, True])
+@pytest.mark.parametrize(
+    "needs", [TemplateNeeds(), TemplateNeeds(arguments_as_text=True), TemplateNeeds(arguments_as_object_only=True)]
+)
 @pytest.mark.parametrize("arguments", ODD_ARGUMENTS)
 async def test_odd_tool_calls(
     http: httpx.AsyncClient,
     tokenizer: Tokenizer,
     monkeypatch: pytest.MonkeyPatch,
-    keeps_arguments: bool,
+    needs: TemplateNeeds,
     arguments: str,
 ) -> None:
-    monkeypatch.setattr(tokenizer, "template_keeps_arguments", keeps_arguments)
+    monkeypatch.setattr(tokenizer, "template_needs", needs)
     call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
     body = {"messages": [{"role": "assistant", "tool_calls": [call]}]}
     assert (await http.post("/v1/chat/completions", json=body)).status_code in (200, 400)
+
+
+@pytest.mark.parametrize("depth", [100, 400, 480, 600, 960, 985, 995])
+async def test_schemas_and_arguments_that_are_nested_deeply(
+    backend: FakeBackend, tokenizer: Tokenizer, depth: int
+) -> None:
+    backend.max_context_tokens = 100_000
+    schema = '{"properties": {"a": ' * depth + "{}" + "}}" * depth
+    tool = f'{{"type": "function", "function": {{"name": "f", "parameters": {schema}}}}}'
+    body = f'{{"messages": [{{"role": "user", "content": "x"}}], "tools": [{tool}]}}'
+    transport = httpx.ASGITransport(create_app(backend, tokenizer), raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as http:
+        for path in ("/v1/chat/completions", "/tokenize"):
+            answer = await http.post(path, content=body, headers={"Content-Type": "application/json"})
+            assert answer.status_code == 200 or (answer.status_code == 400 and depth > 100), answer.text
+        arguments = '{"a": ' * depth + "{}" + "}" * depth
+        call = f'{{"type": "function", "function": {{"name": "f", "arguments": {arguments}}}}}'
+        body = f'{{"messages": [{{"role": "assistant", "tool_calls": [{call}]}}]}}'
+        answer = await http.post(path, content=body, headers={"Content-Type": "application/json"})
+        assert answer.status_code == 200 or (answer.status_code == 400 and depth > 100), answer.text
 
 
 @pytest.mark.parametrize("error", [RecursionError("too deep"), OverflowError("too much"), AssertionError("\ud800")])

@@ -16,8 +16,8 @@ from tests.gateway.fakes import FakeBackend, says
 
 from dualpath.core.errors import ConfigError
 from dualpath.gateway.app import create_app
-from dualpath.gateway.server import run, serve
-from dualpath.gateway.tokenizer import Tokenizer
+from dualpath.gateway.http.server import run, serve
+from dualpath.gateway.text.tokenizer import Tokenizer
 
 
 async def until(condition: object) -> None:
@@ -120,6 +120,25 @@ async def test_shutting_down_cuts_off_at_the_deadline(backend: FakeBackend, serv
         assert '"code":"shutting_down"' in (await answer).text
 
 
+async def test_what_running_requests_get_is_said_at_the_stop(backend: FakeBackend, tokenizer: Tokenizer) -> None:
+    backend.hang_after = 1
+    listening: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    stop, drain_s = asyncio.Event(), 60.0
+    told = lambda _, port: listening.set_result(port)  # noqa: E731
+    app = create_app(backend, tokenizer)
+    server = asyncio.create_task(
+        serve(app, "127.0.0.1", 0, drain_s=lambda: drain_s, stop=stop, handle_signals=False, on_listening=told)
+    )
+    async with httpx.AsyncClient() as client:
+        url = f"http://127.0.0.1:{await listening}"
+        answer = asyncio.create_task(client.post(f"{url}/v1/completions", json={"prompt": "x"}))
+        await backend.started.wait()
+        drain_s = 0.1
+        stop.set()
+        await asyncio.wait_for(server, 10)
+        assert (await answer).status_code == 503
+
+
 async def test_cancelling_the_server_does_not_wait(backend: FakeBackend, tokenizer: Tokenizer) -> None:
     backend.hang_after = 1
     listening: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -167,6 +186,25 @@ async def test_a_taken_port_is_one_line(backend: FakeBackend, tokenizer: Tokeniz
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}: Address already in use"):
             await serve(create_app(backend, tokenizer), "127.0.0.1", port)
+
+
+async def test_where_the_port_is_taken_the_first_free_one_of_the_others_is(
+    backend: FakeBackend, tokenizer: Tokenizer
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as two:
+        ports = [taken.getsockname()[1] for taken in (one, two)]
+        stop, found = asyncio.Event(), list[int]()
+
+        def on_listening(_: str, port: int) -> None:
+            found.append(port)
+            stop.set()
+
+        app = create_app(backend, tokenizer)
+        await serve(app, "127.0.0.1", ports[0], other_ports=[ports[1], 0], stop=stop, on_listening=on_listening)
+        assert len(found) == 1
+        assert found[0] not in ports
+        with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{ports[0]}: Address already in use"):
+            await serve(app, "127.0.0.1", ports[0], other_ports=[ports[1]])
 
 
 def test_a_directory_without_a_tokenizer_is_one_line(tmp_path: Path) -> None:

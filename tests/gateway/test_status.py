@@ -5,10 +5,15 @@ from __future__ import annotations
 import re
 
 import httpx
+import pytest
 from openai import AsyncOpenAI
 from tests.gateway.fakes import FakeBackend
 
 from dualpath import __version__
+from dualpath.core.stats import ClusterStats
+from dualpath.gateway.app import create_app
+from dualpath.gateway.settings import GatewaySettings
+from dualpath.gateway.text.tokenizer import Tokenizer
 
 REQUIRED = {
     'dualpath_storage_read_bytes_total{engine="pe0",node="n0",role="prefill"}': 100,
@@ -88,6 +93,9 @@ async def test_request_log_and_stats(http: httpx.AsyncClient) -> None:
     assert data[0]["request_id"] == first.json()["id"] == first.headers["x-request-id"]
     assert (data[0]["num_prompt_tokens"], data[0]["outcome"]) == (3, "finished")
     assert data[0]["phases_s"] == {"prefilling": 0.5, "decoding": 1.0}
+    params = {"request_id": data[1]["request_id"]}
+    assert (await http.get("/v1/dualpath/requests", params=params)).json()["data"] == data[1:]
+    assert (await http.get("/v1/dualpath/requests", params={"request_id": "nobody's"})).json()["data"] == []
     stats = (await http.get("/v1/dualpath/stats")).json()
     assert [(engine["engine_id"], engine["role"]) for engine in stats["engines"]] == [
         ("pe0", "prefill"),
@@ -96,3 +104,67 @@ async def test_request_log_and_stats(http: httpx.AsyncClient) -> None:
     for limit in ("0", "x", "-1"):
         answer = await http.get("/v1/dualpath/requests", params={"limit": limit})
         assert answer.json()["error"]["param"] == "limit"
+
+
+async def test_the_request_log_names_gateways_that_gave_no_answer(
+    http: httpx.AsyncClient, backend: FakeBackend
+) -> None:
+    assert (await http.get("/v1/dualpath/requests")).json()["missing"] == []
+    backend.control.missing = ("gateway1",)
+    assert (await http.get("/v1/dualpath/requests")).json()["missing"] == ["gateway1"]
+
+
+async def test_head_is_get_without_a_body(http: httpx.AsyncClient) -> None:
+    for path in ("/health", "/ping", "/v1/models", "/metrics", "/version", "/load"):
+        answer = await http.head(path)
+        assert (answer.status_code, answer.content) == (200, b""), path
+        assert answer.headers["content-type"] == (await http.get(path)).headers["content-type"]
+    assert (await http.head("/v1/completions")).status_code == 405
+    assert (await http.head("/v1/nothing")).status_code == 404
+
+
+async def test_load_and_tokenizer_info(http: httpx.AsyncClient) -> None:
+    assert (await http.get("/load")).json() == {"server_load": 3}
+    info = (await http.get("/tokenizer_info")).json()
+    assert info["eos_token"] == "<|im_end|>"
+    assert "messages" in info["chat_template"]
+    assert not any("/" in str(value) for name, value in info.items() if name != "chat_template"), "paths of the server"
+
+
+@pytest.mark.parametrize("origins", [("*",), ("https://chat.example",)])
+async def test_browsers_may_ask_where_it_is_allowed(
+    backend: FakeBackend, tokenizer: Tokenizer, origins: tuple[str, ...]
+) -> None:
+    app = create_app(backend, tokenizer, GatewaySettings(allowed_origins=origins, api_keys=("k",)))
+    asks = {"Origin": "https://chat.example", "Access-Control-Request-Method": "POST"}
+    asks |= {"Access-Control-Request-Headers": "authorization,content-type"}
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway") as http:
+        answer = await http.options("/v1/chat/completions", headers=asks)
+        assert answer.status_code == 200
+        assert answer.headers["access-control-allow-origin"] in ("*", "https://chat.example")
+        for key, status in (("k", 200), ("x", 401)):
+            headers = {"Origin": "https://chat.example", "Authorization": f"Bearer {key}"}
+            answer = await http.post("/v1/completions", json={"prompt": "x"}, headers=headers)
+            assert answer.status_code == status
+            assert answer.headers["access-control-allow-origin"] in ("*", "https://chat.example")
+        answer = await http.get("/health", headers={"Origin": "https://other.example"})
+        assert answer.headers.get("access-control-allow-origin") == ("*" if origins == ("*",) else None)
+
+
+async def test_browsers_may_not_ask_by_default(http: httpx.AsyncClient) -> None:
+    answer = await http.get("/health", headers={"Origin": "https://chat.example"})
+    assert "access-control-allow-origin" not in answer.headers
+
+
+async def test_liveness_asks_engines(http: httpx.AsyncClient, backend: FakeBackend) -> None:
+    assert (await http.get("/liveness")).json() == {"engines": 2}
+
+    async def nobody() -> ClusterStats:
+        return ClusterStats(())
+
+    async def hangs() -> ClusterStats:
+        raise TimeoutError
+
+    for stats in (nobody, hangs):
+        backend.stats = stats  # type: ignore[method-assign]
+        assert (await http.get("/liveness")).status_code == 503

@@ -14,7 +14,7 @@ from tests.gateway.test_errors import check
 from dualpath.gateway.app import create_app
 from dualpath.gateway.settings import GatewaySettings
 from dualpath.gateway.tenants import EVERYBODY, Tenants
-from dualpath.gateway.tokenizer import Tokenizer
+from dualpath.gateway.text.tokenizer import Tokenizer
 
 Asking = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]
 KEYS = ("alice-key", "bob-key")
@@ -140,11 +140,11 @@ def test_ids_cannot_be_made_up() -> None:
     assert bob is not None
     mine = alice.new_id("cmpl")
     assert len({alice.new_id("cmpl") for _ in range(1000)}) == 1000
-    assert alice.may_see(mine)
-    assert not bob.may_see(mine)
-    assert EVERYBODY.may_see(mine)
+    assert alice.owns(mine)
+    assert not bob.owns(mine)
+    assert EVERYBODY.viewer is None
     for other in (mine[:-1], f"{mine[:-1]}é", "cmpl-", "cmpl", "", "-", mine.upper(), EVERYBODY.new_id("cmpl")):
-        assert not alice.may_see(other)
+        assert not alice.owns(other)
 
 
 # -- the cluster, and keys ---------------------------------------------------------------------------------------------

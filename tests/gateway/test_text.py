@@ -12,9 +12,9 @@ from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from dualpath.gateway.detokenize import IncrementalDetokenizer
-from dualpath.gateway.stops import StopMatcher
-from dualpath.gateway.tokenizer import Tokenizer
+from dualpath.gateway.text.detokenize import IncrementalDetokenizer
+from dualpath.gateway.text.stops import StopMatcher
+from dualpath.gateway.text.tokenizer import Tokenizer
 
 TEXT = "naïve 😀👩‍👩‍👧 日本語 end"
 
@@ -92,6 +92,12 @@ def test_special_tokens_are_shown_on_demand(tokenizer: Tokenizer) -> None:
     ids = [65, 256, 66, 257]
     assert "".join(stream(IncrementalDetokenizer(tokenizer.decoder(True)), ids)) == "AB"
     assert "".join(stream(IncrementalDetokenizer(tokenizer.decoder(False)), ids)) == "A<|im_start|>B<|im_end|>"
+
+
+def test_a_token_by_itself(tokenizer: Tokenizer) -> None:
+    unnamed = 300  # models have rows for more ids than their tokenizers have tokens
+    assert [tokenizer.token_text(token_id) for token_id in (65, 257, unnamed)] == ["A", "<|im_end|>", ""]
+    assert [tokenizer.token_bytes(token_id) for token_id in (0xF0, 257, unnamed)] == [b"\xf0", b"<|im_end|>", b""]
 
 
 def run_stops(stops: Sequence[str], pieces: Sequence[str], *, include_stop: bool = False) -> tuple[str, str | None]:

@@ -1,58 +1,116 @@
-"""Tool calls are found in any cutting of the text, and their markup is never content."""
+"""Tool calls of every model family are found in any cutting of the text, and their markup is never content."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from typing import Any
 
 import pytest
+from tests.gateway.answers import Answer, cuts, parser, read
 
-from dualpath.gateway.tool_calls import MAX_HEADER_CHARS, CallDelta, ToolCallParser
+from dualpath.gateway.text import reader
+from dualpath.gateway.text.pieces import CallDelta
 
 ARGUMENTS = '{"city": "Pa}ris \\"</tool_call>", "days": [1, {"a": 2}]}'
 CALL = f'<tool_call>\n{{"name": "weather", "arguments": {ARGUMENTS}}}\n</tool_call>'
+XML = "<tool_call>\n<function=f>\n{}</function>\n</tool_call>"
+V3 = "<｜tool▁calls▁begin｜>{}<｜tool▁calls▁end｜>"
+V3_CALL = "<｜tool▁call▁begin｜>function<｜tool▁sep｜>f\n```json\n{}\n```<｜tool▁call▁end｜>"
+V31_CALL = "<｜tool▁call▁begin｜>f<｜tool▁sep｜>{}<｜tool▁call▁end｜>"
+HARMONY_CALL = "<|channel|>commentary to=functions.f <|constrain|>json<|message|>"
 
 
-def parse(pieces: Sequence[str], max_calls: int | None = None) -> tuple[str, list[tuple[str, str]]]:
-    parser = ToolCallParser(max_calls=max_calls)
-    out = [piece for text in pieces for piece in parser.push(text)] + parser.close()
-    content, calls = "", {}
-    for piece in out:
-        if isinstance(piece, CallDelta):
-            name, arguments = calls.get(piece.index, (piece.name, ""))
-            assert (piece.call_id is None) == (piece.index in calls)
-            calls[piece.index] = (name, arguments + piece.arguments)
-        else:
-            content += piece
-    return content, list(calls.values())
-
-
-def cuts(text: str, length: int) -> list[str]:
-    return [text[i : i + length] for i in range(0, len(text), length)]
+def both(text: str, family: str = "hermes", max_calls: int | None = None) -> Answer:
+    """As it is read whole and one character at a time."""
+    whole = read(parser(family, max_calls=max_calls), [text])
+    assert read(parser(family, max_calls=max_calls), list(text)) == whole
+    return whole
 
 
 @pytest.mark.parametrize("length", [1, 2, 7, 1000])
 def test_calls_between_content(length: int) -> None:
     other = '<tool_call>{"arguments": {"x": 1}, "name": "other"}</tool_call>'
-    content, calls = parse(cuts(f"I will look. a < b\n{CALL}\n{other}\n", length))
-    assert content == "I will look. a < b"
-    assert calls == [("weather", ARGUMENTS), ("other", '{"x": 1}')]
+    answer = read(parser(), cuts(f"I will look. a < b\n{CALL}\n{other}\n", length))
+    assert answer.content == "I will look. a < b"
+    assert answer.calls == [("weather", ARGUMENTS), ("other", '{"x": 1}')]
     assert json.loads(ARGUMENTS)["days"][1] == {"a": 2}
 
 
-@pytest.mark.parametrize("length", [1, 3, 1000])
+FAMILIES: list[tuple[str, str, str, list[tuple[str, str]]]] = [  # (family, text, content, calls)
+    ("hermes", XML.format("<parameter=city>\nOslo\n</parameter>\n"), "", [("f", '{"city": "Oslo"}')]),
+    ("qwen3_coder", "a\n<function=f>\n</function>\nb", "a\nb", [("f", "{}")]),
+    ("llama3_json", '{"name": "f", "parameters": {"a": "}"}}', "", [("f", '{"a": "}"}')]),
+    ("llama3_json", '<|python_tag|>{"name": "new", "parameters": {}}', "", [("new", "{}")]),
+    (
+        "llama3_json",
+        ' {"name": "f", "parameters": {}}; {"name": "other", "parameters": {"a": 1}}',
+        "",
+        [("f", "{}"), ("other", '{"a": 1}')],
+    ),
+    ("mistral", '[TOOL_CALLS] [{"name": "f", "arguments": {"a": 1}, "id": "x"}]', "", [("f", '{"a": 1}')]),
+    ("mistral", 'So\n[TOOL_CALLS][{"name":"f"},{"name":"g","arguments":{}}]', "So", [("f", "{}"), ("g", "{}")]),
+    ("mistral", '[TOOL_CALLS]f{"a": "[TOOL_CALLS]"}[TOOL_CALLS]g{}', "", [("f", '{"a": "[TOOL_CALLS]"}'), ("g", "{}")]),
+    ("mistral", '[TOOL_CALLS]f[CALL_ID]a1[ARGS]{"a": 1}', "", [("f", '{"a": 1}')]),
+    (
+        "deepseek_v3",
+        "On it." + V3.format(V3_CALL.format('{"a": "```"}') + "\n" + V3_CALL.format("{}")),
+        "On it.",
+        [("f", '{"a": "```"}'), ("f", "{}")],
+    ),
+    (
+        "deepseek_v3",
+        V3.format(V31_CALL.format('{"a": 1}') + V31_CALL.format("{}")),
+        "",
+        [("f", '{"a": 1}'), ("f", "{}")],
+    ),
+    ("deepseek_v3", V31_CALL.format("null") + " x", " x", [("f", "{}")]),
+    ("openai", HARMONY_CALL + '{"a": "x"}<|call|>', "", [("f", '{"a": "x"}')]),
+    ("openai", HARMONY_CALL + "null", "", [("f", "{}")]),
+    ("openai", "<|start|>assistant to=functions.f<|channel|>commentary<|message|><|call|>", "", [("f", "{}")]),
+    (
+        "openai",
+        f"{HARMONY_CALL}{{}}<|call|><|start|>assistant{HARMONY_CALL}{{}}<|call|>",
+        "",
+        [("f", "{}"), ("f", "{}")],
+    ),
+]
+
+
+@pytest.mark.parametrize(("family", "text", "content", "calls"), FAMILIES, ids=range(len(FAMILIES)))
+def test_each_family_writes_calls_its_own_way(
+    family: str, text: str, content: str, calls: list[tuple[str, str]]
+) -> None:
+    assert both(text, family) == Answer(content, "", calls, len(calls))
+
+
 @pytest.mark.parametrize(
-    "text",
+    ("family", "text"),
     [
-        "<tool_call>\nnot json\n</tool_call> x",
-        '<tool_call>{"nam',
-        "a\n<tool",
-        "a <tool_calls>",
-        '<tool_call>{"a": 1}</tool_call>',
+        ("hermes", "<tool_call>\nnot json\n</tool_call> x"),
+        ("hermes", '<tool_call>{"nam'),
+        ("hermes", "a\n<tool"),
+        ("hermes", "a <tool_calls>"),
+        ("hermes", '<tool_call>{"a": 1}</tool_call>'),
+        ("hermes", '<tool_call>{"name": "f", "arguments": '),
+        ("hermes", '<tool_call>{"name": "f"'),
+        ("hermes", '<tool_call>{"name": "", "arguments": {}}'),
+        ("hermes", "<tool_call><function=f><parameter=a>x"),
+        ("hermes", "the tag <function=f> is"),
+        ("llama3_json", '{"name": "Bob", "parameters": {}}'),
+        ("llama3_json", '{"name": "f"}'),
+        ("llama3_json", '{"answer": {"name": "f", "parameters": {}}}'),
+        ("llama3_json", 'such as {"name": "f", "parameters": {}}'),
+        ("llama3_json", '<|python_tag|>f.call(query="x")'),
+        ("mistral", "[TOOL_CALLS] none"),
+        ("mistral", '[TOOL_CALLS]{"a": 1}'),
+        ("deepseek_v3", "<｜tool▁calls▁begin｜>none<｜tool▁calls▁end｜>"),
+        ("deepseek_v3", "<｜tool▁call▁begin｜>f\n<｜tool▁sep｜>"),
+        ("openai", "no channel at all\n"),
+        ("openai", "<|channel|>final"),
     ],
 )
-def test_what_is_no_call_is_content(text: str, length: int) -> None:
-    assert parse(cuts(text, length)) == (text, [])
+def test_what_is_no_call_is_content(family: str, text: str) -> None:
+    assert both(text, family) == Answer(text, "", [], 0)
 
 
 LONG_NAME = "f" * 3000
@@ -62,7 +120,18 @@ ODD_CALLS = [  # (text, content, calls)
     ('<tool_call>{"name": "a\\x", "arguments": {}}</tool_call>', None, []),
     ('<tool_call>{"name": "a\\u12", "arguments": {}}', None, []),
     ('<tool_call>{"name": "\\ud800", "arguments": {}}</tool_call>', "", [("?", "{}")]),
-    ('<tool_call>{"arguments": {"a": "\\ud800"}, "name": "f"}</tool_call>', "", [("f", '{"a": "?"}')]),
+    ('<tool_call>{"arguments": {"a": 1.0}, "name": "f"}</tool_call>', "", [("f", '{"a": 1.0}')]),
+    ('<tool_call>{"id": [1], "arguments": {}, "name": "f", "x": 1}</tool_call>', "", [("f", "{}")]),
+    ('<tool_call>{"name": "f", "arguments": {}, "x": {"y": [1]}}</tool_call>', "", [("f", "{}")]),
+    ('<tool_call>{"name": "f", "arguments": null}</tool_call>', "", [("f", "{}")]),
+    ('<tool_call>{"name": "f", "arguments": ""}</tool_call>', "", [("f", "{}")]),
+    ('<tool_call>{"arguments": "", "name": "f"}</tool_call>', "", [("f", "{}")]),
+    ('<tool_call>{"name": "f", "arguments": "{\\"a\\": 1}"}</tool_call>', "", [("f", '{"a": 1}')]),
+    ('<tool_call>{"name": "f"}', "", [("f", "{}")]),
+    ('<tool_call>{"name": "f", "arguments": {}}', "", [("f", "{}")]),
+    ('<tool_call>{"name": "f", "arguments": {}}}</tool_call>!', "!", [("f", "{}")]),
+    ('<tool_call>{"name": "f", "arguments": {}</tool_call>!', "!", [("f", "{}")]),
+    ('<tool_call>{"name": "f", "arguments": {"a": 1', "", [("f", '{"a": 1')]),
     (f'<tool_call>{{"name": "f", "x": {"[" * 30_000}</tool_call>', None, []),
     (f"<tool_call>{'x' * 3000}", None, []),
 ]
@@ -70,44 +139,84 @@ ODD_CALLS = [  # (text, content, calls)
 
 @pytest.mark.parametrize("length", [1, 1000, 100_000])
 @pytest.mark.parametrize(("text", "content", "calls"), ODD_CALLS, ids=range(len(ODD_CALLS)))
-def test_odd_headers(text: str, content: str | None, calls: list[tuple[str, str]], length: int) -> None:
+def test_odd_calls(text: str, content: str | None, calls: list[tuple[str, str]], length: int) -> None:
     """None: the whole text is content."""
-    got_content, got_calls = parse(cuts(text, length))
-    assert (got_content, got_calls) == (text if content is None else content, calls)
-    json.dumps(got_calls).encode()
-    "".join(text for call in got_calls for text in call).encode()
+    answer = read(parser(), cuts(text, length))
+    assert (answer.content, answer.calls) == (text if content is None else content, calls)
+    json.dumps(answer.calls).encode()
 
 
-@pytest.mark.parametrize("start", ["", '{"name": "', "{" * 20, " "])
-def test_a_token_of_a_long_header_costs_no_more_than_one_of_a_short_one(start: str) -> None:
-    """What a push looks through is the buffer."""
-    parser, longest = ToolCallParser(), 0
-    parser.push(f"<tool_call>{start}")
-    for _ in range(5000):
-        assert parser.push("{ab,") == []
-        longest = max(longest, len(parser._buffer))
-    assert longest <= MAX_HEADER_CHARS + 4
-    assert parser.close() == [f"<tool_call>{start}{'{ab,' * 5000}"]
+def test_a_call_that_never_ends_swallows_neither_the_next_one_nor_the_text() -> None:
+    """Each part is a call that was begun, then something else."""
+    good = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
+    for begun in (
+        "<tool_call>",
+        '<tool_call>{"name": "f',
+        '<tool_call>\n{"name": "f", "x": [',
+        "<tool_call><function=a>",
+    ):
+        assert both(begun + "\n" + good + " end").calls[-1] == ("f", "{}"), begun
+    assert both('<tool_call>{"name": "f", "arguments": {}} Hello').content == " Hello"
+    assert both('<tool_call>{"name": "f", "arguments": {"a": 1 ' + good).calls == [("f", '{"a": 1 '), ("f", "{}")]
+
+
+@pytest.mark.parametrize("start", ['<tool_call>{"', '<tool_call>{"name": "f", "x": [', "<function=f><parameter=a>"])
+def test_no_text_is_held_back_for_ever(start: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "MAX_HELD_CHARS", 1000)
+    text = start + "1, " * 1000
+    reading = parser()
+    shown = [piece for char in text for piece in reading.push(char)]
+    assert "".join(map(str, shown)) == text
+
+
+XML_VALUES: list[tuple[str, str, Any]] = [  # (parameter, text, value)
+    ("city", "12", "12"),
+    ("city", "\n  two\n\nlines \n", "  two\n\nlines "),
+    ("city", "null", "null"),
+    ("days", " 12 ", 12),
+    ("days", "1.5", "1.5"),
+    ("days", "true", "true"),
+    ("share", "0.5", 0.5),
+    ("share", "NaN", "NaN"),
+    ("share", "None", None),
+    ("deep", '{"a": [1]}', {"a": [1]}),
+    ("deep", "[1, 2]", [1, 2]),
+    ("deep", "[1, ", "[1, "),
+    ("sure", "True", True),
+    ("sure", "1", "1"),
+    ("not in the schema", "1", "1"),
+    ("city", 'a "quoted" <parameter> \\ \u2028', 'a "quoted" <parameter> \\ \u2028'),
+]
+
+
+def test_values_in_tags_get_their_type_from_the_schema() -> None:
+    for name, text, value in XML_VALUES:
+        ((_, arguments),) = both(XML.format(f"<parameter={name}>{text}</parameter>")).calls
+        got = json.loads(arguments)
+        assert (got, type(got[name])) == ({name: value}, type(value)), text
+
+
+def test_a_parameter_without_an_end_ends_where_the_next_begins() -> None:
+    ((_, arguments),) = both(XML.format("<parameter=city>a\n<parameter=days>2\n</parameter>\n")).calls
+    assert json.loads(arguments) == {"city": "a", "days": 2}
+    ((_, arguments),) = both(XML.format("<parameter=city>a\n")).calls
+    assert json.loads(arguments) == {"city": "a"}
 
 
 def test_arguments_are_streamed_as_they_come() -> None:
-    parser = ToolCallParser()
-    assert parser.push('<tool_call>{"name": "f", "arguments": ')[0:] == []
-    (first, second) = parser.push('{"a": 1')
+    reading = parser()
+    assert reading.push('<tool_call>{"name": "f", "arguments": ')[0:] == []
+    (first, second) = reading.push('{"a": 1')
     assert isinstance(first, CallDelta)
     assert isinstance(second, CallDelta)
     assert (first.name, first.arguments, second.arguments) == ("f", "", '{"a": 1')
-    (third,) = parser.push(', "b": 2}}</tool')
+    (third,) = reading.push(', "b": 2}}</tool')
     assert isinstance(third, CallDelta)
     assert third.arguments == ', "b": 2}'
-    assert parser.push("_call>") == []
-    assert parser.close() == []
-
-
-def test_a_call_without_an_end_tag_counts() -> None:
-    assert parse(['<tool_call>{"name": "f", "arguments": {}}']) == ("", [("f", "{}")])
-    assert parse(['<tool_call>{"name": "f"}']) == ("", [("f", "{}")])
+    assert reading.push("_call>") == []
+    assert reading.close() == []
 
 
 def test_only_so_many_calls_as_allowed() -> None:
-    assert parse([CALL, "\n", CALL.replace("weather", "other")], max_calls=1) == ("", [("weather", ARGUMENTS)])
+    answer = both(CALL + "\n" + CALL.replace("weather", "other"), max_calls=1)
+    assert answer == Answer("", "", [("weather", ARGUMENTS)], 2)

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from dualpath.core.errors import UnsupportedModelError
 from dualpath.models.init import init_model
-from dualpath.models.load import load_model
+from dualpath.models.load import check_transformers, load_model
 from dualpath.models.seam import Model
 
 
@@ -26,6 +27,10 @@ def model_dir_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pa
     made: dict[str, Path] = {}
 
     def make(family: str) -> Path:
+        try:
+            check_transformers(family)
+        except UnsupportedModelError as reason:
+            pytest.skip(str(reason))
         if family not in made:
             made[family] = init_model(family, tmp_path_factory.mktemp("models") / family, seed=1)
         return made[family]

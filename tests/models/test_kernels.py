@@ -7,12 +7,12 @@ import random
 import pytest
 import torch
 
-from dualpath.models.kernels import PagedBatch
-from dualpath.models.kernels_cpu import CpuKernels
-from dualpath.models.kernels_plain import PlainKernels
+from dualpath.models.kernels.contract import PagedBatch
+from dualpath.models.kernels.cpu import CpuKernels
+from dualpath.models.kernels.merge import Attended, merge_by_owner, merge_padded, merge_two
+from dualpath.models.kernels.paged_plan import plan_pages
+from dualpath.models.kernels.plain import PlainKernels
 from dualpath.models.layout import GqaLayout, KvLayout, MlaLayout
-from dualpath.models.merge import Attended, merge_by_owner, merge_padded, merge_two
-from dualpath.models.paged_plan import plan_pages
 
 LAYOUTS = [GqaLayout(torch.float32, 2, 16), MlaLayout(torch.float32, 32, 8), MlaLayout(torch.float32, 32, 8, 4)]
 SCALE = 0.3

@@ -42,6 +42,35 @@ def test_spec(llama: Path) -> None:
     assert load_model(llama, name="served", fingerprint="ab").spec.kv_dtype == torch.float32, "auto: the checkpoint's"
 
 
+@pytest.mark.parametrize(
+    ("rope", "max_tokens"),
+    [
+        ({"type": "yarn", "factor": 4.0}, 4096),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024}, 4096),
+        ({"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 512}, 1024),
+        ({"rope_type": "linear", "factor": 2.0}, 2048),
+        (
+            {
+                "rope_type": "llama3",
+                "factor": 8.0,
+                "original_max_position_embeddings": 128,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+            },
+            1024,
+        ),
+        (None, 1024),
+    ],
+)
+def test_scaled_positions_reach_further(llama: Path, rope: dict[str, Any] | None, max_tokens: int) -> None:
+    """The field says what the model was trained for; llama3's scaling is in it already."""
+    config = json.loads((llama / "config.json").read_text())
+    config.pop("rope_parameters", None)
+    (llama / "config.json").write_text(json.dumps(config))
+    _edit_config(llama, max_position_embeddings=1024, rope_scaling=rope, rope_theta=10000.0)
+    assert load_model(llama, fingerprint="ab").spec.max_context_tokens == max_tokens
+
+
 @pytest.mark.parametrize("family", SUPPORTED_FAMILIES)
 def test_latent_families_cache_little(family: str, model_dir_of: Callable[[str], Path]) -> None:
     spec = load_model(model_dir_of(family), fingerprint="00").spec
@@ -63,7 +92,9 @@ def test_fingerprint_is_computed_if_not_given(llama: Path) -> None:
         ({"model_type": None}, "model_type None is not supported"),
         ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "rope type 'dynamic'"),
         ({"rope_scaling": {"type": "longrope"}}, "rope type 'longrope'"),
-        ({"quantization_config": {"quant_method": "fp8"}}, "fp8 quantised checkpoints are not supported"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "fp8 quantised checkpoints of llama are not supported"),
+        ({"quantization_config": {"quant_method": "awq"}}, "awq quantised checkpoints of llama are not supported"),
+        ({"quantization_config": {"quant_method": "mxfp4"}}, "mxfp4 quantised checkpoints of llama are not supported"),
         ({"hidden_size": 96}, "cannot load"),
     ],
 )

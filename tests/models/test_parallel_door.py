@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from tests.listening import listening
 
-from dualpath.bench.server import free_port
+from dualpath.cluster.free_ports import free_ports
 from dualpath.core import handshake
 from dualpath.core.errors import ConfigError
 from dualpath.models.parallel.door import Door, WayIn
@@ -139,7 +139,7 @@ def test_an_impostor_learns_nothing() -> None:
 
 def test_a_leader_that_does_not_come_is_waited_for_and_then_named() -> None:
     with pytest.raises(ConfigError, match=r"cannot meet the others at 127\.0\.0\.1:"):
-        WayIn(HOST, free_port(), SECRET, 0.0)
+        WayIn(HOST, free_ports(1)[0], SECRET, 0.0)
 
 
 def test_addresses_have_interfaces() -> None:
@@ -164,7 +164,7 @@ together.close()
 @pytest.mark.slow
 @pytest.mark.timeout(300)  # processes that import torch, on machines with other work
 def test_a_follower_comes_from_elsewhere_with_the_secret_only(model_dir_of: Callable[[str], Path]) -> None:
-    model_dir, port, secret = str(model_dir_of("llama")), free_port(), "0123456789abcdef"
+    model_dir, port, secret = str(model_dir_of("llama")), free_ports(1)[0], "0123456789abcdef"
     words = [*FOLLOW, "--model", model_dir, "--master", f"{HOST}:{port}"]
     leader = subprocess.Popen(
         [sys.executable, "-c", LEADER, str(port), secret, model_dir],

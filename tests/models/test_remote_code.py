@@ -11,7 +11,7 @@ import pytest
 
 import dualpath
 from dualpath.core.errors import ConfigError
-from dualpath.gateway.tokenizer import Tokenizer
+from dualpath.gateway.text.tokenizer import Tokenizer
 
 CODE = """
 from pathlib import Path

@@ -14,6 +14,8 @@ from tests.scheduler.virtual_time import LoopRuntime
 from dualpath.core.ids import EngineId
 from dualpath.core.request import Request, RequestRecord, TokenEvent
 from dualpath.scheduler.config import SchedulerConfig
+from dualpath.scheduler.desk.desk import Desk
+from dualpath.scheduler.scheduler import Scheduler
 from dualpath.scheduler.service import Service
 from dualpath.store.header import object_bytes
 from dualpath.store.index import BlockIndex
@@ -21,11 +23,19 @@ from dualpath.store.index import BlockIndex
 
 @dataclass
 class Cluster:
-    service: Service
+    scheduler: Scheduler
     index: BlockIndex
     storage: FakeStorage
     prefill: list[FakePrefill]
     decode: list[FakeDecode]
+
+    @property
+    def desk(self) -> Desk:
+        return self.scheduler.desk
+
+    @property
+    def service(self) -> Service:
+        return self.scheduler.service
 
     async def run(self, request: Request) -> list[int]:
         return [event.token_id async for event in self.service.generate(request)]
@@ -48,13 +58,17 @@ class Cluster:
             parent = key
 
     async def quiet(self) -> None:
-        """Until all background work has ended."""
-        assert await self.service._tasks.wait(600.0)
+        """Until all background work has ended, and everybody has been told."""
+        while self.service._tasks._work or self.desk.tasks._work:
+            assert await self.service._tasks.wait(600.0)
+            assert await self.desk.tasks.wait(600.0)
+        await asyncio.sleep(0.001)
 
     def check_nothing_held(self) -> None:
-        self.service.accounts.check_integrity()
+        self.desk.engine_loads.check_integrity()
         self.index.check_integrity()
-        assert self.service.accounts.is_idle
+        assert self.desk.engine_loads.is_idle
+        assert not any(seat.stays for seat in self.desk.seats)
         assert not self.index._pins
         assert not self.index._deletions._writers, "an attempt's writes have no end"
         for engine in (*self.prefill, *self.decode):
@@ -81,11 +95,11 @@ async def cluster(
     prefills = [FakePrefill(f"p{i}", storage, decoders, prefill_slots) for i in range(prefill)]
     runtime = LoopRuntime()
     index = BlockIndex(object_bytes(GEOMETRY), runtime)
-    service = Service(
+    scheduler = Scheduler(
         prefill_engines=prefills,
         decode_engines=list(decoders.values()),
         index=index,
-        store=storage,  # type: ignore[arg-type]  # only ``delete`` is used
+        store=storage,
         namespace=NAMESPACE,
         model_name="fake",
         max_context_tokens=4096,
@@ -93,13 +107,13 @@ async def cluster(
         runtime=runtime,
     )
     if start:
-        await service.start()
-    built = Cluster(service, index, storage, prefills, list(decoders.values()))
+        await scheduler.start()
+    built = Cluster(scheduler, index, storage, prefills, list(decoders.values()))
     yield built
     await built.quiet()
     built.check_nothing_held()
-    await service.close(0.0)
-    assert len(service._tasks) == 0
+    await built.scheduler.close(0.0)
+    assert len(built.service._tasks) == len(built.desk.tasks) == 0
 
 
 def expected(request: Request) -> list[int]:

@@ -1,4 +1,4 @@
-"""Engines without a model: they keep the contract of dualpath.engine.api, take virtual time, and fail on command.
+"""Engines without a model: they keep the contract of dualpath.protocol.api, take virtual time, and fail on command.
 
 They check what real engines rely on: slots before reads, every hit block where the order says it is, no decode slot
 given away while bytes may still arrive in it, nobody told of rest where there is none, and nothing held at the end.
@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
-from tests.scheduler.fixtures import BLOCK, NAMESPACE
+from tests.scheduler.fixtures import BLOCK, GEOMETRY, NAMESPACE
 
 from dualpath.core.errors import (
     DualPathError,
@@ -22,12 +23,17 @@ from dualpath.core.errors import (
     PreemptedError,
     TransferError,
 )
+from dualpath.core.geometry import KvGeometry
 from dualpath.core.ids import BlockKey, EngineId, NodeId, PeerId, RequestId, peer_id
 from dualpath.core.keys import chain_keys, child_key, root_key
 from dualpath.core.plan import Role
 from dualpath.core.request import FinishReason, Request, TokenEvent
+from dualpath.core.runtime import Runtime
 from dualpath.core.stats import EngineStats
-from dualpath.engine.api import DecodeOrder, DecodeStep, EngineInfo, PrefillOrder, ReadOutcome
+from dualpath.core.weights import Weights
+from dualpath.protocol.api import DecodeOrder, DecodeStep, EngineInfo, PrefillOrder, ReadOutcome
+from dualpath.store.contract import StoredBlock, StoreIo
+from dualpath.store.header import object_bytes
 
 STOP_TOKEN = 7
 
@@ -46,14 +52,40 @@ def token_event(request: Request, tokens: Sequence[int], num_generated: int) -> 
 
 @dataclass
 class FakeStorage:
-    """What is durable, whoever wrote it. Also the BlockStore of the service."""
+    """What is durable, whoever wrote it. Also the BlockStore of the service; its blocks have no bytes."""
 
     blocks: set[BlockKey] = field(default_factory=set)
     deleted: list[BlockKey] = field(default_factory=list)
+    url: str = "fake://"
+    namespace_digest: bytes = NAMESPACE.digest
+    geometry: KvGeometry = GEOMETRY
+
+    def open_io(self, agent: Any, runtime: Runtime) -> StoreIo:
+        raise NotImplementedError
+
+    def list_blocks(self) -> Iterator[StoredBlock]:
+        return (StoredBlock(key, object_bytes(self.geometry), 0.0) for key in sorted(self.blocks))
+
+    def exists(self, key: BlockKey) -> bool:
+        return key in self.blocks
+
+    def read_header(self, key: BlockKey) -> bytes:
+        raise NotImplementedError
 
     def delete(self, key: BlockKey) -> None:
         self.blocks.discard(key)
         self.deleted.append(key)
+
+    def used_bytes(self) -> int:
+        return len(self.blocks) * object_bytes(self.geometry)
+
+    def free_bytes(self) -> int | None:
+        return None
+
+    def try_write(self) -> None:
+        """There is room."""
+
+    def close(self) -> None: ...
 
 
 @dataclass
@@ -112,6 +144,8 @@ class FakeEngine:
         self.trouble: EngineLostError | None = None  # what every call raises
         self.troubled = asyncio.Event()
         self.peers: set[PeerId] = set()
+        self.has = Weights()
+        self.is_paused = False  # as it was last told; it computes all the same
         self.storage_stalled_s = 0.0
         self.log: list[tuple[str, RequestId]] = []
         self.read_blocks: dict[RequestId, set[int]] = defaultdict(set)
@@ -181,11 +215,36 @@ class FakeEngine:
         if not is_kept:
             self.violations.append(rule)
 
+    async def pause(self) -> None:
+        self.check_alive()
+        self.is_paused = True
+
+    async def resume(self) -> None:
+        self.check_alive()
+        self.is_paused = False
+
     async def add_peer(self, peer_metadata: bytes) -> None:
         await self.work("add_peer", RequestId(""))
         self.peers.add(PeerId(peer_metadata.decode()))
 
-    async def read(self, request_id: RequestId, blocks: Sequence[tuple[int, BlockKey]]) -> ReadOutcome:
+    async def weights(self) -> tuple[Weights, str]:
+        self.check_alive()
+        return self.has, NAMESPACE.model_fingerprint
+
+    async def load_weights(self, weights: Weights) -> str:
+        await self.work("load_weights", RequestId(""))
+        return weights.directory
+
+    async def use_weights(self, weights: Weights) -> None:
+        await self.work("use_weights", RequestId(""))
+        self.has = weights
+
+    async def drop_weights(self, weights: Weights) -> None:
+        self.check_alive()
+
+    async def read(
+        self, request_id: RequestId, blocks: Sequence[tuple[int, BlockKey]], namespace_digest: bytes = b""
+    ) -> ReadOutcome:
         await self.work("read", request_id)
         ok, gone, failed = set(), set(), set()
         for index, key in blocks:
@@ -207,6 +266,7 @@ class FakeEngine:
             self.info.engine_id,
             self.info.node_id,
             self.role,
+            peers=tuple(sorted(self.peers)),
             broken_peers=self.broken_peers,
             storage_stalled_s=self.storage_stalled_s,
         )
@@ -243,6 +303,12 @@ class FakePrefill(FakeEngine):
     def come_back(self) -> None:
         super().come_back()
         self.unsettled.clear()
+
+    async def add_peer(self, peer_metadata: bytes) -> None:
+        peer = PeerId(peer_metadata.decode())
+        if peer in self.unsettled:
+            raise TransferError(f"{peer} has not come to rest; try again later")
+        await super().add_peer(peer_metadata)
 
     def decode_of(self, peer: PeerId) -> FakeDecode | None:
         """The engine while it is in that incarnation."""
@@ -351,6 +417,8 @@ class FakeDecode(FakeEngine):
     async def reserve(self, request_id: RequestId, num_slots: int) -> tuple[int, ...]:
         await self.work("reserve", request_id)
         await self.slots.acquire(request_id, num_slots)
+        strangers = [peer for peer, requests in self.late.items() if not requests <= self.slots.held.keys()]
+        self.expect(not strangers, f"slots handed out that {strangers} may still write")
         self.slot_of[request_id] = {index: index for index in range(num_slots)}
         return tuple(range(num_slots))
 

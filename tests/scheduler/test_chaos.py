@@ -42,10 +42,11 @@ async def converse(c: Cluster, rng: random.Random, name: str, outcomes: list[str
 
 
 async def break_things(c: Cluster, rng: random.Random, may_die: bool) -> None:
-    """Faults, lost blocks, slow engines, and engines that die and come back."""
+    """Faults, lost blocks, slow engines, and engines that die and come back: as much for every request, be there few or
+    many, or the last ones have no chance."""
     engines = [*c.prefill, *c.decode]
     while True:
-        await asyncio.sleep(rng.random() * 0.04)
+        await asyncio.sleep(rng.random() * 2.4 / max(1, len(c.service._running)))
         engine = rng.choice(engines)
         match rng.randrange(6):
             case 0 | 1:

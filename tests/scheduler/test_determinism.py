@@ -16,8 +16,9 @@ from tests.scheduler.virtual_time import run_virtual
 
 from dualpath.core.ids import BlockKey
 from dualpath.core.keys import root_key
-from dualpath.scheduler.blocks import KeyChain, WriteLedger
+from dualpath.scheduler.blocks import BlockHashes, WriteLedger
 from dualpath.scheduler.config import SchedulerConfig
+from dualpath.scheduler.desk.api import links
 
 
 async def story() -> str:
@@ -77,16 +78,16 @@ def test_writes_that_are_given_up_are_given_up_in_their_order() -> None:
     told: list[BlockKey] = []
 
     class Index:
-        def begin_write(self, key: BlockKey, parent: BlockKey | None) -> bool:
+        def begin_write(self, key: BlockKey, parent: BlockKey | None, shelf: object = None) -> bool:
             return True
 
         def fail_write(self, key: BlockKey) -> None:
             told.append(key)
 
     tokens = range(40 * BLOCK)
-    chain = KeyChain(root_key(NAMESPACE), tokens, BLOCK)
-    ledger = WriteLedger(Index(), chain)  # type: ignore[arg-type]
-    ledger.writing(chain.keys)
+    chain = BlockHashes(root_key(NAMESPACE), tokens, BLOCK)
+    ledger = WriteLedger(Index())  # type: ignore[arg-type]
+    ledger.writing(links(chain.parent, chain.keys))
     ledger.close()
     assert told == chain.keys
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 from tests.scheduler.cluster import cluster, until_phase
 from tests.scheduler.fixtures import make_request
+from tests.scheduler.tracebacks import Tracebacks
 from tests.scheduler.virtual_time import run_virtual
 
 from dualpath.core.errors import StoreError, StoreFullError
@@ -49,6 +50,7 @@ class Storage(MemoryStore):
         self.max_objects = 1 << 30
         self.refusal: StoreError | None = None
         self.num_tries = 0
+        self.undeletable = set[BlockKey]()
 
     def put(self, key: BlockKey) -> None:
         """As an engine does."""
@@ -59,9 +61,14 @@ class Storage(MemoryStore):
             self.num_calls += 1
             self.num_most_calls = max(self.num_most_calls, self.num_calls)
         self.gate.wait(30.0)
+        if key in self.undeletable:
+            raise PermissionError("somebody else's")
         super().delete(key)
         with self._lock:
             self.num_calls -= 1
+
+    def used_bytes(self) -> int:
+        return sum(block.num_bytes for block in self.list_blocks())
 
     def free_bytes(self) -> int | None:
         return self.max_objects * SIZE_BYTES - self.used_bytes()
@@ -156,6 +163,30 @@ async def test_doubts_are_settled_where_storage_does_not_answer(monkeypatch: pyt
     monkeypatch.setattr(bench.storage, "exists", fail)
     await bench.evictor.evict()
     assert bench.index.state(bench.keys[0]) is None, "not stored, as far as anybody knows; computed again"
+    assert bench.evictor.stats.used_bytes == bench.storage.used_bytes() == SIZE_BYTES
+    bench.runtime.leapt_s += 5.0
+    await bench.evictor.evict()
+    assert bench.evictor.stats.used_bytes == bench.storage.used_bytes() == 0
+
+
+async def test_a_doubted_object_of_former_weights_stays_one_of_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Storage does not say whether it is there while other weights are taken: it is deleted where it lies."""
+    bench = Bench(1, capacity_blocks=0)
+    key, former = bench.keys[0], bench.index.shelf
+    bench.index.open_writer()
+    await bench.evictor.evict()
+    bench.evictor._capacity_bytes = None
+    bench.write(key)
+    bench.index.use_namespace(b"other weights")
+
+    def fail(key: BlockKey) -> bool:
+        raise StoreError("no answer")
+
+    monkeypatch.setattr(bench.storage, "exists", fail)
+    await bench.evictor.evict()
+    assert bench.index.state(key) is None
+    assert bench.index.num_useless() == 1
+    assert bench.index.namespace_of(key) == former.namespace_digest
 
 
 async def test_storage_that_hangs_keeps_a_few_threads_and_no_more_blocks_go(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,6 +282,23 @@ async def test_what_was_full_once_may_be_filled_again_after_a_while() -> None:
     assert capacity_bytes > 100 * SIZE_BYTES
 
 
+@pytest.mark.parametrize("num_blocks", [0, 1])
+async def test_a_store_that_others_filled_is_used_again_once_they_leave(num_blocks: int) -> None:
+    """Few blocks of ours, or none, are no measure of what it takes."""
+    bench = Bench(num_blocks)
+    bench.storage.refusal = StoreFullError("others have it all")
+    bench.index.fail_write(BlockKey(b"f" * 16))
+    await bench.evictor.evict()
+    assert not bench.evictor.stats.accepts_writes
+    bench.storage.refusal = None
+    for number in range(100):
+        bench.runtime.leapt_s += 10.0
+        await bench.evictor.evict()
+        bench.write(BlockKey(bytes([255]) + number.to_bytes(15, "big")))
+    await bench.evictor.evict()
+    assert bench.index.num_blocks() >= 99
+
+
 async def test_a_full_store_that_does_not_get_better_is_not_emptied_at_once() -> None:
     """Others take whatever becomes free. The state says so, and since when."""
     bench = Bench(100)
@@ -335,7 +383,7 @@ def test_what_is_deleted_while_an_attempt_may_write_is_remembered_until_its_end(
     run_virtual(scenario())
 
 
-async def test_the_patrol_outlives_a_bug_in_a_store(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_patrol_outlives_a_bug_in_a_store(monkeypatch: pytest.MonkeyPatch, tracebacks: Tracebacks) -> None:
     bench = Bench(10, fraction=0.1)
     with monkeypatch.context() as patch:
         patch.setattr(bench.storage, "free_bytes", lambda: {}["no such key"])
@@ -348,3 +396,68 @@ async def test_the_patrol_outlives_a_bug_in_a_store(monkeypatch: pytest.MonkeyPa
     await bench.until(lambda: bench.index.num_blocks() == 1)
     patrol.cancel()
     await asyncio.gather(patrol, return_exceptions=True)
+    assert tracebacks.take() == {"dualpath.scheduler.evictor: KeyError('no such key')"}
+
+
+async def test_what_is_damaged_counts_until_it_is_deleted() -> None:
+    """A deletion that fails is tried again with the next look, not at once."""
+    bench = Bench(4, capacity_blocks=4)
+    real, bench.storage.delete = bench.storage.delete, lambda _: {}["a bug"]  # type: ignore[method-assign]
+    await bench.evictor.evict()
+    for key in bench.keys[:2]:
+        bench.index.forget(key)
+    assert bench.evictor.stats.used_bytes == bench.storage.used_bytes() == 4 * SIZE_BYTES
+    for _ in range(3):
+        bench.runtime.leapt_s += 5.0
+        assert await bench.evictor.evict() == 0
+        assert bench.evictor.stats.used_bytes == bench.storage.used_bytes() == 4 * SIZE_BYTES
+    bench.storage.delete = real  # type: ignore[method-assign]
+    await bench.evictor.evict()
+    assert bench.storage.used_bytes() == 4 * SIZE_BYTES, "not at once"
+    bench.write(bench.keys[1])
+    bench.runtime.leapt_s += 5.0
+    await bench.evictor.evict()
+    bench.check()
+    assert bench.evictor.stats.used_bytes == bench.storage.used_bytes() == 3 * SIZE_BYTES
+    assert not bench.storage.exists(bench.keys[0])
+    assert bench.index.state(bench.keys[1]) is BlockState.STORED, "written anew, so it stays"
+
+
+async def test_damaged_blocks_of_a_store_that_hangs_are_deleted_once_it_answers() -> None:
+    bench = Bench(100)
+    bench.evictor._calls = directory_calls.DirectoryCalls(bench.runtime, 2, patience_s=0.02)
+    bench.storage.gate.clear()
+    for key in bench.keys:
+        bench.index.forget(key)
+    await bench.evictor.evict()
+    assert bench.evictor.stats.used_bytes == (100 - 2 * evictor_module._KEYS_PER_CALL) * SIZE_BYTES
+    bench.storage.gate.set()
+    await bench.until(lambda: bench.evictor.stats.stalled_s == 0.0)
+    bench.runtime.leapt_s += 5.0
+    await bench.evictor.evict()
+    assert bench.storage.used_bytes() == bench.evictor.stats.used_bytes == 0
+    bench.check()
+
+
+async def test_a_block_that_cannot_be_deleted_stays_a_hit_and_counts() -> None:
+    """The others go; it is tried again after a pause, or all blocks would be tried in a loop."""
+    bench = Bench(40, capacity_blocks=4)
+    stubborn = bench.keys[0]
+    bench.storage.undeletable.add(stubborn)
+    num_evicted = 0
+    while bench.index.used_bytes() > 4 * SIZE_BYTES:
+        num_evicted += await bench.evictor.evict()
+        assert bench.index.state(stubborn) is BlockState.STORED
+        assert bench.index.used_bytes() == bench.storage.used_bytes()
+        assert await bench.evictor.evict() == 0
+        bench.check()
+        bench.runtime.leapt_s += 6.0
+    assert num_evicted == 36
+    bench.evictor._capacity_bytes = 0
+    assert await bench.evictor.evict() == 3
+    assert bench.index.known() == [stubborn]
+    bench.storage.undeletable.clear()
+    bench.runtime.leapt_s += 6.0
+    assert await bench.evictor.evict() == 1
+    bench.check()
+    assert bench.index.used_bytes() == bench.storage.used_bytes() == 0

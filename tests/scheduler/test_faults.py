@@ -10,12 +10,13 @@ from dataclasses import replace
 import pytest
 from tests.scheduler.cluster import cluster, expected, take, until_phase
 from tests.scheduler.fixtures import BLOCK, keys_of, make_request
+from tests.scheduler.tracebacks import Tracebacks
 from tests.scheduler.virtual_time import run_virtual
 
 from dualpath.core.errors import DeadlineExceededError, EngineBugError, EngineLostError, TransferError
 from dualpath.core.ids import RequestId
 from dualpath.core.request import Request
-from dualpath.engine.api import DecodeOrder, DecodeStep
+from dualpath.protocol.api import DecodeOrder, DecodeStep
 from dualpath.scheduler.config import SchedulerConfig
 
 PHASES = ["queued", "placed", "reading", "ready", "prefilling", "handed_over", "decoding"]
@@ -80,11 +81,11 @@ def test_the_decode_side_is_kept_also_from_a_lost_prefill_engine_that_does_not_a
             c.prefill[0].delay_s["release"] = 1e6
             task = c.start(request)
             await until_phase(c, request, "prefilling")
-            c.service.mark_lost(c.prefill[0].info.engine_id)
+            c.desk.mark_lost(c.prefill[0].info.engine_id)
             await asyncio.sleep(30.0)
             assert c.decode[0].slots.held, "its forward may still run"
             c.prefill[0].delay_s["release"] = 0.01
-            c.service.mark_back(c.prefill[0].info.engine_id)
+            c.desk.membership.mark_back(c.prefill[0].info.engine_id)
             assert await task == expected(request)
 
     run_virtual(scenario())
@@ -144,7 +145,7 @@ def test_a_block_that_fails_on_both_sides_is_recomputed() -> None:
 @pytest.mark.parametrize(
     "error", [TransferError("the NIC is down"), KeyError("a bug"), EngineBugError("a bug")], ids=repr
 )
-def test_a_reading_call_that_fails_as_a_whole_falls_back_too(error: Exception) -> None:
+def test_a_reading_call_that_fails_as_a_whole_falls_back_too(error: Exception, tracebacks: Tracebacks) -> None:
     async def scenario() -> None:
         async with cluster() as c:
             request = make_request(num_prompt=6 * BLOCK + 1)
@@ -156,6 +157,8 @@ def test_a_reading_call_that_fails_as_a_whole_falls_back_too(error: Exception) -
             assert c.record(request).storage_read_bytes == {"prefill": 0, "decode": 6}
 
     run_virtual(scenario())
+    is_bug = isinstance(error, KeyError)
+    assert tracebacks.take() == ({"dualpath.scheduler.engine_call: KeyError('a bug')"} if is_bug else set())
 
 
 def test_a_decode_side_whose_late_reads_may_still_write_is_left_for_a_new_attempt_without_reads() -> None:
@@ -321,10 +324,10 @@ def test_an_engine_reported_lost_hands_its_requests_over_at_once() -> None:
             engine = next(e for e in c.decode if e.active)
             other = next(e for e in c.decode if e is not engine)
             other.delay_s["step"] = 0.01
-            c.service.mark_lost(engine.info.engine_id)
+            c.desk.mark_lost(engine.info.engine_id)
             async with asyncio.timeout(5.0):
                 assert await task == expected(request)
-            c.service.mark_back(engine.info.engine_id)
+            c.desk.membership.mark_back(engine.info.engine_id)
             assert c.record(request).decode_engine == other.info.engine_id
 
     run_virtual(scenario())
@@ -390,7 +393,7 @@ def test_a_drawn_seed_is_the_same_on_every_attempt() -> None:
     run_virtual(scenario())
 
 
-def test_a_bug_in_an_engine_is_one_failure_of_that_engine() -> None:
+def test_a_bug_in_an_engine_is_one_failure_of_that_engine(tracebacks: Tracebacks) -> None:
     async def scenario() -> None:
         async with cluster(config=SchedulerConfig(max_retries=2)) as c:
             c.prefill[0].faults["batch"].extend([KeyError("a bug")] * 5)
@@ -402,3 +405,4 @@ def test_a_bug_in_an_engine_is_one_failure_of_that_engine() -> None:
             assert c.record(lucky).num_retries == 2
 
     run_virtual(scenario())
+    assert tracebacks.take() == {"dualpath.scheduler.engine_call: KeyError('a bug')"}

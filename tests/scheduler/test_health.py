@@ -8,6 +8,7 @@ from tests.scheduler.cluster import cluster, expected
 from tests.scheduler.fixtures import BLOCK, make_request
 from tests.scheduler.virtual_time import run_virtual
 
+from dualpath.core.stats import EngineStats
 from dualpath.scheduler.config import SchedulerConfig
 
 
@@ -45,18 +46,45 @@ def test_an_engine_that_does_not_answer_keeps_no_other_from_being_asked() -> Non
         async with cluster(decode=2, config=config) as c:
             hanging = asyncio.Event()
 
-            async def stats() -> None:
+            async def stats() -> EngineStats:
                 await hanging.wait()
+                return await answer()
 
-            answer, c.decode[0].stats = c.decode[0].stats, stats  # type: ignore[assignment,method-assign]
+            answer, c.decode[0].stats = c.decode[0].stats, stats  # type: ignore[method-assign]
             await asyncio.sleep(3.0)
             c.decode[1].die()
             await asyncio.sleep(3.0)
-            assert c.service._health.is_lost(c.decode[1].info.engine_id)
+            assert c.desk.membership.is_lost(c.decode[1].info.engine_id)
             c.decode[0].stats = answer  # type: ignore[method-assign]
             hanging.set()
             c.decode[1].come_back()
             await asyncio.sleep(3.0)
+
+    run_virtual(scenario())
+
+
+def test_requests_are_taken_for_a_while_after_the_last_engine_went() -> None:
+    async def scenario() -> None:
+        config = SchedulerConfig(retry_budget_s=20.0)
+        async with cluster(config=config) as c:
+            await asyncio.sleep(60.0)
+            c.decode[0].fall_silent()
+            c.desk.mark_lost(c.decode[0].info.engine_id)
+            assert not c.service.ready()
+            assert c.service.accepts()
+            task = c.start(request := make_request())
+            await asyncio.sleep(19.0)
+            assert c.service.accepts()
+            c.decode[0].speak()
+            assert await task == expected(request)
+            c.decode[0].fall_silent()
+            c.desk.mark_lost(c.decode[0].info.engine_id)
+            await asyncio.sleep(21.0)
+            assert not c.service.accepts()
+            c.decode[0].speak()
+            await asyncio.sleep(10.0)
+            assert c.service.ready()
+            assert c.service.accepts()
 
     run_virtual(scenario())
 
@@ -67,8 +95,8 @@ def test_the_service_is_ready_while_two_engines_are_connected() -> None:
             assert c.service.ready()
             c.prefill[0].delay_s["add_peer"] = 5.0
             for engine in c.decode:
-                c.service.mark_lost(engine.info.engine_id)
-                c.service.mark_back(engine.info.engine_id)
+                c.desk.mark_lost(engine.info.engine_id)
+                c.desk.membership.mark_back(engine.info.engine_id)
             assert not c.service.ready()
             assert c.service.problems() == ("2 pairs of living engines are not connected",)
             await asyncio.sleep(8.0)

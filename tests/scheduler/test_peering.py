@@ -9,8 +9,9 @@ import asyncio
 
 import pytest
 from tests.scheduler.cluster import Cluster, cluster, expected, until_phase
-from tests.scheduler.fakes import FakeDecode, FakePrefill
+from tests.scheduler.fakes import FakeDecode, FakeEngine, FakePrefill
 from tests.scheduler.fixtures import BLOCK, make_request
+from tests.scheduler.tracebacks import Tracebacks
 from tests.scheduler.virtual_time import run_virtual
 
 from dualpath.core.errors import DualPathError, TransferError
@@ -25,7 +26,7 @@ def calls(engine: FakePrefill | FakeDecode, operation: str) -> int:
 
 
 def is_connected(c: Cluster, prefill: str, decode: str) -> bool:
-    return c.service._peering.is_connected(EngineId(prefill), EngineId(decode))
+    return c.desk.peering.is_connected(EngineId(prefill), EngineId(decode))
 
 
 async def until_connected(c: Cluster, *pairs: tuple[str, str]) -> None:
@@ -58,6 +59,27 @@ def test_a_path_that_stays_broken_ends_in_its_error() -> None:
             assert 10.0 < (c.record(make_request()).total_s or 0.0) < 20.0
             c.prefill[0].cut.clear()
             assert await c.run(make_request("later")) == expected(make_request("later"))
+
+    run_virtual(scenario())
+
+
+def test_nobody_can_push_to_an_engine_that_does_not_know_it() -> None:
+    """A new scheduler asks engines whom they know: who could write there unknown would be removed nowhere."""
+
+    def num_told(engine: FakeEngine) -> int:
+        return sum(operation == "add_peer" for operation, _ in engine.log)
+
+    async def scenario() -> None:
+        async with cluster(decode=1) as c:
+            before = num_told(c.prefill[0]), num_told(c.decode[0])
+            c.decode[0].delay_s["add_peer"] = 2.0
+            c.desk.mark_lost(c.decode[0].info.engine_id)
+            c.desk.membership.mark_back(c.decode[0].info.engine_id)
+            await asyncio.sleep(1.0)
+            assert (num_told(c.prefill[0]), num_told(c.decode[0])) == (before[0], before[1] + 1)
+            await asyncio.sleep(4.0)
+            assert num_told(c.prefill[0]) == before[0] + 1
+            assert c.service.ready()
 
     run_virtual(scenario())
 
@@ -130,7 +152,7 @@ def test_a_peer_that_an_engine_has_dropped_by_itself_is_introduced_again() -> No
     run_virtual(scenario())
 
 
-def test_a_failed_mending_is_tried_again() -> None:
+def test_a_failed_mending_is_tried_again(tracebacks: Tracebacks) -> None:
     async def scenario() -> None:
         async with cluster() as c:
             for engine in (c.prefill[0], c.decode[0]):
@@ -144,6 +166,7 @@ def test_a_failed_mending_is_tried_again() -> None:
             assert await task == expected(make_request())
 
     run_virtual(scenario())
+    assert tracebacks.take() == {"dualpath.scheduler.engine_call: KeyError('a bug')"}
 
 
 def test_a_pair_that_keeps_breaking_is_mended_ever_less_often() -> None:
@@ -215,7 +238,7 @@ def test_a_prefill_engine_is_told_that_a_decode_engine_is_gone_for_good() -> Non
             lost = next(engine for engine in c.decode if engine.slots.held)
             c.prefill[0].unsettled[lost.info.peer_id] = {request.request_id}
             lost.fall_silent()
-            c.service.mark_lost(lost.info.engine_id)
+            c.desk.mark_lost(lost.info.engine_id)
             await asyncio.sleep(5.0)
             assert c.prefill[0].unsettled, "it may only be silent"
             assert await task == expected(request)
@@ -333,7 +356,7 @@ def test_an_engine_that_is_started_again_while_it_is_introduced_is_introduced_ag
     async def scenario() -> None:
         async with cluster(start=False) as c:
             c.prefill[0].delay_s["add_peer"] = 1.0
-            starting = asyncio.create_task(c.service.start())
+            starting = asyncio.create_task(c.scheduler.start())
             await asyncio.sleep(0.5)
             c.decode[0].die()
             c.decode[0].come_back()
@@ -345,11 +368,66 @@ def test_an_engine_that_is_started_again_while_it_is_introduced_is_introduced_ag
     run_virtual(scenario())
 
 
+@pytest.mark.parametrize("faults", [[], [TransferError("busy"), KeyError("a bug")]], ids=["at once", "not at once"])
+def test_who_died_with_a_former_scheduler_is_removed_before_memory_is_handed_out(
+    faults: list[Exception], tracebacks: Tracebacks
+) -> None:
+    """Nobody holds the slots any more that it may still write."""
+
+    async def scenario() -> None:
+        async with cluster(decode=2, start=False) as c:
+            former, prefill = PeerId("p0.former"), c.prefill[0]
+            prefill.peers.add(PeerId("d0.former"))
+            for engine in c.decode:
+                engine.peers.add(former)
+                engine.late[former].add(RequestId("old"))
+            c.decode[1].faults["remove_peer"].extend(faults)
+            await c.scheduler.start()
+            requests = [make_request(f"r{i}", seed=i) for i in range(4)]
+            assert await asyncio.gather(*map(c.run, requests)) == [expected(request) for request in requests]
+            await until_connected(c, ("p0", "d0"), ("p0", "d1"))
+            assert prefill.peers == {engine.info.peer_id for engine in c.decode}
+            assert all(engine.peers == {prefill.info.peer_id} for engine in c.decode)
+
+    run_virtual(scenario())
+    assert tracebacks.take() == ({"dualpath.scheduler.engine_call: KeyError('a bug')"} if faults else set())
+
+
+def test_what_a_former_scheduler_left_half_mended_is_mended_before_the_service_starts() -> None:
+    """It had the broken peer removed, and ended before both sides had come to rest. There is no other pair."""
+
+    async def scenario() -> None:
+        async with cluster(start=False) as c:
+            c.prefill[0].unsettled[c.decode[0].info.peer_id] = set()
+            c.decode[0].peers.add(c.prefill[0].info.peer_id)
+            await c.scheduler.start()
+            request = make_request()
+            assert await c.run(request) == expected(request)
+
+    run_virtual(scenario())
+
+
+def test_who_is_started_again_before_it_was_ever_connected_is_removed_where_a_former_scheduler_introduced_it() -> None:
+    async def scenario() -> None:
+        async with cluster(decode=2, start=False) as c:
+            prefill, silent = c.prefill[0], c.decode[1]
+            prefill.peers.add(silent.info.peer_id)
+            silent.fall_silent()
+            await c.scheduler.start()
+            assert is_connected(c, "p0", "d0")
+            c.desk.mark_lost(silent.info.engine_id)
+            silent.come_back()
+            await until_connected(c, ("p0", "d0"), ("p0", "d1"))
+            assert prefill.peers == {engine.info.peer_id for engine in c.decode}
+
+    run_virtual(scenario())
+
+
 def test_the_service_starts_with_the_pairs_that_can_be_connected() -> None:
     async def scenario() -> None:
         async with cluster(decode=2, start=False) as c:
             c.decode[1].faults["add_peer"].extend([TransferError("no route")] * 3)
-            await c.service.start()
+            await c.scheduler.start()
             assert c.service.ready()
             assert is_connected(c, "p0", "d0")
             await until_connected(c, ("p0", "d1"))
@@ -361,9 +439,12 @@ def test_the_service_starts_without_an_engine_that_is_lost_and_waits_for_it() ->
     async def scenario() -> None:
         async with cluster(start=False) as c:
             c.decode[0].fall_silent()
-            c.service.mark_lost(D0)
-            await c.service.start()
+            c.desk.mark_lost(D0)
+            await c.scheduler.start()
             assert not c.service.ready()
+            assert c.service.accepts()
+            await asyncio.sleep(c.service.config.retry_budget_s + 1.0)
+            assert not c.service.accepts()
             c.decode[0].speak()
             assert await c.run(make_request()) == expected(make_request())
 
@@ -376,7 +457,7 @@ def test_the_service_does_not_start_where_nothing_can_be_connected() -> None:
             for engine in c.decode:
                 engine.faults["add_peer"].extend([TransferError("no route")] * 3)
             with pytest.raises(DualPathError, match="no route"):
-                await c.service.start()
+                await c.scheduler.start()
             assert not c.service.ready()
 
     run_virtual(scenario())

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dualpath.engine.batch import BatchLimits, ReadyItem, pack
-from dualpath.scheduler.cost import DecodeCost, ForwardCost, attention_pairs, fit_decode, fit_forward
-from dualpath.scheduler.quota import ComputeQuota
+from dualpath.scheduler.policy.cost import DecodeCost, ForwardCost, attention_pairs, fit_decode, fit_forward
+from dualpath.scheduler.policy.quota import ComputeQuota
 
 COST = ForwardCost(base_s=0.01, per_token_s=1e-4, per_pair_s=1e-7)
 ROOMY = BatchLimits(max_new_tokens=1 << 30, workspace_blocks=1 << 26, block_tokens=16)

@@ -13,14 +13,14 @@ from tests.scheduler.virtual_time import run_virtual
 from dualpath.core.errors import EngineLostError
 from dualpath.core.request import Request
 from dualpath.scheduler.attempt import Attempt
-from dualpath.scheduler.blocks import KeyChain, WriteLedger
+from dualpath.scheduler.blocks import BlockHashes, WriteLedger
 from dualpath.scheduler.job import Job
 
 
 def alive() -> list[Any]:
     """Everything that has a prompt."""
     gc.collect()
-    return [thing for thing in gc.get_objects() if isinstance(thing, (Request, Job, KeyChain, Attempt, WriteLedger))]
+    return [thing for thing in gc.get_objects() if isinstance(thing, (Request, Job, BlockHashes, Attempt, WriteLedger))]
 
 
 def test_nothing_but_its_record_is_kept_of_a_request_that_is_over() -> None:

@@ -57,7 +57,7 @@ def test_a_release_that_fails_on_the_decode_side_is_tried_again(word: Exception)
             assert await c.run(make_request()) == expected(make_request())
             await asyncio.sleep(1.0)
             assert c.decode[0].slots.held
-            assert not c.service.accounts.is_idle, "what it holds is nobody else's"
+            assert not c.desk.engine_loads.is_idle, "what it holds is nobody else's"
             await c.quiet()
 
     run_virtual(scenario())
@@ -109,8 +109,7 @@ def leave_behind(c: Cluster, name: str) -> None:
     request_id = RequestId(name)
     c.prefill[0].slots.held[request_id] = 2
     c.decode[0].slots.held[request_id] = 3
-    held = [(engine.info.engine_id, request_id) for engine in (c.decode[0], c.prefill[0])]
-    c.service.adopt(held)
+    c.desk._adopt([(engine.info.engine_id, request_id) for engine in (c.decode[0], c.prefill[0])])
 
 
 def test_orphans_are_released_prefill_first_while_requests_are_served() -> None:
@@ -138,7 +137,7 @@ def test_orphans_whose_transfers_have_failed_are_released_when_the_path_is_mende
             prefill.unsettled[decode.info.peer_id] = {RequestId("old")}
             decode.late[prefill.info.peer_id].add(RequestId("old"))
             prefill.unsettled[PeerId("d0.former")] = {RequestId("older")}
-            await c.service.start()
+            await c.scheduler.start()
             leave_behind(c, "old")
             await asyncio.sleep(10.0)
             assert not prefill.unsettled
@@ -153,6 +152,6 @@ def test_an_orphan_of_one_side_only_is_released() -> None:
             c.decode[0].lossy_release = True
             c.prefill[0].slots.held[RequestId("p")] = 1
             c.decode[0].slots.held[RequestId("d")] = 1
-            c.service.adopt([(EngineId("p0"), RequestId("p")), (EngineId("d0"), RequestId("d"))])
+            c.desk._adopt([(EngineId("p0"), RequestId("p")), (EngineId("d0"), RequestId("d"))])
 
     run_virtual(scenario())

@@ -5,13 +5,13 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dualpath.core.errors import ConfigError
 from dualpath.core.ids import NodeId
 from dualpath.core.plan import Role
-from dualpath.scheduler.role_switch import NodeLoad, RoleSwitchSettings, RoleSwitchState, RoleWindow, decide
+from dualpath.scheduler.policy.role_switch import NodeLoad, RoleSwitchSettings, RoleSwitchState, RoleWindow, decide
 
 demands = st.floats(0, 1000)
 
@@ -37,7 +37,6 @@ def play(
     return changes
 
 
-@settings(deadline=None)
 @given(demands, demands, st.integers(1, 20), st.integers(1, 20))
 def test_constant_demand_is_answered_in_one_direction_and_then_left_alone(
     prefill: float, decode: float, num_prefill: int, num_decode: int
@@ -47,7 +46,6 @@ def test_constant_demand_is_answered_in_one_direction_and_then_left_alone(
     assert len(changes) < num_prefill + num_decode
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(demands, demands), max_size=200), st.integers(1, 8), st.integers(1, 8), st.integers(0, 60))
 def test_whatever_the_demand_bounds_and_dwelling_are_kept(
     rounds: list[tuple[float, float]], num_prefill: int, num_decode: int, dwell_s: int

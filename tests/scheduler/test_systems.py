@@ -11,24 +11,26 @@ from dualpath.config.serve import SYSTEMS as SYSTEM_NAMES
 from dualpath.core.errors import ConfigError
 from dualpath.core.ids import EngineId, NodeId, PeerId, RequestId
 from dualpath.core.plan import Role
-from dualpath.engine.api import EngineInfo
-from dualpath.scheduler.accounts import Accounts
+from dualpath.protocol.api import EngineInfo
 from dualpath.scheduler.config import SchedulerConfig
-from dualpath.scheduler.decode_choice import assign_decode, choose_group_in_turn
-from dualpath.scheduler.path_choice import PATH_POLICIES
+from dualpath.scheduler.demand import Demand, Placement
+from dualpath.scheduler.engine_loads import EngineLoads
 from dualpath.scheduler.placer import Placer
-from dualpath.scheduler.prefill_choice import PrefillLimits, assign_prefill, choose_prefill_in_turn
-from dualpath.scheduler.snapshot import EngineSnapshot, GroupId, group_of
-from dualpath.scheduler.systems import SYSTEMS, Assignment, system_policy
-from dualpath.scheduler.waiting import Demand, Placement
+from dualpath.scheduler.policy.decode_choice import assign_decode, choose_group_in_turn
+from dualpath.scheduler.policy.engine_load import EngineLoad, GroupId, group_of
+from dualpath.scheduler.policy.path_choice import PATH_POLICIES
+from dualpath.scheduler.policy.prefill_choice import PrefillLimits, choose_prefill_in_turn
+from dualpath.scheduler.policy.systems import SYSTEMS, Assignment, system_policy
+from dualpath.scheduler.policy.waiting import Scope
 
 LIMITS = PrefillLimits(alpha_tokens=100, beta_tokens=1000)
 
 
-def snapshot(name: str, node: str, tokens: int = 0, queue: int = 0, **more: int) -> EngineSnapshot:
+def snapshot(name: str, node: str, tokens: int = 0, queue: int = 0, free_device_tokens: int = 0) -> EngineLoad:
     role = Role.PREFILL if name.startswith("p") else Role.DECODE
-    group = group_of(NodeId(node), role)
-    return EngineSnapshot(EngineId(name), NodeId(node), group, role, 0, tokens, queue, **more)
+    engine = EngineLoad(EngineId(name), group_of(NodeId(node), role), free_device_tokens)
+    engine.num_tokens, engine.read_queue_tokens = tokens, queue
+    return engine
 
 
 def info(name: str, node: str) -> EngineInfo:
@@ -79,13 +81,14 @@ def test_decode_in_turn():
 
 
 class Bench:
-    """A placer and what it has decided."""
+    """A placer and what it has decided. Requests come one after the other."""
 
     def __init__(self, engines: list[EngineInfo], choice: Assignment) -> None:
-        self.accounts = Accounts(engines)
-        prefill, decode = ([e for e in engines if e.role is role] for role in (Role.PREFILL, Role.DECODE))
         config = SchedulerConfig(prefill_choice=choice, decode_choice=choice, alpha_tokens=100, beta_tokens=2000)
-        self.placer = Placer(prefill, decode, self.accounts, config)
+        self.engine_loads = EngineLoads(engines, config)
+        prefill = [engine for engine in engines if engine.role is Role.PREFILL]
+        self.lost: set[str] = set()
+        self.placer = Placer(prefill, self.engine_loads, config, is_lost=lambda name: name in self.lost)
         self.placements: dict[int, Placement] = {}
         self.tasks: list[asyncio.Task[None]] = []
 
@@ -93,6 +96,7 @@ class Bench:
         for length in lengths:
             number = len(self.tasks)
             self.tasks.append(asyncio.create_task(self._place(Demand(RequestId(str(number)), number, length, length))))
+            await asyncio.sleep(0.001)
         await asyncio.sleep(0.01)
 
     async def _place(self, demand: Demand) -> None:
@@ -101,7 +105,7 @@ class Bench:
     def leave(self, number: int) -> None:
         placement = self.placements[number]
         for engine_id in (placement.prefill, placement.decode):
-            self.accounts.release(RequestId(str(number)), engine_id)
+            self.engine_loads.release(RequestId(str(number)), engine_id)
         self.placer.wake()
 
     def cancel(self) -> None:
@@ -129,7 +133,8 @@ def test_in_turn_a_lost_engine_s_line_moves_on():
         bench = Bench([info("p0", "a"), info("d0", "c"), info("d1", "c")], Assignment.ROUND_ROBIN)
         await bench.arrive(900, 100, 200)
         assert 2 not in bench.placements
-        bench.placer.mark_lost(EngineId("d0"))
+        bench.lost.add("d0")
+        bench.placer.reconsider()
         await bench.arrive(100)
         assert {bench.placements[n].decode for n in (2, 3)} == {"d1"}
 
@@ -147,15 +152,21 @@ def test_engines_of_a_node_share_its_reading_queue_and_its_class():
         snapshot("p2", "b", tokens=700, queue=100),
         snapshot("p3", "b", tokens=800, queue=100),
     ]
-    assert list(assign_prefill([200] * 6, engines, LIMITS)) == ["p2", "p3", "p2", "p3", "p0", "p1"]
+    scope, chosen = Scope(engines, LIMITS), []
+    for _ in range(6):
+        name = scope.ranking.choose()
+        assert name is not None
+        chosen.append(name)
+        scope.add(scope.by_id[name], 1, 200)
+    assert chosen == ["p2", "p3", "p2", "p3", "p0", "p1"]
 
 
 def test_reads_on_either_engine_lengthen_the_one_queue_of_the_node():
-    accounts = Accounts([info("p0", "a"), info("p1", "a"), info("p2", "b")])
-    read = accounts.start_read(NodeId("a"), 300)
-    assert [accounts.snapshot(EngineId(f"p{i}")).read_queue_tokens for i in range(3)] == [300, 300, 0]
-    accounts.end_read(read)
-    assert accounts.snapshot(EngineId("p1")).read_queue_tokens == 0
+    engine_loads = EngineLoads([info("p0", "a"), info("p1", "a"), info("p2", "b")])
+    read = engine_loads.start_read(NodeId("a"), 300)
+    assert [engine_loads.of(EngineId(f"p{i}")).read_queue_tokens for i in range(3)] == [300, 300, 0]
+    engine_loads.end_read(read)
+    assert engine_loads.of(EngineId("p1")).read_queue_tokens == 0
 
 
 def test_a_group_s_leader_balances_inside_the_node():

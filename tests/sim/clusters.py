@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from dualpath.scheduler.cost import DecodeCost
+from dualpath.scheduler.policy.cost import DecodeCost
 from dualpath.sim.cost import ModelCost, PrefillCost
 from dualpath.sim.simulation import Simulation, simulate
 from dualpath.sim.spec import ClusterSpec, SchedulerSpec, SimSpec, WorkloadSpec

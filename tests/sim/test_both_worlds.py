@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Iterator, Sequence
 
 import pytest
@@ -10,15 +11,20 @@ from tests.scheduler.fixtures import BLOCK, make_request
 from tests.scheduler.virtual_time import run_virtual
 from tests.sim.clusters import run, small_spec
 
-from dualpath.core.ids import EngineId
+from dualpath.core.ids import BlockKey, EngineId
 from dualpath.core.plan import ReadPlan
-from dualpath.scheduler import decode_choice, prefill_choice
 from dualpath.scheduler.config import SchedulerConfig
-from dualpath.scheduler.decode_choice import GroupLoads
-from dualpath.scheduler.path_choice import PATH_POLICIES, PathQuestion
-from dualpath.scheduler.snapshot import EngineLoad
+from dualpath.scheduler.policy import decode_choice
+from dualpath.scheduler.policy.engine_load import EngineLoad
+from dualpath.scheduler.policy.least_loaded import LeastLoaded
+from dualpath.scheduler.policy.path_choice import PATH_POLICIES, PathQuestion
+from dualpath.sim.requests.agent import Agent
+from dualpath.sim.requests.storage import Storage
+from dualpath.store.index import BlockIndex
+from dualpath.trace.trajectory import Round
 
 BLOCKS = 4
+NUM_AGENTS, CAPACITY_BLOCKS = 4, 20
 
 
 def live_share() -> float:
@@ -80,8 +86,57 @@ def test_a_change_of_engine_choice_changes_both_worlds(monkeypatch: pytest.Monke
     def last(lengths: Iterable[int], engines: Sequence[EngineLoad], _limits: object = None) -> Iterator[EngineId]:
         return (engines[-1].engine_id for _ in lengths)
 
-    monkeypatch.setattr(prefill_choice, "assign_prefill", last)
     monkeypatch.setattr(decode_choice, "assign_decode", last)
-    monkeypatch.setattr(GroupLoads, "choose", lambda self: self._names[-1])
+    monkeypatch.setattr(LeastLoaded, "choose", lambda self: self.names[-1])
     assert live_engines() == ("p1", "d1")
     assert simulated_engines() == ([1], [1])
+
+
+class BothStores:
+    """The live index and the simulator's storage, with the same blocks of every agent for each weights."""
+
+    def __init__(self) -> None:
+        self.agents = [Agent(number, (Round(1, 1),)) for number in range(NUM_AGENTS)]
+        self.simulated = Storage(self.agents, CAPACITY_BLOCKS * BLOCK)
+        self.index = BlockIndex(1, namespace_digest=b"0")
+        self.weights = 0
+
+    def use_weights(self, number: int) -> None:
+        self.weights = number
+        self.simulated.use_weights(number)
+        self.index.use_namespace(str(number).encode())
+
+    def grow(self, number: int, num_blocks: int) -> None:
+        agent = self.agents[number]
+        before = agent.chain.stored // BLOCK
+        keys = self.keys(number)[: before + num_blocks]
+        for at in range(before, before + num_blocks):
+            assert self.index.begin_write(keys[at], keys[at - 1] if at else None)
+            self.index.publish(keys[at])
+        self.index.touch(keys[-1])
+        self.index.deleted(self.index.evict_to(CAPACITY_BLOCKS))
+        self.simulated.grow(agent, (before + num_blocks) * BLOCK)
+        self.simulated.end(agent)
+        self.simulated.check_integrity()
+
+    def keys(self, number: int) -> list[BlockKey]:
+        return [BlockKey(f"{self.weights}-{number}-{at}".encode()) for at in range(100)]
+
+    def known(self) -> list[tuple[int, int]]:
+        """Blocks of each agent, live and simulated."""
+        return [(self.index.match(self.keys(agent.index)), agent.chain.stored // BLOCK) for agent in self.agents]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_both_worlds_evict_the_same_blocks(seed: int) -> None:
+    dice, stores = random.Random(seed), BothStores()
+    for _ in range(60):
+        if dice.random() < 0.1:
+            stores.use_weights(dice.randrange(3))
+        else:
+            stores.grow(dice.randrange(NUM_AGENTS), dice.randint(1, 5))
+        assert all(live == simulated for live, simulated in stores.known())
+    assert stores.simulated.evicted_tokens > 0
+    for number in range(3):
+        stores.use_weights(number)
+        assert all(live == simulated for live, simulated in stores.known())

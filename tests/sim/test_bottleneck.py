@@ -6,7 +6,7 @@ import math
 from collections import Counter
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from dualpath.core.errors import ConfigError
@@ -17,8 +17,6 @@ from dualpath.sim.bottleneck import (
     bottleneck_free_range,
     loads,
     pair_traffic,
-    storage_bound_speedup,
-    storage_fraction,
     utilisations,
 )
 
@@ -73,14 +71,12 @@ nodes = st.builds(
 counts = st.integers(1, 4)
 
 
-@settings(deadline=None)
 @given(counts, counts, nodes)
 def test_loads_are_those_of_every_transfer_added_up(num_prefill: int, num_decode: int, node: NodeShape) -> None:
     expected = brute_force(num_prefill, num_decode, node)
     assert loads(num_prefill, num_decode, node) == pytest.approx(expected)
 
 
-@settings(deadline=None)
 @given(counts, counts, nodes)
 def test_the_range_holds_exactly_where_nothing_is_overloaded(
     num_prefill: int, num_decode: int, node: NodeShape
@@ -101,10 +97,8 @@ def test_the_range_holds_exactly_where_nothing_is_overloaded(
     assert (ratio in free) == (fullest <= 1)
     is_storage_bound = binding_resource(num_prefill, num_decode, node) is Resource.STORAGE_NIC
     assert is_storage_bound == (ratio in free)
-    assert storage_fraction(num_prefill, num_decode, node) == pytest.approx(1 / fullest)
 
 
-@settings(deadline=None)
 @given(nodes)
 def test_the_ends_are_named_after_what_saturates_there(node: NodeShape) -> None:
     try:
@@ -129,11 +123,9 @@ def test_the_papers_node() -> None:
     assert 2 / 4 in free
     for num_prefill, num_decode in ((1, 7), (7, 2), (2, 4), (48, 96)):
         assert binding_resource(num_prefill, num_decode, NodeShape()) is Resource.STORAGE_NIC
-        assert storage_fraction(num_prefill, num_decode, NodeShape()) == pytest.approx(1)
     assert binding_resource(1, 8, NodeShape()) is Resource.PREFILL_CNIC_WRITE
     assert binding_resource(4, 1, NodeShape(dram_bytes_per_s=2e12)) is Resource.DECODE_CNIC_WRITE
     assert binding_resource(4, 1, NodeShape(dram_bytes_per_s=450e9)) is Resource.DECODE_DRAM
-    assert storage_fraction(1, 15, NodeShape()) == pytest.approx(0.5)
 
 
 def test_two_storage_nics_narrow_the_range() -> None:
@@ -160,9 +152,8 @@ def test_pair_traffic_adds_up_to_all_storage_reads() -> None:
 
 def test_a_range_can_be_empty() -> None:
     free = bottleneck_free_range(NodeShape(num_gpus=2, num_snics=1))  # s = g/2: DE reads allow no P at all
-    assert free.is_empty
+    assert free.low > free.high
     assert 1.0 not in free
-    assert not bottleneck_free_range(NodeShape()).is_empty
 
 
 @pytest.mark.parametrize(
@@ -186,9 +177,8 @@ def test_a_node_has_positive_parts(field: str, value: float) -> None:
         NodeShape(**{field: value})
 
 
-def test_what_reading_on_both_sides_can_gain() -> None:
-    assert [storage_bound_speedup(p, d) for p, d in ((1, 1), (2, 1), (1, 2), (2, 4))] == [2, 1.5, 3, 3]
+def test_a_cluster_has_nodes_of_both_kinds() -> None:
     with pytest.raises(ConfigError, match="num_prefill must be at least 1, not 0"):
-        storage_bound_speedup(0, 1)
+        loads(0, 1, NodeShape())
     with pytest.raises(ConfigError, match="num_decode must be at least 1, not 0"):
         loads(1, 0, NodeShape())

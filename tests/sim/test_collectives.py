@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.sim.clusters import COST, long_agents, run, small_spec
+from tests.sim.fair_link import FairLink, Traffic
 
-from dualpath.sim.collectives import Collectives
-from dualpath.sim.fair_link import FairLink, Traffic
+from dualpath.sim.engines.collectives import Collectives
 from dualpath.sim.simulation import Simulation
 from dualpath.trace.trajectory import Round, Trajectory
 

@@ -24,6 +24,7 @@ engines_per_node = 2
 storage_nic_bytes_per_s = 1e9
 prefill_kv_bytes = "10GB"
 decode_kv_bytes = "60GB"
+store_bytes = "100GB"
 [model]
 kv_bytes_per_token = 50000
 num_layers = 60
@@ -36,6 +37,11 @@ agents = 40
 rounds = 8
 [scheduler]
 systems = "basic,shorter,split,round_robin,oracle"
+[updates]
+every = 90
+weights = 2
+load_s = 2
+wipe_s = 1
 [failures]
 events = ["20 decode0-1 30", "25 prefill-node0 40"]
 """

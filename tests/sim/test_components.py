@@ -12,18 +12,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dualpath.core.ids import EngineId, NodeId
-from dualpath.scheduler.cost import DecodeCost, ForwardCost
-from dualpath.scheduler.quota import ComputeQuota
-from dualpath.sim.agenda import NOTHING, Agenda, Event
-from dualpath.sim.agent import Agent
+from dualpath.scheduler.policy.cost import DecodeCost, ForwardCost
+from dualpath.scheduler.policy.prefill_choice import PrefillLimits
+from dualpath.scheduler.policy.quota import ComputeQuota
 from dualpath.sim.cost import PrefillCost, capped_pairs
-from dualpath.sim.decode import DecodeClock, DecodeEngine
-from dualpath.sim.fetch_times import FetchTimes
-from dualpath.sim.fifo_link import ComputeNic, FifoLink
+from dualpath.sim.engines.decode import DecodeClock, DecodeEngine
+from dualpath.sim.engines.fifo_link import ComputeNic, FifoLink
+from dualpath.sim.engines.node import Node, Staging, StorageNic
+from dualpath.sim.engines.prefill import PrefillEngine
 from dualpath.sim.metrics import Histogram, TimeAverage
-from dualpath.sim.node import Node, Staging, StorageNic
-from dualpath.sim.placing import Scope
-from dualpath.sim.request import Request
+from dualpath.sim.requests.agenda import NOTHING, Agenda, Event
+from dualpath.sim.requests.agent import Agent
+from dualpath.sim.requests.fetch_times import FetchTimes
+from dualpath.sim.requests.placing import Scope
+from dualpath.sim.requests.request import Request
 from dualpath.trace.trajectory import Round
 
 PAIRS = st.tuples(st.integers(0, 100_000), st.integers(1, 10_000))
@@ -113,6 +115,11 @@ def test_a_group_waits_for_its_slowest_gpu_and_shares_its_experts() -> None:
 def decode_engines(count: int) -> list[DecodeEngine]:
     node = Node(NodeId("n"), StorageNic(1.0, 1.0), FifoLink(1.0), FifoLink(1.0), Staging(1))
     return [DecodeEngine(EngineId(f"d{i}"), node, ComputeNic(1.0), Staging(10**9)) for i in range(count)]
+
+
+def prefill_engine() -> PrefillEngine:
+    node = Node(NodeId("n"), StorageNic(1.0, 1.0), FifoLink(1.0), FifoLink(1.0), Staging(1))
+    return PrefillEngine(EngineId("p"), node, ComputeNic(1.0), Staging(10**9), 1)
 
 
 def decoding(engine: DecodeEngine, generate: int) -> Request:
@@ -212,10 +219,16 @@ def test_memory_is_given_in_the_order_in_which_it_was_asked_for() -> None:
 # -- fetch times ------------------------------------------------------------------------------------------------------
 
 
+def overload(scope: Scope) -> None:
+    for engine in scope.by_id.values():
+        scope.add(engine, 1, 1)
+
+
 def test_leaders_ask_in_turn_and_the_overloaded_are_passed_over() -> None:
-    scopes = [Scope([]) for _ in range(4)]
+    limits = PrefillLimits(alpha_tokens=0, beta_tokens=0)
+    scopes = [Scope([prefill_engine()], limits) for _ in range(4)]
     times = FetchTimes(scopes, 4, interval_s=0.4)
-    scopes[2].is_open = False
+    overload(scopes[2])
     found = times.next_after(0.15)
     assert found is not None
     assert (pytest.approx(0.3), scopes[3]) == found
@@ -223,7 +236,7 @@ def test_leaders_ask_in_turn_and_the_overloaded_are_passed_over() -> None:
     again = times.next_after(0.3)
     assert again == (pytest.approx(0.4), scopes[0]), "once per tick"
     for scope in scopes:
-        scope.is_open = False
+        overload(scope)
     assert times.next_after(1.0) is None
 
 

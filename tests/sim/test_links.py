@@ -7,11 +7,11 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.sim.fair_link import FairLink, Traffic
 
 from dualpath.core.ids import NodeId
-from dualpath.sim.fair_link import FairLink, Traffic
-from dualpath.sim.fifo_link import ComputeNic, FifoLink
-from dualpath.sim.node import Node, Staging, StorageNic
+from dualpath.sim.engines.fifo_link import ComputeNic, FifoLink
+from dualpath.sim.engines.node import Node, Staging, StorageNic
 
 GAPS = st.lists(st.tuples(st.floats(0, 10), st.integers(1, 1000)), min_size=1, max_size=20)
 

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from tests.sim.clusters import COST, small_spec
 
 from dualpath.core.plan import Role
-from dualpath.scheduler.systems import SYSTEMS
-from dualpath.sim.cluster import build
+from dualpath.report.updates import UPDATE, WIPE
+from dualpath.scheduler.policy.systems import SYSTEMS
+from dualpath.sim.engines.cluster import build
 from dualpath.sim.results import rollout_json, serving_json
 from dualpath.sim.simulation import Simulation, prepare, simulate
 from dualpath.sim.spec import SimSpec
@@ -21,7 +22,7 @@ from dualpath.trace.trajectory import Round, Trajectory
 
 BLOCK = 64
 LONGEST = 12_000  # tokens, as whole blocks: what every memory of a random cluster can hold
-GIVEN = settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+GIVEN = settings(max_examples=30, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 
 tokens = st.one_of(st.integers(1, 3), st.sampled_from([63, 64, 65, 128]), st.integers(1, 900))
 rounds = st.builds(Round, tokens, tokens, think_s=st.sampled_from([0.0, 0.0, 0.3]))
@@ -80,8 +81,8 @@ def check_limits(done: Simulation) -> None:
     assert all(0 <= share <= 1 + 1e-9 for side in used.values() for share in side.values()), used
 
 
-def finished(spec: SimSpec, system: str, found: list[Trajectory]) -> Simulation:
-    done = prepare(replace(spec, workload=replace(spec.workload, agents=len(found))), COST, system, found)
+def finished(spec: SimSpec, system: str, found: list[Trajectory], kind: str | None = None) -> Simulation:
+    done = prepare(replace(spec, workload=replace(spec.workload, agents=len(found))), COST, system, found, kind=kind)
     done.run()
     done.check_integrity()
     check_limits(done)
@@ -128,6 +129,39 @@ def test_failures_lose_no_request_and_leave_nothing_behind(system: str, data: st
     assert seen.prompt_tokens == sum(sum(one.prompt_lengths) for one in found)
     assert seen.generated_tokens == sum(turn.generate_tokens for one in found for turn in one.rounds)
     assert rollout_json(done) == rollout_json(finished(spec, system, found))
+
+
+@pytest.mark.parametrize("kind", [UPDATE, WIPE])
+@pytest.mark.parametrize("system", ["basic", "split", "oracle"])
+@GIVEN
+@given(data=st.data())
+def test_updates_and_evictions_lose_no_request_and_leave_nothing_behind(
+    system: str, kind: str, data: st.DataObject
+) -> None:
+    spec, found = data.draw(specs()), data.draw(agents)
+    updates = {
+        "every": data.draw(st.integers(1, 8)),
+        "weights": data.draw(st.sampled_from([None, 2, 3])),
+        "load_s": data.draw(st.sampled_from([0.0, 0.1, 2.0])),
+        "wipe_s": data.draw(st.sampled_from([0.0, 0.7])),
+    }
+    store_bytes = data.draw(st.sampled_from([None, 1, 30 * BLOCK * COST.kv_bytes_per_token]))
+    spec = replace(
+        spec,
+        updates=replace(spec.updates, **updates),
+        cluster=replace(spec.cluster, store_bytes=store_bytes),
+        failures=replace(spec.failures, events=data.draw(failures(spec))),
+    )
+    done = finished(spec, system, found, kind)
+    seen = done.observer
+    num_turns = sum(len(one.rounds) for one in found)
+    assert seen.num_requests == num_turns
+    assert seen.num_agents_done == len(found)
+    assert seen.prompt_tokens == sum(sum(one.prompt_lengths) for one in found)
+    assert seen.generated_tokens == sum(turn.generate_tokens for one in found for turn in one.rounds)
+    assert done.life.updates is not None
+    assert done.life.updates.num_updates == num_turns // updates["every"]
+    assert rollout_json(done) == rollout_json(finished(spec, system, found, kind))
 
 
 @pytest.mark.parametrize("system", SYSTEMS)

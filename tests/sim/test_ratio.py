@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dualpath.launch.cli import main
+from dualpath.cli.main import main
 from dualpath.sim.catalogue.convention import PHYSICAL, TABLE_1, all_conventions
 from dualpath.sim.catalogue.find import find_model
 from dualpath.sim.catalogue.models import MODELS
@@ -105,7 +105,7 @@ def test_a_config_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model", "no-such"], "model 'no-such': neither"),
+        (["--model", "no-such"], "model 'no-such': there is no file no-such"),
         (["--context", "16X"], "--context: must be a number of tokens such as 16384, 16K or 1M, not '16X'"),
         (["--context", ""], "--context: must be"),
         (["--append", "0"], "--append: must be"),

@@ -9,8 +9,8 @@ from tests.sim.clusters import small_spec
 
 from dualpath.core.errors import ConfigError
 from dualpath.core.plan import Role
-from dualpath.scheduler.cost import DecodeCost
-from dualpath.scheduler.role_switch import RoleSwitchSettings
+from dualpath.scheduler.policy.cost import DecodeCost
+from dualpath.scheduler.policy.role_switch import RoleSwitchSettings
 from dualpath.sim.cost import ModelCost, PrefillCost
 from dualpath.sim.roles import prepare_switching
 from dualpath.sim.simulation import simulate

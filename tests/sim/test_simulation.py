@@ -12,9 +12,10 @@ from tests.sim.clusters import COST, STORAGE_BOUND, long_agents, run, small_spec
 
 from dualpath.core.errors import ConfigError, DualPathError
 from dualpath.core.plan import ReadPlan
-from dualpath.scheduler import decode_choice, prefill_choice
-from dualpath.scheduler.path_choice import PATH_POLICIES, read_on_decode
-from dualpath.scheduler.systems import SYSTEMS
+from dualpath.scheduler.policy import decode_choice
+from dualpath.scheduler.policy.path_choice import PATH_POLICIES, read_on_decode
+from dualpath.scheduler.policy.systems import SYSTEMS
+from dualpath.scheduler.policy.waiting import Scope
 from dualpath.sim.chrome_trace import ChromeTrace
 from dualpath.sim.results import rollout_json, serving_json
 from dualpath.sim.simulation import Simulation, simulate
@@ -177,17 +178,15 @@ def test_every_choice_is_the_live_schedulers(monkeypatch: pytest.MonkeyPatch) ->
     """Called for every request, and what they say happens: everything on the first engine of each kind."""
     calls = {"prefill": 0, "decode": 0}
 
-    def first_prefill(lengths: Any, engines: Any, limits: Any) -> Any:
-        for _ in lengths:
-            calls["prefill"] += 1
-            yield engines[0].engine_id
+    def first_prefill(scope: Scope, engine: Any, num_requests: int, num_tokens: int) -> None:
+        calls["prefill"] += num_requests == 1
 
-    def first_decode(lengths: Any, engines: Any) -> Any:
+    def first_decode(lengths: Any, engines: Any, may_take: Any) -> Any:
         for _ in lengths:
             calls["decode"] += 1
             yield engines[0].engine_id
 
-    monkeypatch.setattr(prefill_choice, "assign_prefill", first_prefill)
+    monkeypatch.setattr(Scope, "add", first_prefill)  # no load is ever seen: the first is as good as any
     monkeypatch.setattr(decode_choice, "assign_decode", first_decode)
     done = run(small_spec(1, 1), "shorter")
     assert calls["prefill"] == done.observer.num_requests

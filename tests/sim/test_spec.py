@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dualpath.launch.cli import main
+from dualpath.cli.main import main
 
 GOOD = """
 [cluster]

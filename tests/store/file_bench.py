@@ -16,10 +16,10 @@ from tests.store.blocks import OBJECT_BYTES, Bench
 
 from dualpath.core.runtime import SystemRuntime
 from dualpath.store.contract import IoState, IoTicket
-from dualpath.store.files import FileStore
-from dualpath.store.files_io import FileIo
+from dualpath.store.files.plain_io import PlainFileIo
+from dualpath.store.files.store import FileStore
+from dualpath.store.files.transfers import FileIo
 from dualpath.store.nixl_api import build_agent
-from dualpath.store.plain_files_io import PlainFileIo
 
 NUM_SLOTS = 48
 _names = itertools.count()

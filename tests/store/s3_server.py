@@ -19,6 +19,8 @@ from pathlib import Path
 
 import pytest
 
+from dualpath.cluster.free_ports import free_ports
+
 BUCKET = "blocks"
 ACCESS_KEY, SECRET_KEY = "test-access-key", "test-secret-key"
 ENVIRONMENT = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY}
@@ -35,7 +37,7 @@ class S3Server:
     def __init__(self, root: Path) -> None:
         self.root = root
         (root / BUCKET).mkdir(parents=True, exist_ok=True)
-        self.port = free_port()
+        self.port = free_ports(1)[0]
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -97,13 +99,6 @@ def find_rclone() -> str:
 
 def _state(thread: Path) -> str:
     return (thread / "stat").read_text().rpartition(")")[2].split()[0]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def set_credentials(patch: pytest.MonkeyPatch, home: Path) -> None:

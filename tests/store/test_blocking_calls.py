@@ -9,8 +9,9 @@ from functools import partial
 
 import pytest
 
+from dualpath.core.errors import StoreError, StoreFullError
 from dualpath.core.runtime import Command, SystemRuntime
-from dualpath.store.blocking_calls import NUM_THREADS, STUCK_S, BlockingCalls
+from dualpath.store.blocking_calls import NUM_THREADS, STUCK_S, TRIED_AFTER_S, BlockingCalls
 
 
 class StandingRuntime(SystemRuntime):
@@ -27,9 +28,18 @@ class Bench:
 
     def __init__(self, max_threads: int) -> None:
         self.runtime = StandingRuntime()
-        self.calls = BlockingCalls(self.runtime, "test", max_threads=max_threads)
+        self.calls = BlockingCalls(self.runtime, "test", self.try_storage, max_threads=max_threads)
+        self.num_tries = 0
+        self.works = threading.Event()
+        self.refusal: StoreError | None = None
         self.gates: list[threading.Event] = []
         self.outcomes: list[tuple[str, str]] = []
+
+    def try_storage(self) -> None:
+        self.num_tries += 1
+        self.works.wait()
+        if self.refusal is not None:
+            raise self.refusal
 
     def hang(self, count: int) -> list[threading.Event]:
         """Run calls that hang, and wait until as many as can are under way. They never return, unless let go."""
@@ -72,7 +82,7 @@ class Bench:
 def bench() -> Iterator[Bench]:
     bench = Bench(max_threads=NUM_THREADS + 2)
     yield bench
-    for gate in bench.gates:
+    for gate in (*bench.gates, bench.works):
         gate.set()
 
 
@@ -121,6 +131,48 @@ def test_nothing_is_stalled_where_nothing_waits(bench: Bench) -> None:
     gate.set()
     bench.until(lambda: bench.said("hung 0"))
     assert bench.calls.stalled_s() == 0.0
+
+
+@pytest.mark.parametrize("refusal", [None, StoreFullError("no room")])
+def test_a_call_that_never_returns_is_forgotten_once_storage_works(bench: Bench, refusal: StoreError | None) -> None:
+    bench.refusal = refusal
+    bench.works.set()
+    bench.hang(1)
+    assert bench.calls.stalled_s() < TRIED_AFTER_S
+    assert bench.num_tries == 0
+    bench.runtime.time_s += 10.0
+    assert bench.calls.stalled_s() >= 10.0
+    bench.until(lambda: bench.calls.stalled_s() == 0.0)
+    bench.runtime.time_s += 1000.0
+    assert bench.calls.stalled_s() == 0.0
+    assert bench.num_tries == 1
+    bench.hang(1)
+    bench.runtime.time_s += 2.0
+    assert bench.calls.stalled_s() >= 2.0, "this one began since"
+    assert bench.calls.stalled_s([bench.runtime.time_s - 2.5]) >= 2.5
+    assert bench.calls.stalled_s([bench.runtime.time_s - 1100.0]) < 2.5
+
+
+def test_tries_that_hang_are_few(bench: Bench) -> None:
+    bench.hang(1)
+    for _ in range(20):
+        bench.runtime.time_s += TRIED_AFTER_S / 2
+        bench.calls.stalled_s()
+    bench.until(lambda: bench.num_tries == 4)  # after 3, 6, 12 and 24 s
+    assert bench.calls.stalled_s() >= 10 * TRIED_AFTER_S
+    bench.works.set()
+    bench.until(lambda: bench.calls.stalled_s() == 0.0)
+
+
+def test_a_try_that_fails_forgets_nothing(bench: Bench) -> None:
+    bench.refusal = StoreError("the file system is gone")
+    bench.works.set()
+    bench.hang(1)
+    bench.runtime.time_s += 5.0
+    bench.calls.stalled_s()
+    bench.until(lambda: bench.calls.num_lively == 0)
+    assert bench.num_tries == 1
+    assert bench.calls.stalled_s() >= 5.0
 
 
 def test_the_end_leaves_hung_calls_behind_and_begins_no_more(bench: Bench) -> None:

@@ -15,10 +15,10 @@ from tests.store.blocks import GEOMETRY, NAMESPACE, OBJECT_BYTES, Bench, key_of
 
 from dualpath.core.errors import BlockMissingError, ConfigError
 from dualpath.core.runtime import SystemRuntime
-from dualpath.store import file_3fs
 from dualpath.store.contract import IoState
-from dualpath.store.file_3fs import File3fsStore
-from dualpath.store.files import FileStore
+from dualpath.store.files import hf3fs as file_3fs
+from dualpath.store.files.hf3fs import File3fsStore
+from dualpath.store.files.store import FileStore
 from dualpath.store.header import verify
 from dualpath.store.nixl_api import build_agent, installed_backends
 from dualpath.store.open import check_url, open_store

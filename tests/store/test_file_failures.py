@@ -19,9 +19,10 @@ from tests.store.blocks import GEOMETRY, NAMESPACE, OBJECT_BYTES, Bench, block_b
 from tests.store.file_bench import num_open_files, open_bench
 
 from dualpath.core.errors import BlockCorruptError, StoreError, StoreFullError
-from dualpath.store import blocking_calls, plain_files_io
+from dualpath.store import blocking_calls
 from dualpath.store.contract import IoState
-from dualpath.store.files import FileStore
+from dualpath.store.files import plain_io as plain_files_io
+from dualpath.store.files.store import FileStore
 from dualpath.store.header import verify
 
 NUMBERS = range(1, 9)

@@ -8,6 +8,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,8 +20,9 @@ from tests.store.file_bench import NUM_SLOTS, open_bench, until_moving
 
 from dualpath.core.errors import BlockCorruptError, BlockMissingError, StoreError
 from dualpath.store.contract import IoState
-from dualpath.store.files import FileStore, pid_space
-from dualpath.store.files_io import FileIo
+from dualpath.store.files.directory import pid_space
+from dualpath.store.files.store import FileStore
+from dualpath.store.files.transfers import FileIo
 from dualpath.store.header import verify
 
 POSIX_ENGINES = [None, {"POSIX": {"use_aio": "true"}}]
@@ -114,6 +116,9 @@ def test_a_file_that_cannot_be_registered_fails_alone(bench: Bench, monkeypatch:
 
     monkeypatch.setattr(bench.agent, "register_memory", refuse_the_first)
     tickets = bench.io.submit_reads(bench.requests(range(8)))
+    assert isinstance(bench.io, FileIo)
+    while len(bench.io._calls._ended) < 8:  # all are open before the first is taken
+        time.sleep(0.001)
     states = bench.finish(tickets)
     assert sorted(states, key=lambda state: state.value) == [IoState.DONE] * 7 + [IoState.FAILED]
     assert len(fds) > 8, "none were registered together"
@@ -214,7 +219,7 @@ def test_a_writer_killed_in_mid_write_leaves_no_block(tmp_path: Path) -> None:
 import os, signal
 from pathlib import Path
 from dualpath.core.geometry import KvGeometry
-from dualpath.store.files import FileStore
+from dualpath.store.files.store import FileStore
 store = FileStore(Path({str(tmp_path)!r}), {NAMESPACE!r}, KvGeometry(4, 16, 64))
 path = store.temporary_of({key_of(1)!r})
 os.mkdir(os.path.dirname(path))

@@ -12,7 +12,7 @@ from tests.store.blocks import GEOMETRY, NAMESPACE, OBJECT_BYTES, block_bytes, k
 from dualpath.core.errors import ConfigError
 from dualpath.core.keys import Namespace
 from dualpath.store import nixl_api
-from dualpath.store.files import FileStore
+from dualpath.store.files.store import FileStore
 from dualpath.store.inspect import iter_rows, summarize, verify_blocks
 from dualpath.store.memory import MemoryStore
 from dualpath.store.open import open_store

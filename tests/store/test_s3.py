@@ -6,9 +6,11 @@ import asyncio
 import itertools
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import obstore
 import pytest
@@ -19,15 +21,15 @@ from tests.store.s3_server import BUCKET, S3Server, s3_server, set_credentials
 
 from dualpath.core.errors import BlockCorruptError, BlockMissingError, ConfigError, StoreError, StoreFullError
 from dualpath.core.runtime import SystemRuntime
-from dualpath.store import s3_io
+from dualpath.store import nixl_transfers as nixl_io
 from dualpath.store.contract import IoState
 from dualpath.store.header import verify
 from dualpath.store.index import BlockIndex
 from dualpath.store.nixl_api import build_agent
 from dualpath.store.open import open_store
 from dualpath.store.parents import learn_parents
-from dualpath.store.s3 import S3Store
-from dualpath.store.s3_io import S3Io
+from dualpath.store.s3.store import S3Store
+from dualpath.store.s3.transfers import S3Io
 
 NUM_SLOTS = 12
 _names = itertools.count()
@@ -61,7 +63,7 @@ def make_bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Benc
         return benches[-1]
 
     yield make
-    monkeypatch.setattr(s3_io, "CLOSE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(nixl_io, "CLOSE_TIMEOUT_S", 0.2)
     for bench in benches:
         bench.io.close()
 
@@ -134,10 +136,12 @@ async def test_a_restarted_program_rebuilds_its_index_from_the_listing(
     server.start()
     store = open_store(server.url("kv"), NAMESPACE, GEOMETRY)
     index = BlockIndex(OBJECT_BYTES)
-    damaged = await asyncio.to_thread(index.rebuild, store)
-    assert damaged == [key_of(4)]
+    await asyncio.to_thread(index.rebuild, store)
+    assert index.take_useless(2) == [key_of(4)]
+    index.deleted([key_of(4)])
     assert index.match([key_of(1), key_of(2), key_of(3)]) == 3
-    assert await learn_parents(index, store, SystemRuntime()) == []
+    await learn_parents(index, store, SystemRuntime())
+    assert index.num_useless() == 0
     index.check_integrity()
     fresh = make_bench(server.endpoint)
     assert [ticket.error for ticket in fresh.read(1, 2, 3)] == [None] * 3
@@ -224,6 +228,48 @@ def test_a_server_without_room_is_told_from_one_that_fails(
     assert list(bench.store.list_blocks()) == []
 
 
+@pytest.mark.parametrize("step", ["register_memory", "transfer"])
+def test_an_object_that_nixl_refuses_fails_alone_and_nobody_is_asked(
+    step: str, bench: Bench, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.write(1, 2, 3)
+    real, name, calls = getattr(bench.agent, step), name_of(bench, 2), itertools.count(1)
+
+    def refuse_the_second(what: Any, *rest: Any, **more: Any) -> Any:
+        if next(calls) == 2 if step == "transfer" else name in [region[3] for region in what]:
+            raise RuntimeError("no room")
+        return real(what, *rest, **more)
+
+    monkeypatch.setattr(bench.agent, step, refuse_the_second)
+    proxy.seen.clear()
+    errors = [ticket.error for ticket in bench.read(1, 2, 3)]
+    assert (errors[0], errors[2]) == (None, None)
+    assert "NIXL says" in str(errors[1])
+    assert not any(name in seen.path for seen in proxy.seen)
+    monkeypatch.undo()
+    assert bench.read(2)[0].error is None
+
+
+def test_what_is_asked_of_the_bucket_at_the_end_leads_to_no_second_attempt(bench: Bench, proxy: FaultyProxy) -> None:
+    bench.write(1)
+    is_asked, may_answer = threading.Event(), threading.Event()
+
+    def choose(method: str, path: str) -> Fault:
+        if method == "HEAD":
+            is_asked.set()
+            assert may_answer.wait(30.0)
+        return Fault(status=503 if method == "GET" else 0)
+
+    proxy.choose = choose
+    proxy.seen.clear()
+    (ticket,) = bench.io.submit_reads(bench.requests([1]))
+    wait_until(lambda: bench.io.poll(ticket) is not IoState.IN_PROGRESS or is_asked.is_set())
+    threading.Timer(0.1, may_answer.set).start()
+    bench.io.close()
+    assert bench.io.poll(ticket) is IoState.FAILED
+    assert proxy.num_seen("GET") == 1
+
+
 # --- a server that does not answer ------------------------------------------------------------------------------------
 
 
@@ -301,10 +347,10 @@ def test_a_process_ends_well_while_a_transfer_hangs(server: S3Server, make_bench
 import torch
 from tests.store.blocks import *
 from dualpath.core.runtime import SystemRuntime
-from dualpath.store import s3_io
+from dualpath.store import nixl_transfers
 from dualpath.store.nixl_api import build_agent
 from dualpath.store.open import open_store
-s3_io.CLOSE_TIMEOUT_S = 0.1
+nixl_transfers.CLOSE_TIMEOUT_S = 0.1
 agent = build_agent("hangs", ())
 store = open_store("s3://{BUCKET}/kv?endpoint={server.endpoint}", NAMESPACE, GEOMETRY)
 io = store.open_io(agent, SystemRuntime())

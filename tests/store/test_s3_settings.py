@@ -9,8 +9,8 @@ import pytest
 
 from dualpath.core.errors import ConfigError
 from dualpath.store.open import below, parse_url
-from dualpath.store.s3_backend import backend_params
-from dualpath.store.s3_settings import S3Settings, resolve
+from dualpath.store.s3.backend import backend_params
+from dualpath.store.s3.settings import S3Settings, resolve
 
 KEYS = {"AWS_ACCESS_KEY_ID": "env-key", "AWS_SECRET_ACCESS_KEY": "env-secret"}
 

@@ -20,9 +20,9 @@ from dualpath.core.ids import BlockKey, EngineId, NodeId, PeerId, peer_id
 from dualpath.core.plan import Role
 from dualpath.core.runtime import Clock, SystemRuntime
 from dualpath.store.contract import BlockStore, IoRequest, IoTicket, StoreIo
-from dualpath.store.faults import FaultyIo
 from dualpath.store.header import HEADER_BYTES, write_header
 from dualpath.store.open import open_store
+from dualpath.testing.faulty_store import FaultyIo
 from dualpath.traffic.contract import Transport
 from dualpath.traffic.fake_transport import FakeFabric
 from dualpath.traffic.manager import TrafficManager

@@ -13,7 +13,7 @@ from tests.traffic.rig import DECODE_PEER, GEOMETRY, NAMESPACE, ROOT, UNIT_BYTES
 
 from dualpath.core.errors import BlockCorruptError, KvCorruptError, TransferError
 from dualpath.store.header import HEADER_BYTES, BlockName, make_header, payload_digests, write_header
-from dualpath.traffic.checks import _from_device
+from dualpath.traffic.digests import _from_device
 from dualpath.traffic.staging import DEVICE, HEADERS, PAGES, STAGING, device_region
 
 

@@ -10,7 +10,7 @@ from tests.traffic.rig import DECODE_PEER, key_of, make_rig, wait_until
 
 from dualpath.core.errors import TransferTimeoutError
 from dualpath.core.runtime import SystemRuntime
-from dualpath.store.files import FileStore
+from dualpath.store.files.store import FileStore
 
 
 class LeapingClock(SystemRuntime):
@@ -51,6 +51,7 @@ def test_a_read_that_hangs_in_open_times_out_and_other_work_goes_on(tmp_path: Pa
     with pytest.raises(TransferTimeoutError):
         hung.future.result(5)
     wait_until(hung.quiescent.done)  # an open touches no memory: the slot is free
+    wait_until(lambda: prefill.manager.stats().storage_stalled_s == 0.0)  # that open hangs on, and nobody is to care
     again = prefill.manager.read_blocks([(key_of(0), slots[1])])
     again[0].future.result(5)
     assert prefill.payload(slots[1]).tobytes() == contents[0]

@@ -131,6 +131,34 @@ async def test_a_released_slot_lingers_until_the_last_transfer_ends() -> None:
     assert pool.num_free == 1
 
 
+async def test_where_damage_was_found_nobody_is_let_in_for_a_while() -> None:
+    pool = make_pool(16)
+    slots = await pool.acquire(3)
+    pool.hold(slots[:1])
+    pool.suspect([*slots[:2], 9])
+    pool.release(slots)
+    pool.unhold(slots[:1])
+    assert (pool.num_aside, pool.num_free, pool.num_used) == (2, 14, 0)
+    taken = await pool.acquire(14)
+    assert set(taken) == set(range(16)) - set(slots[:2])
+    pool.suspect(taken[:1])
+    pool.release(taken[:1])
+    assert pool.num_aside == 2, "an eighth; the one that was aside longest comes back"
+    assert await pool.acquire(1) == slots[1:2]
+    pool.check_integrity()
+
+
+async def test_a_prompt_that_needs_all_slots_gets_those_that_are_aside() -> None:
+    pool = make_pool(16)
+    pool.suspect(slots := (await pool.acquire(16))[:2])
+    waiting = asyncio.create_task(pool.acquire(15, 5.0))
+    await asyncio.sleep(0)
+    pool.release(range(16))
+    assert slots[0] in await waiting
+    assert pool.num_aside == 1
+    pool.check_integrity()
+
+
 @pytest.mark.parametrize("slots", [[0, 0], [3]])
 async def test_wrong_releases_are_refused_whole(slots: list[int]) -> None:
     pool = make_pool()
@@ -146,7 +174,7 @@ class SlotPoolMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.loop = asyncio.new_event_loop()
-        self.pool = make_pool(6)
+        self.pool = make_pool(16)
         self.waiting: list[tuple[int, asyncio.Task[list[int]]]] = []
         self.owned: list[int] = []
         self.holds: Counter[int] = Counter()
@@ -177,7 +205,7 @@ class SlotPoolMachine(RuleBasedStateMachine):
         for _ in range(6):
             await asyncio.sleep(0)
 
-    @rule(count=st.integers(0, 6))
+    @rule(count=st.integers(0, 16))
     def acquire(self, count: int) -> None:
         self.waiting.append((count, self.loop.create_task(self.pool.acquire(count))))
         self.settle()
@@ -195,6 +223,10 @@ class SlotPoolMachine(RuleBasedStateMachine):
             slot = data.draw(st.sampled_from(self.owned))
             self.holds[slot] += 1
             self.pool.hold([slot])
+
+    @rule(data=st.data())
+    def suspect(self, data: st.DataObject) -> None:
+        self.pool.suspect(data.draw(st.sets(st.integers(0, 15))))
 
     @rule(data=st.data())
     def unhold(self, data: st.DataObject) -> None:
@@ -220,12 +252,12 @@ class SlotPoolMachine(RuleBasedStateMachine):
         assert self.pool.num_used == len(self.owned) + len(lingering)
 
 
-SlotPoolMachine.TestCase.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
+SlotPoolMachine.TestCase.settings = settings(max_examples=25, stateful_step_count=25)
 TestSlotPool = SlotPoolMachine.TestCase
 
 
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=12))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_everyone_in_line_is_served_in_order(counts: list[int]) -> None:
     async def scenario() -> list[int]:
         pool, served = make_pool(4), []

@@ -1,4 +1,5 @@
 """Demonstrations and comparisons: agents replayed against a cluster or a server, and what comes of them.
 
-Called by ``launch``, which brings the clusters. Knows them as the gateway does (``gateway.backend``) or over HTTP only.
+Called by ``cli``, ``validation`` and ``testbed``. Knows clusters as the gateway does (``gateway.backend``) or over
+HTTP.
 """

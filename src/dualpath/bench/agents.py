@@ -1,64 +1,26 @@
-"""Agents that replay a conversation of several turns: each prompt is everything said so far plus a new tool result."""
+"""Agents that talk about a document for several turns: each prompt is everything said so far and one more question."""
 
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-_WORDS = [
-    "def",
-    "return",
-    "import",
-    "class",
-    "error",
-    "test",
-    "passed",
-    "failed",
-    "line",
-    "file",
-    "open",
-    "read",
-    "write",
-    "commit",
-    "branch",
-    "merge",
-    "diff",
-    "build",
-    "run",
-    "cache",
-    "block",
-    "token",
-    "layer",
-    "queue",
-    "node",
-    "engine",
-    "store",
-    "path",
-    "split",
-    "read",
-    "prefill",
-    "decode",
-    "transfer",
-    "bytes",
-    "slot",
-    "page",
-    "index",
-]
+from dualpath.bench.document import QUESTIONS, harbour_log
 
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """What every agent does; all lengths in tokens of a byte-level tokenizer."""
+    """What every agent does, each with a document of its own."""
 
     num_agents: int = 3
     num_turns: int = 5
-    first_prompt_tokens: int = 1280
-    append_tokens: int = 96
+    document_chars: int = 1280
     answer_tokens: int = 12
+    storage_nic_mbps: float = 320.0  # of every node
+    ends_itself: bool = False  # an answer may be shorter: the model knows when it is over
     seed: int = 0
 
 
@@ -71,17 +33,10 @@ class Turn:
     request_id: str
     latency_s: float  # request sent to last token
     ttft_s: float
+    question: str
     text: str
     prompt_tokens: int
     cached_tokens: int
-
-
-def filler(random_source: random.Random, num_bytes: int) -> str:
-    """Text of exactly ``num_bytes`` ASCII bytes that looks like a tool's output."""
-    words: list[str] = []
-    while sum(map(len, words)) + len(words) < num_bytes:
-        words.append(random_source.choice(_WORDS))
-    return " ".join(words)[:num_bytes]
 
 
 async def replay(client: Any, model: str, script: Script, on_turn: Callable[[Turn], None]) -> list[Turn]:
@@ -91,13 +46,13 @@ async def replay(client: Any, model: str, script: Script, on_turn: Callable[[Tur
 
 
 async def _agent(client: Any, model: str, script: Script, number: int, on_turn: Callable[[Turn], None]) -> list[Turn]:
-    source = random.Random(f"{script.seed}/{number}")
-    messages: list[dict[str, str]] = [{"role": "system", "content": f"Agent {number}. You fix bugs."}]
-    turns = []
+    document = harbour_log(f"{script.seed}/{number}", script.document_chars)
+    messages = [{"role": "system", "content": f"You are assistant {number}. You answer in one short sentence."}]
+    turns: list[Turn] = []
     for index in range(script.num_turns):
-        size = script.append_tokens if index else script.first_prompt_tokens
-        messages.append({"role": "user", "content": filler(source, size)})
-        turn = await _turn(client, model, script, number, index, messages)
+        question = QUESTIONS[index % len(QUESTIONS)]
+        messages.append({"role": "user", "content": question if index else f"{document}\n{question}"})
+        turn = await _turn(client, model, script, (number, index, question), messages)
         messages.append({"role": "assistant", "content": turn.text})
         turns.append(turn)
         on_turn(turn)
@@ -105,7 +60,7 @@ async def _agent(client: Any, model: str, script: Script, number: int, on_turn: 
 
 
 async def _turn(
-    client: Any, model: str, script: Script, number: int, index: int, messages: list[dict[str, str]]
+    client: Any, model: str, script: Script, place: tuple[int, int, str], messages: list[dict[str, str]]
 ) -> Turn:
     start_s, first_s, text, usage, request_id = time.perf_counter(), None, "", None, ""
     stream = await client.chat.completions.create(
@@ -115,7 +70,7 @@ async def _turn(
         temperature=0.0,
         stream=True,
         stream_options={"include_usage": True},
-        extra_body={"ignore_eos": True},
+        extra_body={"ignore_eos": not script.ends_itself},
     )
     async for chunk in stream:
         request_id, usage = chunk.id, chunk.usage or usage
@@ -125,6 +80,15 @@ async def _turn(
     end_s = time.perf_counter()
     assert usage is not None, "the stream ended without usage"
     cached = usage.prompt_tokens_details.cached_tokens if usage.prompt_tokens_details else 0
+    number, index, question = place
     return Turn(
-        number, index, request_id, end_s - start_s, (first_s or end_s) - start_s, text, usage.prompt_tokens, cached or 0
+        number,
+        index,
+        request_id,
+        latency_s=end_s - start_s,
+        ttft_s=(first_s or end_s) - start_s,
+        question=question,
+        text=text,
+        prompt_tokens=usage.prompt_tokens,
+        cached_tokens=cached or 0,
     )

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from dualpath.bench.progress import RunProgress
-from dualpath.bench.results import RunResult, as_json
 from dualpath.bench.rollout import run_rollout
+from dualpath.bench.weight_steps import WeightSteps
 from dualpath.bench.workload import Script
 from dualpath.gateway.backend import Backend
+from dualpath.report.progress import RunProgress
+from dualpath.report.results import RunResult, as_json
+from dualpath.report.updates import KINDS, WIPE, run_name
 
 INVALID_SYSTEMS = frozenset({"oracle"})  # moves no KV, so its tokens mean nothing
 
@@ -18,15 +22,55 @@ OpenCluster = Callable[[str], AbstractAsyncContextManager[Backend]]  # system ->
 
 
 async def compare_rollouts(
-    open_cluster: OpenCluster, systems: Sequence[str], scripts: Sequence[Script], progress: RunProgress
+    open_cluster: OpenCluster,
+    systems: Sequence[str],
+    scripts: Sequence[Script],
+    progress: RunProgress,
+    changes: Changes | None = None,
 ) -> AsyncIterator[RunResult]:
-    """One run of all agents for each system, in this order; each as soon as its cluster has closed."""
+    """One run of all agents for each system, in this order; each as soon as its cluster has closed.
+
+    ``changes``: of the weights; then there are three for each system.
+    """
     num_turns = sum(len(script.steps) for script in scripts)
-    for system in systems:
+    for system, kind in ((system, kind) for system in systems for kind in (KINDS if changes is not None else (None,))):
+        name = run_name(system, kind)
         async with open_cluster(system) as backend:
-            with progress.run(system, num_turns) as advance:
-                run = await run_rollout(backend, system, scripts, advance)
+            with progress.run(name, num_turns) as advance:
+                if kind is None or changes is None:
+                    run = await run_rollout(backend, name, scripts, advance)
+                else:
+                    run = await _with_changes(changes, kind, backend, name, scripts, advance)
         yield run
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """Other weights after every so many turns. ``wipe`` empties the store of the cluster that is open."""
+
+    steps: Sequence[Path]
+    every: int
+    wipe: Callable[[], Awaitable[None]]
+
+
+async def _with_changes(
+    changes: Changes,
+    kind: str,
+    backend: Backend,
+    name: str,
+    scripts: Sequence[Script],
+    advance: Callable[[], None],
+) -> RunResult:
+    wipe = changes.wipe if kind == WIPE else None
+    steps = WeightSteps(backend.control, changes.steps, changes.every, wipe)
+
+    def turn() -> None:
+        advance()
+        steps.turn()
+
+    async with steps.running():
+        result = await run_rollout(backend, name, scripts, turn)
+    return replace(result, update_s=steps.update_s)
 
 
 def report(
@@ -45,6 +89,7 @@ def report(
 
 
 def differing_systems(systems: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Systems whose tokens are not the first valid one's. Oracle's are never expected to be."""
-    valid = [name for name in systems if name not in INVALID_SYSTEMS]
+    """Systems whose tokens are not the first valid one's. Oracle's are never expected to be, nor are those of runs in
+    which weights change at moments of their own."""
+    valid = [name for name in systems if name.partition(",")[0] not in INVALID_SYSTEMS and "," not in name]
     return [name for name in valid if systems[name]["tokens_sha256"] != systems[valid[0]]["tokens_sha256"]]

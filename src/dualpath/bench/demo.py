@@ -1,5 +1,6 @@
 """The demonstration: agents on an emulated cluster, first loaded through the prefill side alone, then through both.
 
+They ask a small real model about documents, or, where it cannot be had, a random one.
 Afterwards the comparison as a user would type it, ``dualpath bench rollout``, for four systems, with its report.
 """
 
@@ -7,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import shlex
-import shutil
 import signal
 import sys
 import tempfile
@@ -23,24 +23,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from dualpath.bench.agents import Script, Turn, replay
+from dualpath.bench.demo_model import NoModelError, random_model, real_model
 from dualpath.bench.server import running_server, store_url
 from dualpath.core.errors import ConfigError
 
 PREFILL_NODES, DECODE_NODES = 1, 2
-STORAGE_NIC_MBPS = 320.0
-# Cheap to compute and heavy to load, like a large model on a GPU: 9 million weights, 48 KiB of KV a token.
-MODEL_SIZES: dict[str, Any] = {
-    "layers": 6,
-    "hidden": 256,
-    "heads": 16,
-    "kv_heads": 16,
-    "head_dim": 64,
-    "intermediate": 512,
-}
+# It computes more than the random one for each byte of its KV, so NICs must be slower for them to be what binds.
+_REAL_SCRIPT = Script(
+    num_agents=2, num_turns=4, document_chars=5000, answer_tokens=20, storage_nic_mbps=80.0, ends_itself=True
+)
 ROLLOUT_FLAGS = (
     "--trace synth:64K --scale 0.03 --agents 8 --rounds 8 --systems basic,shorter,split,oracle"
     f" --prefill {PREFILL_NODES} --decode {DECODE_NODES} --storage-nic-mbps 160"
 )
+_TURN_LIMIT_S = 600.0  # a turn takes 10 to 20 s where the cores are free, and ten times that where they are not
 MIB = 1024 * 1024
 
 
@@ -48,7 +44,6 @@ MIB = 1024 * 1024
 class Run:
     """One replay: the turns, what the server recorded of them, and how long all took."""
 
-    path: str
     turns: dict[tuple[int, int], Turn]
     records: dict[str, dict[str, Any]]
     total_s: float
@@ -57,12 +52,11 @@ class Run:
         return self.records[turn.request_id]
 
 
-def run(work_dir: Path, *, path: str = "split", script: Script | None = None) -> int:
+def run(work_dir: Path, *, path: str = "split", script: Script | None = None, download: bool = True) -> int:
     """Show it on the terminal. Returns the exit code: 1 if the two paths did not give the same tokens."""
-    console, model_dir = Console(), work_dir / "model"
-    if not (model_dir / "config.json").is_file():
-        _make_model(console, model_dir)
-    script = script or Script()
+    console = Console()
+    _make(work_dir)
+    model_dir, script = _model(console, work_dir, script, download)
     _explain(console, script)
     with Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
@@ -71,10 +65,21 @@ def run(work_dir: Path, *, path: str = "split", script: Script | None = None) ->
     return _report(console, script, *runs)
 
 
+def _model(console: Console, work_dir: Path, script: Script | None, download: bool) -> tuple[Path, Script]:
+    try:
+        if download:
+            return real_model(console, work_dir), script or _REAL_SCRIPT
+    except NoModelError as error:
+        text = f"SmolLM2 cannot be had ({error}): a random model instead, whose words mean nothing."
+        console.print(text, highlight=False, markup=False)
+    return random_model(console, work_dir), script or Script()
+
+
 def run_rollout(work_dir: Path) -> int:
-    """Compare four systems on the model that ``run`` made. Returns the command's exit code."""
+    """Compare four systems on a model that is heavy to load. Returns the command's exit code."""
     console, page = Console(), work_dir / "report.html"
-    flags = ["--model", str(work_dir / "model"), *ROLLOUT_FLAGS.split(), "--html", str(page)]
+    _make(work_dir)
+    flags = ["--model", str(random_model(console, work_dir)), *ROLLOUT_FLAGS.split(), "--html", str(page)]
     console.print("\nAgents as in the paper's 64K trace, all lengths times 0.03, on four systems:", highlight=False)
     console.print(f"  dualpath bench rollout {shlex.join(flags)}\n", soft_wrap=True, highlight=False)
     code = asyncio.run(_run_cli("bench", "rollout", *flags))
@@ -94,25 +99,11 @@ async def _run_cli(*arguments: str) -> int:
             await child.wait()
 
 
-def _make_model(console: Console, model_dir: Path) -> None:
-    from dualpath.models.init import init_model
-
-    start_s = time.perf_counter()
-    if model_dir.exists():
-        raise ConfigError(f"{model_dir} exists but holds no model; remove it and start again")
-    parent = _parent(model_dir)
-    console.print(f"Making a small random model in {model_dir} ...")
-    with tempfile.TemporaryDirectory(dir=parent) as scratch:  # an interrupted run leaves no half model
-        shutil.move(init_model("llama", Path(scratch) / "model", **MODEL_SIZES), model_dir)
-    console.print(f"  done in {time.perf_counter() - start_s:.1f} s")
-
-
-def _parent(directory: Path) -> Path:
+def _make(directory: Path) -> None:
     try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"--work-dir: cannot make {directory.parent}: {error.strerror or error}") from None
-    return directory.parent
+        raise ConfigError(f"--work-dir: cannot make {directory}: {error.strerror or error}") from None
 
 
 def _explain(console: Console, script: Script) -> None:
@@ -120,7 +111,7 @@ def _explain(console: Console, script: Script) -> None:
     console.print(
         f"\n{script.num_agents} agents, {script.num_turns} turns each, on {PREFILL_NODES} prefill and"
         f" {DECODE_NODES} decode nodes in one process; every node has a storage NIC emulated at"
-        f" {STORAGE_NIC_MBPS:g} Mbit/s.\n"
+        f" {script.storage_nic_mbps:g} Mbit/s.\n"
         "First every turn's stored KV is read through the prefill node's NIC alone, then through all nodes' NICs.\n"
         f"Where reading is all that counts, the limit of the gain is (P+D)/P = {limit:g}x.\n"
     )
@@ -134,9 +125,9 @@ async def _replay(model_dir: Path, path: str, script: Script, progress: Progress
     with tempfile.TemporaryDirectory(prefix="dualpath-demo-") as directory:
         flags = ["--model", str(model_dir), "--store", store_url(Path(directory)), "--path", path]
         flags += ["--prefill", str(PREFILL_NODES), "--decode", str(DECODE_NODES)]
-        flags += ["--storage-nic-mbps", f"{STORAGE_NIC_MBPS:g}", "--max-context-tokens", "8192"]
+        flags += ["--storage-nic-mbps", f"{script.storage_nic_mbps:g}", "--max-context-tokens", "8192"]
         async with running_server(flags) as url:
-            client = AsyncOpenAI(base_url=f"{url}/v1", api_key="none", timeout=120.0, max_retries=0)
+            client = AsyncOpenAI(base_url=f"{url}/v1", api_key="none", timeout=_TURN_LIMIT_S, max_retries=0)
             start_s = time.perf_counter()
             async with client:
                 turns = await replay(client, model_dir.name, script, lambda _: progress.advance(task))
@@ -144,7 +135,7 @@ async def _replay(model_dir: Path, path: str, script: Script, progress: Progress
             async with httpx.AsyncClient() as http:
                 answer = (await http.get(f"{url}/v1/dualpath/requests", params={"limit": 1000})).json()
     records = {record["request_id"]: record for record in answer["data"]}
-    return Run(path, {(t.agent, t.turn): t for t in turns}, records, total_s)
+    return Run({(t.agent, t.turn): t for t in turns}, records, total_s)
 
 
 def _report(console: Console, script: Script, base: Run, dual: Run) -> int:
@@ -164,11 +155,22 @@ def _report(console: Console, script: Script, base: Run, dual: Run) -> int:
         f"[bold]{slow / fast:.2f}x[/bold]. Decode nodes' storage NICs brought {by_decode / read:.0%}"
         f" of {read / MIB:.0f} MiB."
     )
+    if script.ends_itself:
+        _tell(console, dual)
     if wrong:
         console.print(f"[bold red]{len(wrong)} turns differ between the two runs: this is a bug.[/bold red]")
         return 1
     console.print(f"Tokens of all {len(dual.turns)} turns are the same on both paths.")
     return 0
+
+
+def _tell(console: Console, run: Run) -> None:
+    """The conversation of the first agent."""
+    console.print("\nWhat the first agent asked, and the answers (a model of 135 million weights):")
+    for key in sorted(key for key in run.turns if key[0] == 0):
+        turn = run.turns[key]
+        console.print(f"  {turn.question}\n    {' '.join(turn.text.split())}", highlight=False, markup=False)
+    console.print()
 
 
 def _table(base: Run, dual: Run) -> Table:

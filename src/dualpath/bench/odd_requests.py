@@ -11,27 +11,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-PATHS = ("/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize")
-_BODIES: dict[str, dict[str, Any]] = {
-    "/v1/completions": {"prompt": "Hello", "max_tokens": 2, "temperature": 0, "stream": False, "stop": ["x"]},
-    "/v1/chat/completions": {
-        "messages": [
-            {"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
-            {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": "{}"}}]},
-            {"role": "tool", "content": "1"},
-            {"role": "user", "content": "Hi"},
-        ],
-        "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}],
-        "max_tokens": 2,
-        "chat_template_kwargs": {"a": 1},
-    },
-    "/tokenize": {"prompt": "Hello", "return_token_strs": True},
-    "/detokenize": {"tokens": [1, 2, 3]},
-}
+from dualpath.bench.odd_bodies import BODIES, PATHS
+
 _FIELDS = (
     *("prompt", "messages", "tools", "max_tokens", "temperature", "top_p", "top_k", "n", "seed", "stop", "logprobs"),
     *("stop_token_ids", "stream", "stream_options", "cache_salt", "echo", "best_of", "suffix", "model", "tokens"),
     *("tool_choice", "chat_template_kwargs", "reasoning_effort", "max_completion_tokens", "top_logprobs", "priority"),
+    *("system", "stop_sequences", "thinking", "output_config", "metadata", "input", "instructions", "text", "include"),
+    *("reasoning", "max_output_tokens", "previous_response_id", "parallel_tool_calls", "service_tier"),
     *("response_format", "logit_bias", "add_generation_prompt", "continue_final_message", "ignore_eos", "user"),
 )
 # As JSON text, since json.dumps cannot write them all.
@@ -146,6 +133,8 @@ def odd_requests(seed: int, number: int) -> Iterator[OddRequest]:
         ("field", _field),
         ("field", _field),
         ("fields", _fields),
+        ("nested", _nested),
+        ("nested", _nested),
         ("whole body", lambda rng: post(rng.choice(PATHS), rng.choice(_WHOLE))),
         ("damaged body", _damaged),
         (
@@ -180,11 +169,26 @@ def _framed(method: str, target: str, body: bytes, headers: list[str], version: 
 
 
 def _body(rng: random.Random) -> bytes:
-    return json.dumps(_BODIES[rng.choice(PATHS)]).encode()
+    return json.dumps(BODIES[rng.choice(PATHS)]).encode()
+
+
+def _nested(rng: random.Random) -> bytes:
+    """A good body in which any one value, however deep, is another."""
+    path = rng.choice(PATHS)
+    body: Any = json.loads(json.dumps(BODIES[path]))
+    at: Any = body
+    while True:
+        key = rng.choice(list(at) if isinstance(at, dict) else range(len(at)))
+        if not isinstance(at[key], dict | list) or not at[key] or rng.random() < 0.15:
+            break
+        at = at[key]
+    mark = "replaced-here"
+    at[key] = mark
+    return post(path, json.dumps(body).replace(json.dumps(mark), rng.choice(_VALUES)).encode())
 
 
 def _with(path: str, fields: dict[str, str]) -> bytes:
-    members = {name: json.dumps(value) for name, value in _BODIES[path].items()} | fields
+    members = {name: json.dumps(value) for name, value in BODIES[path].items()} | fields
     return ("{" + ", ".join(f"{json.dumps(name)}: {value}" for name, value in members.items()) + "}").encode()
 
 
@@ -200,7 +204,7 @@ def _fields(rng: random.Random) -> bytes:
 
 def _damaged(rng: random.Random) -> bytes:
     path = rng.choice(PATHS)
-    body = bytearray(json.dumps(_BODIES[path]).encode())
+    body = bytearray(json.dumps(BODIES[path]).encode())
     for _ in range(rng.randint(1, 3)):
         at = rng.randrange(len(body))
         damage = rng.randrange(4)

@@ -14,12 +14,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from dualpath.bench.nic_watch import kv_transfers, node_reads, watching
-from dualpath.bench.results import RunResult, TurnResult
 from dualpath.bench.workload import Script
 from dualpath.core.errors import DualPathError
 from dualpath.core.ids import RequestId
 from dualpath.core.request import Request, SamplingParams
 from dualpath.gateway.backend import Backend
+from dualpath.report.results import RunResult, TurnResult
 
 
 async def run_rollout(

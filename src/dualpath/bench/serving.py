@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dualpath.bench.arrivals import Visitors
-from dualpath.bench.summary import phase_summary, summarize
 from dualpath.bench.workload import Script
+from dualpath.report.summary import phase_summary, summarize
 
 POLL_S = 1.0
 HOPELESS = 2.0  # times the limit

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from dualpath.bench.compare import INVALID_SYSTEMS
-from dualpath.bench.headline import rollout_headline, serving_headline
-from dualpath.bench.nic_table import COLUMNS, NOTE, UNITS, has_nics, nic_rows
+from dualpath.report.headline import rollout_headline, serving_headline
+from dualpath.report.nic_table import COLUMNS, NOTE, UNITS, has_nics, nic_rows
 
 ROLLOUT_COLUMNS = (
     "JCT\ns",
@@ -23,7 +23,6 @@ ROLLOUT_COLUMNS = (
     "SNIC\nmax/avg",
     "read\nMiB",
 )
-SERVING_COLUMNS = ("APS", "re-\nquests", "TTFT\nmean s", "TTFT\np99 s", "TPOT\nms", "read\ns", "steady", "SLO")
 
 
 def print_rollout(console: Console, report: Mapping[str, Any]) -> None:

@@ -1,12 +1,12 @@
 """Frozen dataclasses that hold every setting with its unit, default and help; TOML and the CLI are generated from them.
 
 Precedence, weakest first: the default in the dataclass, the file given with ``--config``, the command line's flags.
-Imports ``core.errors`` only. ``launch`` reads these and hands every other package its own small config.
+Imports ``core.errors`` only. Who builds clusters reads these and hands every other package its own small config.
 """
 
 from dualpath.config.gateway import GatewayConfig
 from dualpath.config.load import load_config
-from dualpath.config.nodes import NodeConfig, RayConfig
+from dualpath.config.nodes import NodeConfig, RayConfig, bytes_per_s
 from dualpath.config.serve import (
     ClusterConfig,
     DeadlineConfig,
@@ -17,6 +17,7 @@ from dualpath.config.serve import (
     ServeConfig,
     StoreConfig,
 )
+from dualpath.config.vllm import VllmConfig
 
 __all__ = [
     "ClusterConfig",
@@ -30,5 +31,7 @@ __all__ = [
     "SchedulerConfig",
     "ServeConfig",
     "StoreConfig",
+    "VllmConfig",
+    "bytes_per_s",
     "load_config",
 ]

@@ -14,11 +14,18 @@ import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from dualpath.core.errors import ConfigError
 
 REQUIRED = dataclasses.MISSING
+
+
+class Address(NamedTuple):
+    """Where somebody listens."""
+
+    host: str
+    port: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +37,15 @@ class Setting:
     above: float | None = None  # exclusive minimum
     maximum: float | None = None
     choices: tuple[str, ...] = ()
+    may_be_empty: bool = False  # text of nothing but spaces
     pattern: str | None = None  # regular expression that the whole text matches
     pattern_means: str = ""  # the same in words
     flag: str | None = None  # without the dashes; None: the field's name
-    none_means: str = "none"  # what a default of None stands for, for --help
+    none_means: str = ""  # what a default of None stands for, for --help
     metavar: str | None = None
+    positional: bool = False  # an argument without a flag
+    many: Literal["repeated", "words", "commas"] = "repeated"  # values: a flag each, all after one, or in one word
+    alone: str | None = None  # what the flag without a value means
 
 
 def setting(default: Any = REQUIRED, *, help: str, **rules: Any) -> Any:
@@ -59,7 +70,15 @@ class Entry:
 
     @property
     def flag(self) -> str:
+        """What it is called on the command line."""
+        if self.setting.positional:
+            return self.setting.metavar or self.name
         return "--" + (self.setting.flag or self.name).replace("_", "-")
+
+    @property
+    def is_switch(self) -> bool:
+        """Is there, or is not. A file's setting needs a value instead: the flag must be able to say false."""
+        return self.kind is bool and not self.table
 
     @property
     def is_bytes(self) -> bool:
@@ -69,13 +88,22 @@ class Entry:
 class Table:
     """Base of all tables: an instance that exists has only values of the right type and range."""
 
-    TABLE: ClassVar[str]  # its name in a TOML file
+    TABLE: ClassVar[str] = ""  # its name in a TOML file
 
     def __post_init__(self) -> None:
         for entry in entries(type(self)):
             reason = why_wrong(entry, getattr(self, entry.name))
             if reason is not None:
-                raise ConfigError(f"[{entry.table}] {entry.name}: {reason}")
+                where = f"[{entry.table}] {entry.name}" if entry.table else entry.flag
+                raise ConfigError(f"{where}: {reason}")
+
+
+@typing.dataclass_transform(kw_only_default=True, frozen_default=True)
+class Options(Table):
+    """What one command is told: a table that no file has. Whatever derives from it is a frozen dataclass."""
+
+    def __init_subclass__(cls) -> None:
+        dataclass(frozen=True, kw_only=True)(cls)
 
 
 def entries(table: type[Table]) -> tuple[Entry, ...]:
@@ -125,12 +153,12 @@ def _why_wrong_one(entry: Entry, value: Any) -> str | None:
     rules = entry.setting
     if isinstance(value, float) and not math.isfinite(value):
         return f"must be a finite number, not {value}"
-    if isinstance(value, str) and not value.strip():
-        return "must not be empty"
     if rules.choices and value not in rules.choices:
         return f"must be one of {', '.join(rules.choices)}, not {value!r}"
     if rules.pattern and not re.fullmatch(rules.pattern, value):
         return f"must be {rules.pattern_means}, not {value!r}"
+    if isinstance(value, str) and not value.strip() and not rules.may_be_empty:
+        return "must not be empty"
     return _why_out_of_range(rules, value)
 
 
@@ -158,4 +186,5 @@ TYPE_NAMES: dict[type, str] = {
     float: "a number",
     bool: "true or false",
     Path: "a path",
+    Address: "HOST:PORT",
 }

@@ -7,6 +7,12 @@ from dataclasses import dataclass
 from dualpath.config.fields import Table, setting
 
 MIB = 1024**2
+# By vLLM's names.
+TOOL_CALL_PARSERS = (
+    *("auto", "none", "hermes", "qwen3_coder", "llama3_json", "mistral", "deepseek_v3"),
+    *("qwen3_xml", "deepseek_v31", "openai"),
+)
+REASONING_PARSERS = ("auto", "none", "qwen3", "deepseek_r1", "mistral", "glm45", "openai_gptoss")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +42,24 @@ class GatewayConfig(Table):
         help="let every API key use KV that others' requests have stored; cached_tokens then tells a key whether "
         "others have sent the same text",
     )
+    allowed_origins: tuple[str, ...] = setting(
+        (),
+        flag="allowed-origin",
+        metavar="ORIGIN",
+        none_means="no page may",
+        help="a web origin, such as https://chat.example.com, whose pages may call the API from a browser (CORS); "
+        "* for all; may be repeated",
+    )
+    tool_call_parser: str = setting(
+        "auto",
+        choices=TOOL_CALL_PARSERS,
+        help="form in which the model writes tool calls; auto is what its chat template says, none leaves them text",
+    )
+    reasoning_parser: str = setting(
+        "auto",
+        choices=REASONING_PARSERS,
+        help="form in which the model writes its reasoning; auto is what its chat template says, none leaves it text",
+    )
     max_body_bytes: int | None = setting(
         None,
         minimum=1024,
@@ -64,5 +88,12 @@ class GatewayConfig(Table):
     keep_alive_s: float = setting(30.0, above=0, maximum=3600, help="a connection without a request is closed after it")
     send_timeout_s: float = setting(
         120.0, above=0, maximum=86400, help="a client that takes nothing of its answer for so long is cut off"
+    )
+    stream_ping_s: float = setting(
+        5.0,
+        above=0,
+        maximum=3600,
+        help="a stream that has nothing to say for so long gets its headers, if it has none, and a ping, so that "
+        "nobody between gives it up; until then a failure has an HTTP status of its own",
     )
     drain_s: float = setting(30.0, minimum=0, maximum=3600, help="seconds that running requests get after Ctrl-C")

@@ -34,7 +34,7 @@ def load_config(root: type[R], file: Path | None = None, flags: Mapping[Key, Any
         for entry in entries(table):
             given = (flags or {}).get((entry.table, entry.name))
             if given is not None:
-                values[entry.table, entry.name] = _flag_value(entry, given)
+                values[entry.table, entry.name] = flag_value(entry, given)
     made = {name: _make_table(name, table, values) for name, table in tables(root)}
     return root(**made, **listed)
 
@@ -46,12 +46,15 @@ def _make_table(name: str, table: type[Table], values: Mapping[Key, Any]) -> Tab
     return table(**{key: value for (of, key), value in values.items() if of == name})
 
 
-def _flag_value(entry: Entry, given: Any) -> Any:
+def flag_value(entry: Entry, given: Any) -> Any:
+    """What a flag's text, or a list of texts, means; raises ConfigError: "--flag: reason"."""
     try:
+        if entry.many and entry.setting.many == "commas":
+            given = [part.strip() for part in given.split(",") if part.strip()] or [given]
         value = tuple(from_text(entry, text) for text in given) if entry.many else from_text(entry, given)
+        reason = why_wrong(entry, value)
     except ConfigError as error:
-        raise ConfigError(f"{entry.flag}: {error}") from None
-    reason = why_wrong(entry, value)
+        reason = str(error)
     if reason is not None:
         raise ConfigError(f"{entry.flag}: {reason}")
     return value

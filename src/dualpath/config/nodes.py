@@ -62,6 +62,9 @@ class NodeConfig(Table):
         pattern_means="NAME=VALUE",
         help="environment of the node's process, e.g. UCX_TLS=tcp; stronger than what the fields above become",
     )
+    vllm_args: tuple[str, ...] = setting(
+        (), help="more arguments of this node's vLLM server, after [vllm] args, e.g. --max-num-seqs=64"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -106,8 +109,18 @@ class RayConfig(Table):
         none_means="start Ray on this machine",
         help="an existing Ray cluster's address, or auto for the one that this machine is part of",
     )
+    gateways: int = setting(
+        1,
+        minimum=1,
+        maximum=64,
+        help="gateways, spread over the hosts, each with an HTTP server of its own on [gateway] port; those of a host "
+        "take the ports that follow; 1 runs in the scheduler's process",
+    )
     object_store_bytes: int = setting(
         80 * MIB, minimum=76 * MIB, help="memory of Ray's object store where Ray is started here; KV never passes it"
+    )
+    join_s: float = setting(
+        0.0, minimum=0, maximum=86400, help="how long hosts with nodes' resources may take to join the Ray cluster"
     )
     start_s: float = setting(600.0, above=0, maximum=86400, help="how long all nodes may take to be ready")
     heartbeat_s: float = setting(
@@ -127,6 +140,11 @@ class RayConfig(Table):
                 f"[ray] lease_s: {self.lease_s:g} s; needed is heartbeat_s < kill_silent_s < lease_s, "
                 f"there is {self.heartbeat_s:g}, {self.kill_silent_s:g}, {self.lease_s:g}"
             )
+
+
+def bytes_per_s(mbps: float | None) -> float | None:
+    """Of a rate in Mbit/s; None: not known, or unlimited."""
+    return None if mbps is None else mbps * 1e6 / 8
 
 
 def check_nodes(nodes: Sequence[NodeConfig]) -> None:

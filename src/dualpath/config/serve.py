@@ -11,13 +11,16 @@ from typing import ClassVar
 
 from dualpath.config.fields import Table, setting
 from dualpath.config.gateway import GatewayConfig
-from dualpath.config.nodes import NodeConfig, RayConfig, check_nodes
+from dualpath.config.nodes import NodeConfig, RayConfig, bytes_per_s, check_nodes
+from dualpath.config.vllm import VllmConfig
 from dualpath.core.errors import ConfigError
 
 GIB = 1024**3
 PATHS = ("prefill", "decode", "shorter", "split", "round_robin")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 SYSTEMS = ("basic", "layerwise", "round_robin", "shorter", "split", "oracle")
+ENGINES = ("builtin", "vllm")
+TRANSPORTS = ("nixl", "local")
 COPIES = ("memcpy", "cuda", "nic")
 VERIFY = ("auto", "all", "storage")
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -36,6 +39,11 @@ class ModelConfig(Table):
         pattern=r"auto|cpu|cuda(:[0-9]+)?",
         pattern_means="auto, cpu, cuda or cuda:N",
         help="cpu, cuda (engines share out all devices) or cuda:N; auto is cuda where there is a device, else cpu",
+    )
+    cuda_graphs: bool = setting(
+        False,
+        help="capture decode steps in CUDA graphs, by batch size, for llama, mistral, qwen2 and qwen3: less host time "
+        "a step, some seconds more at the start, and device memory for them",
     )
     served_name: str | None = setting(
         None, flag="served-model-name", none_means="the directory's name", help="the model's name in the API"
@@ -79,6 +87,11 @@ class ClusterConfig(Table):
     """How many nodes there are, and how blocks get to them."""
 
     TABLE = "cluster"
+    engine: str = setting(
+        "builtin",
+        choices=ENGINES,
+        help="what computes: engines of ours, or vLLM servers, which are started or joined (docs/vllm.md)",
+    )
     prefill: int = setting(1, minimum=1, maximum=1024, help="prefill nodes")
     decode: int = setting(1, minimum=1, maximum=1024, help="decode nodes")
     engines_per_node: int = setting(1, minimum=1, maximum=64, help="engines that share a node and its storage NIC")
@@ -111,6 +124,12 @@ class ClusterConfig(Table):
         maximum=1024,
         none_means="cores / engines, at least 1",
         help="CPU threads of one engine's model",
+    )
+    transport: str = setting(
+        "nixl",
+        choices=TRANSPORTS,
+        help="what moves KV between engines and to storage: NIXL, or, all engines being in this process, plain copies "
+        "(local: file and memory stores only)",
     )
     tensor_parallel: int = setting(
         1,
@@ -234,6 +253,17 @@ class ObserveConfig(Table):
     trace_out: Path | None = setting(
         None, metavar="FILE", none_means="no trace", help="write a Chrome trace of every engine to this file at exit"
     )
+    otlp_traces_endpoint: str | None = setting(
+        None,
+        metavar="URL",
+        pattern=r"https?://.+",
+        pattern_means="an http:// or https:// URL",
+        none_means="no traces",
+        help="where spans of requests go by OTLP over HTTP, e.g. http://collector:4318/v1/traces; needs dualpath[otel]",
+    )
+    trace_fraction: float = setting(
+        1.0, minimum=0, maximum=1, help="share of requests that are traced, of those whose client does not say"
+    )
     log_level: str = setting("info", choices=LOG_LEVELS, help="least severe messages that go to stderr")
 
 
@@ -250,12 +280,47 @@ class ServeConfig:
     deadlines: DeadlineConfig = field(default_factory=DeadlineConfig)
     observe: ObserveConfig = field(default_factory=ObserveConfig)
     ray: RayConfig = field(default_factory=RayConfig)
+    vllm: VllmConfig = field(default_factory=VllmConfig)
     FOREIGN: ClassVar[tuple[str, ...]] = ("fabric",)  # tables of the same file that belong to other verbs
     nodes: tuple[NodeConfig, ...] = ()  # none: all engines in one process, as many as [cluster] says
 
     def __post_init__(self) -> None:
+        if self.cluster.transport == "local":
+            self._check_local()
+        if self.ray.gateways > 1:
+            self._check_gateways()
         if not self.nodes:
             return
         check_nodes(self.nodes)
         if (self.cluster.prefill, self.cluster.decode, self.cluster.engines_per_node) != (1, 1, 1):
             raise ConfigError("[cluster] prefill, decode, engines_per_node: leave them out where there are [[nodes]]")
+
+    def emulated_nic_mbps(self, node: NodeConfig) -> float | None:
+        """What the node's storage traffic is held to, each direction. None: to nothing.
+
+        ``[cluster] storage_nic_mbps`` emulates a NIC for every node. A node's own says what its NIC can do, and
+        emulates it with ``pace_storage`` only.
+        """
+        return node.storage_nic_mbps if node.pace_storage else self.cluster.storage_nic_mbps
+
+    def emulated_nic_bytes_per_s(self, node: NodeConfig) -> float | None:
+        return bytes_per_s(self.emulated_nic_mbps(node))
+
+    def storage_nic_bytes_per_s(self, node: NodeConfig) -> float | None:
+        """The rate of the node's storage NIC as far as it is known, real or emulated."""
+        return bytes_per_s(node.storage_nic_mbps) or self.emulated_nic_bytes_per_s(node)
+
+    def _check_gateways(self) -> None:
+        count, port = self.ray.gateways, self.gateway.port
+        if not self.nodes:
+            raise ConfigError(f"[ray] gateways: {count} need [[nodes]]; without them the one process has its own")
+        if not 0 < port <= 65536 - count:
+            raise ConfigError(f"[gateway] port: {port}; {count} gateways on one host need a number to count from")
+
+    def _check_local(self) -> None:
+        if self.nodes:
+            raise ConfigError("[cluster] transport: local moves KV within one process, and [[nodes]] are several")
+        if self.memory.copies == "nic":
+            raise ConfigError("[cluster] transport: local has no compute NIC; leave out [memory] copies = nic")
+        if self.store.url.startswith("s3:") or "engine=3fs" in self.store.url:
+            raise ConfigError(f"[cluster] transport: local reads files and memory, {self.store.url} needs nixl")

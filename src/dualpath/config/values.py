@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from dualpath.config.fields import TYPE_NAMES, Entry
+from dualpath.config.fields import TYPE_NAMES, Address, Entry
 from dualpath.core.errors import ConfigError
 
 _UNITS = {"": 1, "b": 1}
@@ -25,7 +25,7 @@ def from_text(entry: Entry, text: str) -> Any:
         return _parsed(entry, text, lambda t: _WORDS[t.lower()])
     if entry.kind is Path:
         return _path(text)
-    return _parsed(entry, text, entry.kind)
+    return _parsed(entry, text, _address if entry.kind is Address else entry.kind)
 
 
 def from_toml(entry: Entry, value: Any) -> Any:
@@ -47,6 +47,13 @@ def _parsed(entry: Entry, text: str, parse: Any) -> Any:
         return parse(text)
     except (KeyError, ValueError):
         raise ConfigError(f"must be {TYPE_NAMES[entry.kind]}, not {text!r}") from None
+
+
+def _address(text: str) -> Address:
+    host, _, port = text.rpartition(":")
+    if not host or not 0 < int(port) < 65536:
+        raise ValueError
+    return Address(host, int(port))
 
 
 def _path(text: str) -> Path:

@@ -24,6 +24,14 @@ class InvalidRequestError(DualPathError):
         self.code = code
 
 
+class RequestAbortedError(DualPathError):
+    """Somebody who controls the server has ended the request. The tokens that came before are all that there are."""
+
+
+class WeightsError(DualPathError):
+    """Other weights could not be loaded by every engine: all go on with those that they had."""
+
+
 class OverloadedError(DualPathError):
     """The queue is full (HTTP 429); try again after ``retry_after_s``."""
 
@@ -78,6 +86,14 @@ class EngineBugError(EngineLostError):
 
 class PathBrokenError(EngineLostError):
     """Transfers between two engines failed; both may be well. The request can be resumed once the path is mended."""
+
+
+class RequeuedError(EngineLostError):
+    """The scheduler took the request off its engines; it is resumed when engines compute again."""
+
+
+class OtherWeightsError(RequeuedError):
+    """What was ordered is for other weights than the engine has now: the request is placed again, for those in use."""
 
 
 class PreemptedError(EngineLostError):

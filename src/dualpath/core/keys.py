@@ -7,15 +7,17 @@ Equal keys on any machine, process and seed; a different model, dtype, block siz
 from __future__ import annotations
 
 import hashlib
+import struct
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 from dualpath.core.geometry import KvGeometry
 from dualpath.core.ids import BlockKey
 
 KEY_BYTES = 16
+_RUN_BLOCKS = 16
+_RUN_NAME_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +51,62 @@ def root_key(namespace: Namespace, cache_salt: str = "") -> BlockKey:
     return BlockKey(hashlib.blake2b(cache_salt.encode(), key=namespace.digest, digest_size=KEY_BYTES).digest())
 
 
-def child_key(parent: BlockKey, token_ids: Sequence[int] | np.ndarray) -> BlockKey:
+def child_key(parent: BlockKey, token_ids: Sequence[int]) -> BlockKey:
     """Key of the Full Block with these tokens behind the prefix ``parent``."""
-    data = np.asarray(token_ids, dtype="<i4").tobytes()
-    return BlockKey(hashlib.blake2b(data, key=parent, digest_size=KEY_BYTES).digest())
+    return BlockKey(hashlib.blake2b(_packed(token_ids), key=parent, digest_size=KEY_BYTES).digest())
 
 
-def chain_keys(parent: BlockKey, token_ids: Sequence[int] | np.ndarray, block_tokens: int) -> list[BlockKey]:
+def chain_keys(parent: BlockKey, token_ids: Sequence[int], block_tokens: int) -> list[BlockKey]:
     """Keys of all complete blocks of ``token_ids``, the first one's parent being ``parent``."""
-    tokens = np.asarray(token_ids, dtype="<i4")
-    keys = []
-    for start in range(0, len(tokens) - block_tokens + 1, block_tokens):
-        parent = child_key(parent, tokens[start : start + block_tokens])
+    return _chain(parent, memoryview(_packed(token_ids)), 4 * block_tokens)
+
+
+class KnownPrefixes:
+    """``chain_keys`` for prompts that begin as earlier ones did: what is known is found, 16 blocks at a time.
+
+    A run of blocks is known by a hash of its own, behind the key before it, which names all that came before. The least
+    recently used runs are forgotten. Not thread-safe.
+    """
+
+    def __init__(self, block_tokens: int, max_runs: int = 1 << 16) -> None:
+        self._block_bytes = 4 * block_tokens
+        self._run_bytes = _RUN_BLOCKS * self._block_bytes
+        self._max_runs = max_runs
+        self._runs: OrderedDict[bytes, list[BlockKey]] = OrderedDict()
+        self.num_hashed_blocks = 0  # so far, one by one
+
+    def keys(self, parent: BlockKey, token_ids: Sequence[int]) -> list[BlockKey]:
+        """As ``chain_keys``."""
+        data, keys, runs = memoryview(_packed(token_ids)), [], self._runs
+        start, run_bytes = 0, self._run_bytes
+        while start + run_bytes <= len(data):
+            run = data[start : start + run_bytes]
+            name = hashlib.blake2b(run, key=parent, digest_size=_RUN_NAME_BYTES, person=b"run").digest()
+            found = runs.get(name)
+            if found is None:
+                found = runs[name] = self._hashed(parent, run)
+                if len(runs) > self._max_runs:
+                    runs.popitem(last=False)
+            else:
+                runs.move_to_end(name)
+            keys += found
+            parent, start = found[-1], start + run_bytes
+        return keys + self._hashed(parent, data[start:])
+
+    def _hashed(self, parent: BlockKey, data: memoryview) -> list[BlockKey]:
+        keys = _chain(parent, data, self._block_bytes)
+        self.num_hashed_blocks += len(keys)
+        return keys
+
+
+def _packed(token_ids: Sequence[int]) -> bytes:
+    return struct.pack(f"<{len(token_ids)}i", *token_ids)
+
+
+def _chain(parent: BlockKey, data: memoryview, block_bytes: int) -> list[BlockKey]:
+    hashed, keys = hashlib.blake2b, []
+    for start in range(0, len(data) - block_bytes + 1, block_bytes):
+        block = data[start : start + block_bytes]
+        parent = BlockKey(hashed(block, key=parent, digest_size=KEY_BYTES).digest())
         keys.append(parent)
     return keys

@@ -1,4 +1,4 @@
-"""For processes that must not outlive the one that started them, however that ends."""
+"""Ends this process when the one that started it has ended, however that was."""
 
 from __future__ import annotations
 

@@ -31,6 +31,9 @@ _FORWARD = [
     Phase.DECODING,
 ]
 
+# The prefill engine's first token is sent when a request is handed over.
+BEFORE_FIRST_TOKEN = tuple(_FORWARD[: _FORWARD.index(Phase.HANDED_OVER)])
+
 # Any live phase may end early or, when an engine is lost, go back to QUEUED; otherwise one step forward at a time.
 LEGAL: dict[Phase, frozenset[Phase]] = {
     phase: frozenset({*_FORWARD[i + 1 : i + 2], Phase.QUEUED, *TERMINAL}) for i, phase in enumerate(_FORWARD)

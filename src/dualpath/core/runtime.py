@@ -202,12 +202,18 @@ _threads = _DaemonThreads()
 
 
 def _carry_out(future: Future[Any], work: Callable[..., Any], args: tuple[Any, ...]) -> None:
-    if not future.set_running_or_notify_cancel():
-        return
+    if future.set_running_or_notify_cancel():
+        _settle(future, work, args)
+
+
+def run_then(call: Callable[[], None], then: Callable[[Exception | None], None]) -> None:
+    """Run ``call``, then ``then`` with the error that ended it, or None."""
+    error: Exception | None = None
     try:
-        future.set_result(work(*args))
-    except BaseException as error:
-        future.set_exception(error)
+        call()
+    except Exception as failure:
+        error = failure
+    then(error)
 
 
 class _ThreadWorker:
@@ -244,14 +250,8 @@ class _ThreadWorker:
 
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:
-            call, then = item
-            error: Exception | None = None
-            try:
-                call()
-            except Exception as failure:
-                error = failure
-            then(error)
-            del item, call, then, error  # an idle thread keeps nothing alive
+            run_then(*item)
+            del item  # an idle thread keeps nothing alive
 
 
 def _settle(future: Future[T], work: Callable[..., T], args: tuple[Any, ...]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from dualpath.core.ids import EngineId, NodeId, PeerId
+from dualpath.core.latency import NOTHING_COUNTED, LatencyCounts
 from dualpath.core.plan import Role
 
 
@@ -27,13 +28,20 @@ class EngineStats:
     blocks_not_persisted: int = 0  # storage writes that failed; serving went on
     kv_corrupt: int = 0  # Layer Blocks and headers that were not as they were made when it came to use; none was used
     num_forwards: int = 0
+    storage_read_latency: LatencyCounts = NOTHING_COUNTED  # of one block, from its start: queues are not in it
+    storage_write_latency: LatencyCounts = NOTHING_COUNTED
+    prefill_stall_s: tuple[float, ...] = ()  # per layer: the compute stood still until its history was there
+    prefill_push_s: float = 0.0  # after the last layer, until all new rows had left
+    prefill_forward_s: float = 0.0  # of all forwards, both included
     # gauges
     num_requests: int = 0
     read_queue_tokens: int = 0
     staging_slots: int = 0
     staging_slots_used: int = 0
+    staging_slots_aside: int = 0  # damage was found in them: out of use for a while
     transfers_lingering: int = 0  # given up, but able to touch their slots still: those stay out of use
-    broken_peers: tuple[PeerId, ...] = ()  # a transfer with them failed: see dualpath.engine.api
+    peers: tuple[PeerId, ...] = ()  # that can move bytes in or out of its memory
+    broken_peers: tuple[PeerId, ...] = ()  # a transfer with them failed: see dualpath.protocol.api
     storage_stalled_s: float = 0.0  # how long the oldest file-system call has had no answer
     device_kv_bytes: int = 0  # allocated once
     device_kv_used_bytes: int = 0
@@ -65,10 +73,26 @@ class StoreStats:
     accepts_writes: bool = True
     reason: str = ""  # why not
     since_unix_s: float = 0.0  # since when it does, or does not
-    used_bytes: int = 0  # by blocks that can be hit
+    used_bytes: int = 0  # by blocks that can be hit, and by damaged ones that are still to be deleted
     capacity_bytes: int | None = None  # beyond it the least recently used go; moves with the file system's free space
     free_bytes: int | None = None  # what the file system still has; None: not known, or not asked
     stalled_s: float = 0.0  # how long the oldest call into its directory has had no answer
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterFacts:
+    """What a scheduler and its engines go by, fixed from the start."""
+
+    system: str  # a name of dualpath.scheduler.policy.systems, or a path policy's
+    num_layers: int
+    object_bytes: int  # of a stored block, with its header
+    alpha_tokens: int
+    beta_tokens: int
+    expected_output_tokens: int
+    quota_s: float  # attention time of a prefill forward, where the model is profiled
+    max_batch_tokens: int
+    prefill_kv_tokens: int  # of one prefill engine
+    decode_kv_tokens: int  # of one decode engine
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,3 +103,9 @@ class ClusterStats:
     index_blocks: int = 0
     nodes: tuple[NodeStats, ...] = ()
     store: StoreStats | None = None
+    requests_in_phase: dict[str, int] = field(default_factory=dict)  # Phase value -> how many are in it now
+    epoch: int = 0  # how often an engine was lost or came back
+    block_tokens: int | None = None  # in a Full Block
+    block_bytes: int | None = None  # of a Full Block
+    facts: ClusterFacts | None = None
+    inter_token_latency: LatencyCounts = NOTHING_COUNTED  # between two tokens of a request

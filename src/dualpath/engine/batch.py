@@ -20,6 +20,7 @@ class BatchLimits:
     workspace_blocks: int  # Layer Blocks of one layer that fit the device workspace
     block_tokens: int
     max_requests: int | None = None
+    max_logits: int = 8192  # rows of logits in one forward, where each new token's are wanted
 
 
 @dataclass(frozen=True, slots=True)

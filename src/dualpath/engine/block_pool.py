@@ -18,10 +18,11 @@ class BlockPool:
     Blocks are handed out in ascending runs where possible: attention kernels and copies like consecutive blocks.
     """
 
-    def __init__(self, geometry: KvGeometry, num_blocks: int, device: torch.device) -> None:
+    def __init__(self, geometry: KvGeometry, num_blocks: int, device: torch.device, num_scratch: int = 0) -> None:
+        """``num_scratch``: blocks behind these that are never handed out, for who needs somewhere to write."""
         self.geometry = geometry
         self.num_blocks = num_blocks
-        shape = (num_blocks, geometry.num_layers, geometry.block_tokens, geometry.bytes_per_token_layer)
+        shape = (num_blocks + num_scratch, geometry.num_layers, geometry.block_tokens, geometry.bytes_per_token_layer)
         self.tensor = torch.zeros(shape, dtype=torch.uint8, device=device)
         self._free = [True] * num_blocks
         self._num_free = num_blocks

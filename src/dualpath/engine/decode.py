@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Iterable
 from collections.abc import Sequence as Seq
+from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -14,31 +15,31 @@ from typing import Any
 import numpy as np
 import torch
 
-from dualpath.core.errors import DualPathError, EngineLostError, KvCorruptError, PreemptedError
+from dualpath.core.errors import DualPathError, EngineLostError, InvalidRequestError, KvCorruptError, PreemptedError
 from dualpath.core.geometry import KvGeometry
-from dualpath.core.ids import BlockKey, EngineId, NodeId, PeerId, RequestId
+from dualpath.core.ids import BlockKey, EngineId, NodeId, RequestId
 from dualpath.core.keys import Namespace, root_key
 from dualpath.core.plan import Role
 from dualpath.core.request import TokenEvent
-from dualpath.core.runtime import Runtime, SystemRuntime
+from dualpath.core.runtime import Runtime
 from dualpath.core.stats import EngineStats
-from dualpath.engine.api import DecodeOrder, DecodeStep, EngineInfo, ReadOutcome
+from dualpath.engine.base import EngineBase
 from dualpath.engine.block_pool import BlockPool, device_units
 from dualpath.engine.finish import finish_reason
 from dualpath.engine.integrity import Integrity
 from dualpath.engine.persist import Persister
-from dualpath.engine.roster import Roster
+from dualpath.engine.phases import DecodePhase
+from dualpath.engine.running_set import RunningSet
 from dualpath.engine.sampling import SampleJob, sample
 from dualpath.engine.sequence import Sequence
 from dualpath.engine.staged import StagedReads
-from dualpath.engine.stats import engine_stats
 from dualpath.engine.trace import ChromeTrace
-from dualpath.models.seam import DecodeBatch, Model
+from dualpath.grammar.state import Grammars
+from dualpath.models.seam import CapturesDecode, DecodeBatch, GraphLimits, Model, WeightUpdates
+from dualpath.protocol.api import DecodeOrder, DecodeStep, EngineInfo
 from dualpath.traffic.manager import TrafficManager
 
 log = logging.getLogger(__name__)
-
-_FORWARD_END_S = 60.0  # that closing waits for the forward under way
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +50,13 @@ class DecodeConfig:
     verifies: bool = True  # KV end to end; False: storage reads only
     max_batch_requests: int = 256
     slot_deadline_s: float = 120.0
+    graph_context_tokens: int | None = None  # decode is captured in graphs, for contexts so long; None: it is not
 
 
-class DecodeEngine:
-    """Implements ``engine.api.DecodeEngineClient`` in this process. Methods run on one event loop."""
+class DecodeEngine(EngineBase):
+    """Implements ``protocol.api.DecodeEngineClient`` in this process. Methods run on one event loop."""
+
+    role = Role.DECODE
 
     def __init__(
         self,
@@ -66,12 +70,13 @@ class DecodeEngine:
         config: DecodeConfig,
         runtime: Runtime | None = None,
         trace: ChromeTrace | None = None,
+        grammars: Grammars | None = None,
+        updates: WeightUpdates | None = None,
     ) -> None:
-        self._engine_id, self._node_id = engine_id, node_id
-        self._model, self._geometry, self._namespace = model, geometry, namespace
-        self._traffic, self._config = traffic, config
-        self._runtime, self._trace = runtime or SystemRuntime(), trace
-        self._pool = BlockPool(geometry, geometry.blocks_for(config.device_kv_tokens), model.device)
+        super().__init__(engine_id, node_id, model, geometry, namespace, traffic, runtime, trace, grammars, updates)
+        self._config = config
+        num_scratch = 0 if config.graph_context_tokens is None else 1
+        self._pool = BlockPool(geometry, geometry.blocks_for(config.device_kv_tokens), model.device, num_scratch)
         traffic.register_device(self._pool.tensor.view(-1, geometry.layer_block_bytes))
         self._staged = StagedReads(traffic, config.slot_deadline_s, self._runtime, is_written_by_peers=True)
         self._integrity = Integrity(traffic, namespace) if config.verifies else None
@@ -79,106 +84,92 @@ class DecodeEngine:
             traffic, geometry, config.slot_deadline_s, self._runtime, self._free_if_unused, self._integrity
         )
         self._expecting: dict[RequestId, ExitStack] = {}  # requests whose prompt a prefill engine may be moving
-        self._roster = Roster(self._pool, geometry, config.max_batch_requests)
-        self._work = asyncio.Event()
-        self._worker = self._runtime.worker(f"{engine_id}-model")
+        self._running_set = RunningSet(self._pool, geometry, config.max_batch_requests)
         self._tasks: dict[asyncio.Task[None], None] = {}
-        self._loop_task: asyncio.Task[None] | None = None
-        self._num_forwards = 0
 
     async def start(self) -> None:
-        await self._runtime.to_thread(self._traffic.start)
-        self._loop_task = asyncio.create_task(self._run(), name=f"{self._engine_id}-loop")
+        if self._config.graph_context_tokens is not None and isinstance(self._model, CapturesDecode):
+            await self._worker.call(self._capture, self._model, self._config.graph_context_tokens)
+        await super().start()
 
-    async def close(self) -> None:
-        for task in [*self._tasks, *([self._loop_task] if self._loop_task else [])]:
+    def _capture(self, model: CapturesDecode, context_tokens: int) -> None:
+        """Model thread."""
+        pool, geometry = self._pool, self._geometry
+        limits = GraphLimits(
+            max_requests=min(self._config.max_batch_requests, pool.num_blocks),
+            max_blocks=min(geometry.blocks_for(context_tokens + 1), pool.num_blocks),
+            block_tokens=geometry.block_tokens,
+            scratch_block=pool.num_blocks,
+        )
+        model.capture_decode(pool.tensor, limits)
+
+    async def _close_own(self) -> None:
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, *([self._loop_task] if self._loop_task else []), return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._persister.close()
-        for seq in self._roster:
-            seq.steps.put_nowait(EngineLostError(f"{self._engine_id} is closing"))
-        await self._runtime.to_thread(self._worker.close, _FORWARD_END_S)
-        await self._runtime.to_thread(self._traffic.close)
+
+    def _listeners(self) -> Iterable[asyncio.Queue[Any]]:
+        return (seq.steps for seq in self._running_set)
 
     @property
     def info(self) -> EngineInfo:
-        slots = self._traffic.slots.num_slots * self._geometry.block_tokens
-        rows = self._pool.num_blocks * self._geometry.block_tokens
         # The first decoded token needs a row behind the prompt.
-        return EngineInfo(
-            self._engine_id,
-            self._traffic.peer_id,
-            self._node_id,
-            Role.DECODE,
-            min(slots, rows - 1),
-            rows,
-            self._traffic.metadata(),
-            self._config.verifies,
-        )
-
-    @property
-    def traffic(self) -> TrafficManager:
-        return self._traffic
+        return self._info(self._pool.num_blocks, 1, self._config.verifies)
 
     def check_idle(self) -> None:
         """Raise AssertionError where a request has left something behind."""
-        name, roster = self._engine_id, self._roster
-        assert not [*roster, *roster.leaving], f"{name}: requests wait, run or leave"
+        name, running_set = self._engine_id, self._running_set
+        assert not [*running_set, *running_set.leaving], f"{name}: requests wait, run or leave"
         assert not self._expecting, f"{name}: prompts are still expected"
         assert not self._staged.num_requests, f"{name}: {self._staged.num_requests} requests hold staging slots"
         self._pool.check_integrity()
         assert not self._pool.num_used, f"{name}: {self._pool.num_used} device blocks are held"
 
-    async def add_peer(self, peer_metadata: bytes) -> None:
-        await self._runtime.to_thread(self._traffic.add_peer, peer_metadata)
-
-    async def remove_peer(self, peer: PeerId) -> None:
-        await self._runtime.to_thread(self._traffic.remove_peer, peer)
-
     async def reserve(self, request_id: RequestId, num_slots: int) -> tuple[int, ...]:
-        slots = await self._staged.reserve(request_id, num_slots)
+        with self._spans.around(request_id, "reserve") as attributes:
+            attributes["slots"] = num_slots
+            slots = await self._staged.reserve(request_id, num_slots)
         self._staged.assign(request_id, range(num_slots))
         stack = self._expecting.setdefault(request_id, ExitStack())
         stack.enter_context(self._traffic.expecting_peers())
         return tuple(slots)
 
-    async def read(self, request_id: RequestId, blocks: Seq[tuple[int, BlockKey]]) -> ReadOutcome:
-        return await self._staged.read(request_id, blocks)
-
     async def decode(self, order: DecodeOrder) -> AsyncIterator[DecodeStep]:
+        self._check_weights(order.namespace_digest)
+        since_s = self._runtime.now_s()
         seq = self._accept(order)
+        request_id = seq.request_id
         try:
             while (item := await seq.steps.get()) is not None:
                 if isinstance(item, Exception):
                     raise item
+                if item.admitted:
+                    now_s = self._runtime.now_s()
+                    self._spans.add(request_id, "wait for device memory", since_s, now_s, blocks=len(seq.blocks))
+                    since_s = now_s
                 yield item
         finally:
             self._end(seq)
+            self._spans.add(request_id, "decode", since_s, self._runtime.now_s(), tokens=seq.num_generated)
+            self._spans.emit(request_id, order.request.traceparent)
 
     async def stop(self, request_id: RequestId) -> None:
-        for seq in list(self._roster):
+        for seq in list(self._running_set):
             if seq.request_id == request_id:
                 self._end(seq)
 
     async def release(self, request_id: RequestId) -> None:
         """Idempotent. The request's slots stay out of use for as long as a transfer of this engine can touch them."""
         self._stop_expecting(request_id)
+        self._spans.forget(request_id)
         self._staged.release(request_id)
         await self.stop(request_id)
 
     async def stats(self) -> EngineStats:
-        block_bytes = self._geometry.full_block_bytes
-        return engine_stats(
-            self._engine_id,
-            self._node_id,
-            Role.DECODE,
-            self._traffic,
-            num_requests=len(self._expecting) + len(self._roster),
-            num_forwards=self._num_forwards,
-            device_kv_bytes=self._pool.num_blocks * block_bytes,
-            device_kv_used_bytes=self._pool.num_used * block_bytes,
-            device_kv_peak_bytes=self._pool.peak_used * block_bytes,
-        )
+        num_requests = len(self._expecting) + len(self._running_set)
+        blocks = (self._pool.num_blocks, self._pool.num_used, self._pool.peak_used)
+        return self._stats(num_requests, *(count * self._geometry.full_block_bytes for count in blocks))
 
     # -- a request's way in and out -------------------------------------------------------------------------------
 
@@ -187,10 +178,11 @@ class DecodeEngine:
         request_id = order.request.request_id
         self._stop_expecting(request_id)
         tokens = [*order.request.prompt_token_ids, order.first_token.token_id]
-        root = root_key(self._namespace, order.request.cache_salt)
+        root = order.root or root_key(self._namespace, order.request.cache_salt)
         parent = order.keys[-1] if order.keys else root
         seq = Sequence(order, tokens, len(tokens) - 1, parent, self._staged.slots(request_id))
-        seq.names = self._integrity.names(order.request, order.keys) if self._integrity is not None else ()
+        if self._integrity is not None:
+            seq.names = self._integrity.names(order.request, order.keys, root, order.namespace_digest)
         seq.finished = order.first_token.finish_reason is not None
         self._persister.write_prompt(seq, root)
         block_tokens = self._geometry.block_tokens
@@ -199,12 +191,12 @@ class DecodeEngine:
             return seq
         if seq.finished:
             seq.post(DecodeStep(writing=(seq.key_of_last_block(block_tokens),)))
-        self._roster.waiting.append(seq)
+        self._running_set.waiting.append(seq)
         self._work.set()
         return seq
 
     def _admit(self) -> None:
-        for seq in self._roster.admit():
+        for seq in self._running_set.admit():
             seq.num_copies += 1  # from now on: it may end before its task begins
             self._spawn(self._join(seq))
 
@@ -212,20 +204,23 @@ class DecodeEngine:
         """Copy a prompt from the decode buffer into device memory; then its slots are free for the next."""
         try:
             if not seq.ended:
+                if not seq.finished:
+                    seq.output = await self._outputs.open(seq.order.request, seq.order.first_token.token_id)
                 await self._copy_in(seq)
-        except KvCorruptError as error:
+        except (KvCorruptError, InvalidRequestError) as error:
             seq.error = error
         except DualPathError as error:
             seq.error = EngineLostError(f"{self._engine_id}: copy to device failed: {error}")
         finally:
             seq.num_copies -= 1
-            self._roster.joining.pop(seq, None)
+            self._running_set.joining.pop(seq, None)
         self._staged.release(seq.request_id)
         if seq.ended or seq.error is not None:
             self._end(seq)
             return
+        seq.enter(DecodePhase.RUNNING)
         seq.post(DecodeStep(admitted=True))
-        self._roster.running.append(seq)
+        self._running_set.running.append(seq)
         self._work.set()
 
     async def _copy_in(self, seq: Sequence) -> None:
@@ -240,15 +235,15 @@ class DecodeEngine:
     def _end(self, seq: Sequence, error: Exception | None = None) -> None:
         """Take a request out of the batch: finished, cancelled or preempted. Idempotent."""
         if not seq.ended:
-            seq.ended = True
+            seq.enter(DecodePhase.ENDED)
             seq.error = seq.error or error
-            self._roster.remove(seq)
+            self._running_set.remove(seq)
             self._staged.release(seq.request_id)
             seq.settle()
         self._free_if_unused(seq)
 
     def _free_if_unused(self, seq: Sequence) -> None:
-        if self._roster.free_if_unused(seq):
+        if self._running_set.free_if_unused(seq):
             self._work.set()
 
     def _stop_expecting(self, request_id: RequestId) -> None:
@@ -261,6 +256,17 @@ class DecodeEngine:
         self._tasks[task] = None
         task.add_done_callback(lambda ended: self._tasks.pop(ended, None))
 
+    def _weights_changed(self, *, is_same: bool) -> None:
+        for seq in self._running_set:
+            seq.post(DecodeStep(weight_version=self._weights.version))
+            if is_same or seq.is_mixed:
+                continue
+            if seq.finished:  # it owes a block, which must not be computed any more
+                seq.post(DecodeStep(not_persisted=(seq.key_of_last_block(self._geometry.block_tokens),)))
+            seq.is_mixed = True
+            if seq.finished:
+                self._end(seq)
+
     # -- the loop -------------------------------------------------------------------------------------------------
 
     async def _run(self) -> None:
@@ -268,39 +274,55 @@ class DecodeEngine:
             await self._work.wait()
             self._work.clear()
             self._admit()
-            while self._roster.running:
+            while self._running_set.running:
                 await self.step()
 
     async def step(self) -> None:
         """Make room, decode one token for all, deliver, admit."""
-        batch = self._roster.make_room(self._preempt)
+        await self._compute_gate.wait()
+        if not self._running_set.running:
+            return  # they have ended meanwhile
+        batch = self._running_set.make_room(self._preempt)
         if not batch:
             await self._work.wait()  # blocks are on their way back
             self._work.clear()
             self._admit()  # what came up meanwhile is told once
             return
+        with self._compute_gate.computing():
+            await self._step(batch)
+
+    async def _step(self, batch: Seq[Sequence]) -> None:
         try:
-            events = await self._worker.call(self._decode_blocking, batch)
+            masks = self._outputs.advance([seq.output for seq in batch])
+            events = await self._worker.call(self._decode_blocking, batch, masks)
         except Exception as error:  # a bug or an out-of-memory in the model must not end the engine's loop
             log.exception("%s: decode failed", self._engine_id)
-            self._roster.stepping = []
+            self._running_set.stepping = []
             for seq in batch:
                 self._end(seq, EngineLostError(f"{self._engine_id}: decode failed: {error!r}"))
             return
-        self._roster.stepping = []
+        self._running_set.stepping = []
         for seq, event in zip(batch, events, strict=True):
-            self._deliver(seq, event)
+            if seq.output is not None and seq.output.error is not None:
+                self._end(seq, InvalidRequestError(f"the grammar cannot be followed further: {seq.output.error}"))
+            else:
+                self._deliver(seq, event)
         self._admit()
 
     def _preempt(self, seq: Sequence) -> None:
         log.info("%s: preempting %s for device memory", self._engine_id, seq.request_id)
         self._end(seq, PreemptedError("preempted for device memory"))
 
-    def _decode_blocking(self, batch: Seq[Sequence]) -> list[TokenEvent]:
-        """Model thread: one forward, one token per request."""
+    def _decode_blocking(self, batch: Seq[Sequence], masks: Future[None] | None) -> list[TokenEvent]:
+        """Model thread: one forward, one token per request. ``masks`` of grammars are made beside it."""
         start_s = self._runtime.now_s()
-        logits = self._model.decode(decode_batch(batch, self._model.device), self._pool.tensor)
-        events = sample(logits, [SampleJob(seq.params, len(seq.tokens)) for seq in batch])
+        try:
+            logits = self._model.decode(decode_batch(batch, self._model.device), self._pool.tensor)
+            self._outputs.wait(masks)
+            events = sample(logits, [SampleJob(seq.params, len(seq.tokens), seq.output) for seq in batch])
+        except BaseException:
+            self._compute.drain()  # kernels may still write the requests' blocks, which are free after this
+            raise
         self._num_forwards += 1
         if self._trace is not None:
             self._trace.span(
@@ -318,7 +340,7 @@ class DecodeEngine:
         was_finished = seq.finished
         completed = seq.complete_block(block_tokens)
         writing: tuple[BlockKey, ...] = ()
-        if completed is not None:
+        if completed is not None and not seq.is_mixed:
             block, key, parent = completed
             writing = () if was_finished else (key,)  # a finished request promised this key with its last token
             self._persister.write_block(seq, seq.blocks[block], key, parent)

@@ -11,7 +11,8 @@ from dualpath.models.seam import ModelSpec
 def finish_reason(event: TokenEvent, params: SamplingParams, num_generated: int, spec: ModelSpec) -> TokenEvent:
     """``event`` with its finish reason, if it is the request's last token; ``num_generated`` counts it."""
     stops = event.token_id in params.stop_token_ids
-    if stops or (not params.ignore_eos and event.token_id in spec.eos_token_ids):
+    # A grammar allows the end of sequence where it may end, and behind that nothing else.
+    if stops or ((params.grammar or not params.ignore_eos) and event.token_id in spec.eos_token_ids):
         return replace(event, finish_reason=FinishReason.STOP)
     if num_generated >= params.max_tokens:
         return replace(event, finish_reason=FinishReason.LENGTH)

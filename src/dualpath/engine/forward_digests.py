@@ -15,7 +15,7 @@ import numpy as np
 from dualpath.core.geometry import KvGeometry
 from dualpath.core.ids import PeerId
 from dualpath.engine.integrity import Integrity
-from dualpath.engine.prefill_batch import Batch, Job, blocks_used
+from dualpath.engine.prefill_batch import Batch, PrefillJob, blocks_used
 from dualpath.store.header import BlockName
 from dualpath.traffic.contract import Transfer, Units
 from dualpath.traffic.manager import TrafficManager
@@ -126,6 +126,6 @@ class ForwardDigests:
             job.digests = self._expected[:, first : first + num_blocks].copy()
 
 
-def _decode_hits(job: Job, geometry: KvGeometry) -> set[int]:
+def _decode_hits(job: PrefillJob, geometry: KvGeometry) -> set[int]:
     """Hits that were read on the decode side: their headers came from storage with them."""
     return set(range(geometry.full_blocks_in(job.order.num_hit_tokens))) - set(job.slots)

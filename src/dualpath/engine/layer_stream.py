@@ -24,6 +24,7 @@ from dualpath.core.runtime import Runtime
 from dualpath.engine.forward_digests import ForwardDigests
 from dualpath.engine.prefill_batch import Flow
 from dualpath.engine.trace import ChromeTrace
+from dualpath.models.compute_stream import ComputeStream, HostStream
 from dualpath.traffic.contract import Transfer, Units
 from dualpath.traffic.manager import TrafficManager
 
@@ -50,7 +51,9 @@ class WorkspaceStream:
         trace: ChromeTrace | None = None,
         track: str = "prefill",
         digests: ForwardDigests | None = None,
+        compute: ComputeStream | None = None,
     ) -> None:
+        self._compute = compute or HostStream()
         self._traffic, self._digests = traffic, digests
         self._workspace, self._first_unit = workspace, first_unit
         self._num_workspaces = workspace.shape[0]
@@ -65,9 +68,13 @@ class WorkspaceStream:
         self._digesting: list[Transfer[int]] = []  # each layer's new rows
         self._header_pushes: list[tuple[PeerId, Transfer[int]]] = []
         self._lock = threading.Lock()  # a layer is started as a whole, or not at all once the stream is closed
-        self._closed = False
+        self._closed = self._abandoned = False
+        self._posts: list[Future[None]] = [Future() for _ in range(num_layers)]  # done: a layer's pushes are under way
         self._acquired_at_s = 0.0
-        self.wait_s = 0.0  # time the compute stood still for loads
+        self.loaded_s = self.begun_s = runtime.now_s()  # when the last layer's history had come
+        self.first_push_s: float | None = None
+        self.push_s = 0.0  # after the last layer, until all new rows had left
+        self.stall_s = [0.0] * num_layers  # per layer, how long the compute stood still for its history
         self._header_loads = digests.load_headers(deadline_s) if digests is not None else []
         for layer in range(min(self._num_workspaces, num_layers)):
             self._start_layer(layer)
@@ -88,22 +95,23 @@ class WorkspaceStream:
         if self._digests is not None:
             self._digests.compare(layer)
         self._acquired_at_s = self._runtime.now_s()
-        self.wait_s += self._acquired_at_s - start_s
+        self.stall_s[layer] += self._acquired_at_s - start_s
+        self.loaded_s = self._acquired_at_s
         if self._acquired_at_s - start_s > 20e-6:
             self._span(f"wait for layer {layer}", "compute", start_s, self._acquired_at_s)
         return self._workspace[layer % self._num_workspaces].view(-1, self._workspace.shape[-1])
 
     def release(self, layer: int) -> None:
-        if self._workspace.is_cuda:
-            torch.cuda.current_stream(self._workspace.device).synchronize()  # the NIC reads what the kernels wrote
-        transfers = self._push_transfers[layer]
-        for flow in self._pushes:
-            transfers.append(self._push(flow, layer))
-        busy = list(transfers)
-        if self._digests is not None:
-            units = self._units(self._digests.new_blocks, layer)
-            self._digesting.append(self._digests.make(layer, units))
-            busy.append(self._digesting[-1])
+        """The pushes begin when the layer's kernels have ended; the model's thread does not wait for that."""
+        self._compute.after(partial(self._post, layer), partial(self._end_post, layer))
+        if self._posts[layer].done():
+            self._posts[layer].result()  # what went wrong, if it is known already
+
+    def _post(self, layer: int) -> None:
+        with self._lock:
+            if self._abandoned:
+                return
+            busy = self._push_layer(layer)
         follower = layer + self._num_workspaces
         if follower >= self._num_layers:
             return
@@ -112,17 +120,52 @@ class WorkspaceStream:
             return
         pending = _Countdown(len(busy), lambda: self._start_layer(follower))
         for transfer in busy:
-            transfer.future.add_done_callback(pending.hit)
+            transfer.future.add_done_callback(partial(self._left, pending))
+
+    def _push_layer(self, layer: int) -> list[Transfer[int]]:
+        """What reads the layer's workspace from now on."""
+        transfers = self._push_transfers[layer]
+        if self.first_push_s is None:
+            self.first_push_s = self._runtime.now_s()
+        for flow in self._pushes:
+            transfers.append(self._push(flow, layer))
+        if self._digests is None:
+            return list(transfers)
+        self._digesting.append(self._digests.make(layer, self._units(self._digests.new_blocks, layer)))
+        return [*transfers, self._digesting[-1]]
+
+    def _end_post(self, layer: int, error: Exception | None) -> None:
+        follower = layer + self._num_workspaces
+        if error is None:
+            self._posts[layer].set_result(None)
+            return
+        self._posts[layer].set_exception(error)
+        if follower < self._num_layers and not self._started[follower].done():
+            self._started[follower].set_exception(error)
+
+    def _left(self, pending: _Countdown, ended: Future[int]) -> None:
+        """A push that fails may read its workspace still: nothing is loaded there any more. ``acquire`` says why."""
+        if ended.exception() is not None:
+            with self._lock:
+                self._closed = True
+        pending.hit()
 
     def finish(self) -> None:
         """Wait until every push has arrived. Raises TransferError. Model thread."""
         self._compute_ended()
+        computed_s = self._runtime.now_s()
+        self._push_rest()
+        self.push_s = self._runtime.now_s() - computed_s
+
+    def _push_rest(self) -> None:
         self._end_pushes()
 
     def _compute_ended(self) -> None:
         self._span(f"compute layer {self._num_layers - 1}", "compute", self._acquired_at_s, self._runtime.now_s())
 
     def _end_pushes(self) -> None:
+        for post in self._posts:
+            self._runtime.wait(post, self._deadline_s * 2)
         if self._digests is not None:
             self._wait(self._digesting)
             for push in self._digests.push_headers(self._deadline_s):
@@ -132,9 +175,12 @@ class WorkspaceStream:
         self._wait([transfer for _, transfer in self._header_pushes])
 
     def abandon(self, deadline_s: float) -> bool:
-        """After a failure: start no more layers, wait until no transfer touches the workspace. False: too late."""
+        """After a failure: start no more layers, wait until no kernel and no transfer touches the workspace. False: too
+        late, a transfer does.
+        """
         with self._lock:
-            self._closed = True
+            self._closed = self._abandoned = True
+        self._compute.drain()
         end_s = self._runtime.now_s() + deadline_s
         headers = [*self._header_loads, *(transfer for _, transfer in self._header_pushes)]
         for transfer in [t for ts in (headers, *self._load_transfers, *self._push_transfers) for t in ts]:
@@ -209,14 +255,13 @@ class WholeStream(WorkspaceStream):
             start_s = self._runtime.now_s()
             for transfers in self._load_transfers:
                 self._wait(transfers)
-            self.wait_s += self._runtime.now_s() - start_s
+            self.stall_s[0] += self._runtime.now_s() - start_s
         return super().acquire(layer)
 
     def release(self, layer: int) -> None:
         """The rows stay where they are until the forward has ended."""
 
-    def finish(self) -> None:
-        self._compute_ended()
+    def _push_rest(self) -> None:
         for layer in range(self._num_layers):
             super().release(layer)
         self._end_pushes()
@@ -229,7 +274,7 @@ class _Countdown:
         self._count, self._then = count, then
         self._lock = threading.Lock()
 
-    def hit(self, _: object) -> None:
+    def hit(self) -> None:
         with self._lock:
             self._count -= 1
             last = self._count == 0

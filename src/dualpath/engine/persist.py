@@ -10,12 +10,12 @@ from typing import Any
 from dualpath.core.errors import DualPathError
 from dualpath.core.geometry import KvGeometry
 from dualpath.core.ids import BlockKey
+from dualpath.core.repeated_warning import RepeatedWarning
 from dualpath.core.runtime import Clock
-from dualpath.engine.api import DecodeStep
 from dualpath.engine.block_pool import device_units
 from dualpath.engine.integrity import Integrity
-from dualpath.engine.repeated_warning import RepeatedWarning
 from dualpath.engine.sequence import Sequence
+from dualpath.protocol.api import DecodeStep
 from dualpath.store.header import BlockName
 from dualpath.traffic.contract import Transfer
 from dualpath.traffic.manager import TrafficManager
@@ -51,7 +51,9 @@ class Persister:
             writes.append((keys[block], parent, seq.slots[block]))
         if not writes:
             return
-        transfers = self._traffic.write_blocks(writes, have_headers=self._integrity is not None)
+        transfers = self._traffic.write_blocks(
+            writes, have_headers=self._integrity is not None, namespace_digest=seq.order.namespace_digest
+        )
         seq.post(DecodeStep(writing=keys[first:]))
         seq.num_writes += len(transfers)
         for (key, *_), transfer in zip(writes, transfers, strict=True):
@@ -65,19 +67,22 @@ class Persister:
 
     async def _write_block(self, seq: Sequence, block: int, key: BlockKey, parent: BlockKey) -> None:
         slots: list[int] = []
+        namespace_digest = seq.order.namespace_digest
         units = device_units([block], self._geometry)
         try:
             try:
                 slots = await self._traffic.write_slots.acquire(1, self._slot_deadline_s)
                 if self._integrity is not None:
-                    name = BlockName(key, parent, self._geometry.block_tokens)
+                    name = BlockName(key, parent, self._geometry.block_tokens, namespace_digest)
                     self._integrity.slot_header(slots[0])[:] = await self._integrity.device_header(name, units)
                 await self._traffic.copy("device", units, "staging", self._traffic.staging_units_all_layers(slots[0]))
             finally:
                 seq.num_copies -= 1
                 self._on_copied(seq)
             (transfer,) = self._traffic.write_blocks(
-                [(key, parent, slots[0])], have_headers=self._integrity is not None
+                [(key, parent, slots[0])],
+                have_headers=self._integrity is not None,
+                namespace_digest=namespace_digest,
             )
         except DualPathError as error:
             self._ended(seq, key, error)

@@ -11,25 +11,33 @@ import numpy as np
 from dualpath.core.geometry import KvGeometry
 from dualpath.core.ids import PeerId
 from dualpath.core.request import TokenEvent
-from dualpath.engine.api import PrefillOrder
 from dualpath.engine.batch import BatchLimits, Chunk, Quota, ReadyItem, pack
+from dualpath.engine.output_state import OutputState
+from dualpath.engine.phases import PrefillPhase, entered
+from dualpath.engine.sampling import PromptLogprob
 from dualpath.models.seam import PrefillItem
+from dualpath.protocol.api import PrefillOrder
 from dualpath.store.header import BlockName, Digests
 from dualpath.traffic.contract import Units
 
 
 @dataclass(slots=True, eq=False)
-class Job:
-    """A request on its way through prefill; its first ``num_done`` tokens have KV, in one of the two buffers."""
+class PrefillJob:
+    """A request on its way through prefill; its first ``num_done`` tokens have KV, in one of the two buffers.
+
+    ``events`` says None when its first forward begins, then the first token or an error.
+    """
 
     order: PrefillOrder
     slots: dict[int, int]  # block -> prefill-buffer slot of the hits read on this side
     num_done: int
     events: asyncio.Queue[TokenEvent | Exception | None] = field(default_factory=asyncio.Queue)
-    started: bool = False
+    phase: PrefillPhase = PrefillPhase.WAITING
+    has_begun: bool = False
     hits_pushed: bool = False
-    cancelled: bool = False
     alone: bool = False  # was in a batch that failed: runs by itself now
+    output: OutputState | None = None  # where logits are shaped
+    prompt_logprobs: list[PromptLogprob] = field(default_factory=list)  # so far, where they are wanted
     names: Sequence[BlockName] = ()  # of the prompt's blocks, where KV is verified end to end
     digests: Digests | None = None  # [layer, block] of what has KV, once a forward has succeeded
 
@@ -37,9 +45,35 @@ class Job:
     def num_left(self) -> int:
         return len(self.order.request.prompt_token_ids) - self.num_done
 
+    @property
+    def wants_prompt_logprobs(self) -> bool:
+        return self.order.request.sampling.num_prompt_logprobs is not None
+
+    @property
+    def has_ended(self) -> bool:
+        return self.phase is PrefillPhase.ENDED
+
+    def compute(self) -> None:
+        """A forward begins that it is part of."""
+        self.phase = entered(self.phase, PrefillPhase.COMPUTING)
+        if not self.has_begun:
+            self.has_begun = True
+            self.events.put_nowait(None)
+
+    def wait(self) -> None:
+        self.phase = entered(self.phase, PrefillPhase.WAITING)
+
+    def end(self, event: TokenEvent | Exception | None = None) -> None:
+        """With what its listener is told; None: there is none any more. Idempotent."""
+        if not self.has_ended:
+            self.phase = entered(self.phase, PrefillPhase.ENDED)
+            if event is not None:
+                self.events.put_nowait(event)
+
     def item(self, chunk: Chunk, block_tokens: int) -> PrefillItem:
         tokens = self.order.request.prompt_token_ids[self.num_done : self.num_done + chunk.num_new]
-        return PrefillItem(tokens, self.num_done, chunk.first_block * block_tokens)
+        num_logits = chunk.num_new if self.wants_prompt_logprobs else 1
+        return PrefillItem(tokens, self.num_done, chunk.first_block * block_tokens, num_logits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +90,21 @@ class Flow:
         return Flow(peer, columns[:, 0].copy(), columns[:, 1].copy())
 
 
-Batch = Sequence[tuple[Job, Chunk]]
+Batch = Sequence[tuple[PrefillJob, Chunk]]
 
 
-def choose(ready: Sequence[Job], limits: BatchLimits, quota: Quota) -> list[tuple[Job, Chunk]]:
+def choose(ready: Sequence[PrefillJob], limits: BatchLimits, quota: Quota) -> list[tuple[PrefillJob, Chunk]]:
     """The next forward batch, first come first served; a job that must run alone gets a batch of its own."""
     end = next((i for i, job in enumerate(ready) if job.alone), len(ready))
     candidates = ready[: max(end, 1)]
-    chunks = pack([ReadyItem(job.num_done, job.num_left) for job in candidates], limits, quota)
+    items, logits_left = [], limits.max_logits
+    for job in candidates:
+        num_new = min(job.num_left, logits_left) if job.wants_prompt_logprobs else job.num_left
+        if not num_new:
+            break
+        items.append(ReadyItem(job.num_done, num_new))
+        logits_left -= num_new if job.wants_prompt_logprobs else 0
+    chunks = pack(items, limits, quota)
     return [(candidates[chunk.index], chunk) for chunk in chunks]
 
 

@@ -4,26 +4,53 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from dualpath.core.request import SamplingParams, TokenEvent
+from dualpath.engine.draw import draw
+from dualpath.engine.output_state import OutputState
+from dualpath.engine.shape_logits import shape_logits
+
+PromptLogprob = tuple[float, Mapping[int, float]]  # a token's, and the most likely ones'
 
 
 @dataclass(frozen=True, slots=True)
 class SampleJob:
-    """One row of logits to sample from; ``position`` is the index of the sampled token in prompt + output."""
+    """One row of logits to sample from; ``position`` is the index of the sampled token in prompt + output.
+
+    ``state``: where the row's logits are shaped, what by.
+    """
 
     params: SamplingParams
     position: int
+    state: OutputState | None = None
 
 
 def sample(logits: torch.Tensor, jobs: Sequence[SampleJob]) -> list[TokenEvent]:
-    """One token per row of ``logits`` (float32 [B, vocab], any device). Finish reasons are the caller's business."""
-    greedy = torch.argmax(logits, dim=-1).tolist()
-    return [_sample_row(logits, row, job, greedy[row]) for row, job in enumerate(jobs)]
+    """One token per row of ``logits`` (float32 [B, vocab], any device), which may be changed on the way.
+
+    Finish reasons are the caller's business.
+    """
+    told = [row for row, job in enumerate(jobs) if job.params.num_logprobs is not None]
+    shaped = [(row, job.state) for row, job in enumerate(jobs) if job.state is not None and job.state.shapes_next]
+    models_own = logits[torch.tensor(told, device=logits.device)] if told else None
+    if shaped:
+        shape_logits(logits, shaped)
+    token_ids = torch.argmax(logits, dim=-1)
+    drawn = [row for row, job in enumerate(jobs) if job.params.temperature != 0.0]
+    if drawn:
+        index = torch.tensor(drawn, device=logits.device)
+        uniforms = [uniform(jobs[row].params.seed or 0, jobs[row].position) for row in drawn]
+        token_ids[index] = draw(logits[index], [jobs[row].params for row in drawn], uniforms)
+    events = [TokenEvent(token_id) for token_id in token_ids.tolist()]
+    if models_own is not None:
+        nums = [jobs[row].params.num_logprobs or 0 for row in told]
+        for row, event in zip(told, _with_logprobs(models_own, [events[row] for row in told], nums), strict=True):
+            events[row] = event
+    return events
 
 
 def uniform(seed: int, position: int) -> float:
@@ -32,32 +59,19 @@ def uniform(seed: int, position: int) -> float:
     return (int.from_bytes(digest, "little") >> 11) * 2.0**-53
 
 
-def _sample_row(logits: torch.Tensor, row: int, job: SampleJob, greedy_id: int) -> TokenEvent:
-    params = job.params
-    token_id = greedy_id if params.temperature == 0.0 else _draw(logits[row], params, job.position)
-    if params.num_logprobs is None:
-        return TokenEvent(token_id)
-    # OpenAI and vLLM report log probabilities of the model's own distribution: before temperature and filters.
-    logprobs = torch.log_softmax(logits[row].float(), dim=-1)
-    top = {}
-    if params.num_logprobs:
-        values, ids = torch.topk(logprobs, min(params.num_logprobs, logprobs.numel()))
-        top = dict(zip(ids.tolist(), values.tolist(), strict=True))
-    return TokenEvent(token_id, float(logprobs[token_id]), top)
+def _with_logprobs(logits: torch.Tensor, events: Sequence[TokenEvent], nums: Sequence[int]) -> list[TokenEvent]:
+    """As OpenAI and vLLM report them: of the model's own distribution, before temperature and all that shapes it."""
+    found = logprobs(logits, [event.token_id for event in events], nums)
+    return [TokenEvent(event.token_id, *told) for event, told in zip(events, found, strict=True)]
 
 
-def _draw(logits: torch.Tensor, params: SamplingParams, position: int) -> int:
-    """Temperature, then top-k, then top-p (the order of vLLM), then inverse transform sampling in float64."""
-    wide = logits.double().cpu()
-    scaled = (wide - wide.max()) / params.temperature  # at most 0: no temperature makes it infinite twice, and NaN
-    k = params.top_k if 0 < params.top_k < scaled.numel() else scaled.numel()
-    values, ids = torch.topk(scaled, k) if k < scaled.numel() else torch.sort(scaled, descending=True, stable=True)
-    probs = torch.softmax(values, dim=-1)
-    cumulative = torch.cumsum(probs, dim=-1)
-    if params.top_p < 1.0:
-        # Keep the smallest set whose mass reaches top_p: a token stays if the mass before it is below top_p.
-        keep = max(1, int(((cumulative - probs) < params.top_p).sum()))
-        cumulative = cumulative[:keep]
-    target = uniform(params.seed or 0, position) * float(cumulative[-1])
-    index = int(torch.searchsorted(cumulative, target, right=True))
-    return int(ids[min(index, cumulative.numel() - 1)])
+def logprobs(logits: torch.Tensor, token_ids: Sequence[int], nums: Sequence[int]) -> list[PromptLogprob]:
+    """Of a token for each row, and of the row's ``nums`` most likely."""
+    every = torch.log_softmax(logits.float(), dim=-1)
+    chosen = every.gather(1, torch.tensor(token_ids, device=logits.device).unsqueeze(-1)).squeeze(-1).tolist()
+    nums = [min(num, every.shape[1]) for num in nums]
+    values, ids = (found.tolist() for found in torch.topk(every, max(nums), dim=-1))
+    return [
+        (value, dict(zip(ids[i][:num], values[i][:num], strict=True)))
+        for i, (value, num) in enumerate(zip(chosen, nums, strict=True))
+    ]

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from dualpath.core.ids import BlockKey, RequestId
 from dualpath.core.keys import child_key
 from dualpath.core.request import SamplingParams, TokenEvent
-from dualpath.engine.api import DecodeOrder, DecodeStep
+from dualpath.engine.output_state import OutputState
+from dualpath.engine.phases import DecodePhase, entered
+from dualpath.protocol.api import DecodeOrder, DecodeStep
 from dualpath.store.header import BlockName
 
 
@@ -26,10 +28,12 @@ class Sequence:
     steps: asyncio.Queue[DecodeStep | Exception | None] = field(default_factory=asyncio.Queue)
     blocks: list[int] = field(default_factory=list)
     num_generated: int = 1
+    output: OutputState | None = None  # where logits are shaped
     num_copies: int = 0  # device blocks being copied out: the blocks must not be freed yet
     num_writes: int = 0  # storage writes under way
     finished: bool = False  # no more tokens for the client
-    ended: bool = False  # out of the batch: finished, cancelled or preempted
+    is_mixed: bool = False  # the weights changed while it was here: what comes now is of no use to others
+    phase: DecodePhase = DecodePhase.WAITING
     error: Exception | None = None  # raised to the listener when the last write has ended
 
     @property
@@ -40,6 +44,13 @@ class Sequence:
     def params(self) -> SamplingParams:
         return self.order.request.sampling
 
+    @property
+    def ended(self) -> bool:
+        return self.phase is DecodePhase.ENDED
+
+    def enter(self, phase: DecodePhase) -> None:
+        self.phase = entered(self.phase, phase)
+
     def take(self, event: TokenEvent, block_tokens: int) -> tuple[BlockKey, ...]:
         """Append a token that the client will see; returns keys promised with it.
 
@@ -48,10 +59,14 @@ class Sequence:
         self.tokens.append(event.token_id)
         self.num_generated += 1
         self.finished = event.finish_reason is not None
+        if self.finished:
+            self.output = None  # behind the last token nothing is chosen, though its KV may still be owed
+        elif self.output is not None:
+            self.output.take(event.token_id)
         return (self.key_of_last_block(block_tokens),) if self.finished and self.owes_last_block(block_tokens) else ()
 
     def owes_last_block(self, block_tokens: int) -> bool:
-        return len(self.tokens) % block_tokens == 0 and self.num_kv == len(self.tokens) - 1
+        return not self.is_mixed and len(self.tokens) % block_tokens == 0 and self.num_kv == len(self.tokens) - 1
 
     def key_of_last_block(self, block_tokens: int) -> BlockKey:
         return child_key(self.parent, self.tokens[-block_tokens:])

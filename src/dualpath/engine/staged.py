@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 
 from dualpath.core.errors import BlockCorruptError, BlockMissingError, DeadlineExceededError, DualPathError
 from dualpath.core.ids import BlockKey, RequestId
+from dualpath.core.repeated_warning import RepeatedWarning
 from dualpath.core.runtime import Clock
-from dualpath.engine.api import ReadOutcome
-from dualpath.engine.repeated_warning import RepeatedWarning
+from dualpath.protocol.api import ReadOutcome
 from dualpath.traffic.manager import TrafficManager
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,9 @@ class StagedReads:
         for block in blocks:
             held.by_block[block] = held.spare.pop(0)
 
-    async def read(self, request_id: RequestId, blocks: Sequence[tuple[int, BlockKey]]) -> ReadOutcome:
+    async def read(
+        self, request_id: RequestId, blocks: Sequence[tuple[int, BlockKey]], namespace_digest: bytes = b""
+    ) -> ReadOutcome:
         """Read verified blocks from storage into the request's slots; see ReadOutcome for what can go wrong.
 
         Raised is only what leaves the slots unusable: the request has to let go of all of them.
@@ -67,10 +69,13 @@ class StagedReads:
         if len(unplaced) > len(held.spare):
             await self.reserve(request_id, len(unplaced) - len(held.spare))
         self.assign(request_id, unplaced)
-        return await self._read(request_id, held, blocks)
+        return await self._read(request_id, held, blocks, namespace_digest)
 
-    async def _read(self, request_id: RequestId, held: Held, blocks: Sequence[tuple[int, BlockKey]]) -> ReadOutcome:
-        transfers = self._traffic.read_blocks([(key, held.by_block[block]) for block, key in blocks])
+    async def _read(
+        self, request_id: RequestId, held: Held, blocks: Sequence[tuple[int, BlockKey]], namespace_digest: bytes
+    ) -> ReadOutcome:
+        places = [(key, held.by_block[block]) for block, key in blocks]
+        transfers = self._traffic.read_blocks(places, namespace_digest=namespace_digest)
         results = await asyncio.gather(*transfers, return_exceptions=True)
         ok, gone, failed, num_bytes = set(), set(), set(), 0
         late: list[int] = []

@@ -1,30 +1,21 @@
-"""An engine's snapshot: its traffic manager's counters and its own gauges in one record."""
+"""What an engine has done and holds: its traffic manager's counters, its slots, and numbers of its own."""
 
 from __future__ import annotations
 
-from dualpath.core.ids import EngineId, NodeId
-from dualpath.core.plan import Role
+from collections.abc import Sequence
+from typing import Any
+
 from dualpath.core.stats import EngineStats
 from dualpath.traffic.manager import TrafficManager
 
 
-def engine_stats(
-    engine_id: EngineId,
-    node_id: NodeId,
-    role: Role,
-    traffic: TrafficManager,
-    *,
-    num_requests: int,
-    num_forwards: int,
-    device_kv_bytes: int,
-    device_kv_used_bytes: int,
-    device_kv_peak_bytes: int,
-) -> EngineStats:
-    moved = traffic.stats()
+def engine_stats(traffic: TrafficManager, **own: Any) -> EngineStats:
+    """``own``: those fields of the snapshot that the traffic manager does not know."""
+    moved, slots = traffic.stats(), traffic.slots
     return EngineStats(
-        engine_id=engine_id,
-        node_id=node_id,
-        role=role,
+        engine_id=traffic.engine_id,
+        node_id=traffic.node_id,
+        role=traffic.role,
         storage_read_bytes=moved.storage_read_bytes,
         storage_write_bytes=moved.storage_write_bytes,
         nic_read_bytes=moved.nic_read_bytes,
@@ -35,15 +26,37 @@ def engine_stats(
         blocks_failed=moved.blocks_failed,
         blocks_not_persisted=moved.blocks_not_persisted,
         kv_corrupt=moved.kv_corrupt,
-        num_forwards=num_forwards,
-        num_requests=num_requests,
+        storage_read_latency=moved.storage_read_latency,
+        storage_write_latency=moved.storage_write_latency,
         read_queue_tokens=moved.read_queue_tokens,
-        staging_slots=traffic.slots.num_slots,
-        staging_slots_used=traffic.slots.num_used,
+        staging_slots=slots.num_slots,
+        staging_slots_used=slots.num_used,
+        staging_slots_aside=slots.num_aside,
         transfers_lingering=moved.num_lingering,
+        peers=moved.peers,
         broken_peers=moved.broken_peers,
         storage_stalled_s=moved.storage_stalled_s,
-        device_kv_bytes=device_kv_bytes,
-        device_kv_used_bytes=device_kv_used_bytes,
-        device_kv_peak_bytes=device_kv_peak_bytes,
+        **own,
     )
+
+
+class Stalls:
+    """How long forwards took, and how long of it their compute stood still, by layer. The model thread adds."""
+
+    def __init__(self, num_layers: int) -> None:
+        self._per_layer_s = [0.0] * num_layers
+        self._push_s = self._forward_s = 0.0
+
+    def add(self, per_layer_s: Sequence[float], push_s: float, forward_s: float) -> None:
+        for layer, stall_s in enumerate(per_layer_s):
+            self._per_layer_s[layer] += stall_s
+        self._push_s += push_s
+        self._forward_s += forward_s
+
+    def counts(self) -> dict[str, Any]:
+        """Fields of the engine's snapshot."""
+        return {
+            "prefill_stall_s": tuple(self._per_layer_s),
+            "prefill_push_s": self._push_s,
+            "prefill_forward_s": self._forward_s,
+        }

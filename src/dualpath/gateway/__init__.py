@@ -1,4 +1,4 @@
 """The OpenAI-compatible API: requests in, tokens out, metrics and the request log.
 
-Called by ``launch``. Talks to the cluster through ``gateway.backend.Backend`` only.
+Called by ``serving`` and ``ray``. Talks to the cluster through ``gateway.backend.Backend`` only.
 """

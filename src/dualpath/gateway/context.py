@@ -9,14 +9,14 @@ from typing import TypeVar
 from starlette.requests import Request
 from starlette.responses import Response
 
-from dualpath.gateway.admission import Admission
 from dualpath.gateway.backend import Backend
+from dualpath.gateway.http.admission import Admission
 from dualpath.gateway.metrics import Metrics
-from dualpath.gateway.plan import Planner
+from dualpath.gateway.openai.plan import Planner
+from dualpath.gateway.openai.shapes import encode_json
 from dualpath.gateway.settings import GatewaySettings
-from dualpath.gateway.shapes import encode_json
 from dualpath.gateway.tenants import Tenants
-from dualpath.gateway.tokenizer import Tokenizer
+from dualpath.gateway.text.tokenizer import Tokenizer
 
 T = TypeVar("T")
 

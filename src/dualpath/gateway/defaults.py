@@ -13,8 +13,6 @@ from dualpath.core.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 FILE_NAME = "generation_config.json"
-# What vLLM would apply too and we cannot, with the values that change nothing.
-_NOT_APPLIED = {"repetition_penalty": 1.0, "min_p": 0.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +22,8 @@ class SamplingDefaults:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0  # all
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
 
 
 def read_defaults(model_dir: Path) -> SamplingDefaults:
@@ -40,12 +40,11 @@ def read_defaults(model_dir: Path) -> SamplingDefaults:
         temperature=_number(fields, "temperature", 1.0, 0.0, 2.0),
         top_p=_number(fields, "top_p", 1.0, 1e-9, 1.0),
         top_k=int(_number(fields, "top_k", 0, 0, 1 << 31)),
+        min_p=_number(fields, "min_p", 0.0, 0.0, 1.0),
+        repetition_penalty=_number(fields, "repetition_penalty", 1.0, 1e-9, 1e9),
     )
     if defaults != SamplingDefaults():
         logger.info("%s: where a request does not say, %s", FILE_NAME, defaults)
-    for name, neutral in _NOT_APPLIED.items():
-        if fields.get(name) not in (None, neutral):
-            logger.warning("%s: %s %s is not supported and not applied", FILE_NAME, name, fields[name])
     return defaults
 
 

@@ -1,4 +1,7 @@
-"""Every failure leaves the gateway in OpenAI's shape: {"error": {"message", "type", "param", "code"}} and a status."""
+"""Every failure leaves the gateway in the shape of the API that was asked, with a status.
+
+OpenAI's: {"error": {"message", "type", "param", "code"}}. Anthropic's: {"type": "error", "error": {"type", "message"}}.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,26 @@ import math
 from collections.abc import Mapping
 
 import msgspec
+from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from dualpath.core.errors import DualPathError, InvalidRequestError, OverloadedError
+from dualpath.core.errors import DualPathError, InvalidRequestError, OverloadedError, RequestAbortedError, WeightsError
 
 logger = logging.getLogger(__name__)
 
 INVALID_REQUEST = "invalid_request_error"
 SERVER_ERROR = "server_error"
 ERROR_CODE = "dualpath.error_code"  # in the ASGI scope: what kind of error the answer is
+ANTHROPIC_PATH = "/v1/messages"
+_ANTHROPIC_TYPES = {  # https://platform.claude.com/docs/en/api/errors
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
 
 
 class ApiError(Exception):
@@ -44,6 +57,10 @@ class ApiError(Exception):
         error = {"message": self.message, "type": self.error_type, "param": self.param, "code": self.code}
         return msgspec.json.encode({"error": {name: value and encodable(value) for name, value in error.items()}})
 
+    def anthropic_body(self) -> bytes:
+        kind = _ANTHROPIC_TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "api_error")
+        return msgspec.json.encode({"type": "error", "error": {"type": kind, "message": encodable(self.message)}})
+
     def response(self) -> Response:
         return _ErrorResponse(self)
 
@@ -52,12 +69,23 @@ class _ErrorResponse(Response):
     """Leaves its code in the scope, for whoever counts errors."""
 
     def __init__(self, error: ApiError) -> None:
-        super().__init__(error.body(), error.status, headers=error.headers, media_type="application/json")
-        self._code = error.code or error.error_type
+        super().__init__(status_code=error.status)
+        self._error = error
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope[ERROR_CODE] = self._code
-        await super().__call__(scope, receive, send)
+        error = self._error
+        scope[ERROR_CODE] = error.code or error.error_type
+        body = error.anthropic_body() if is_anthropic(scope) else error.body()
+        answer = Response(body, error.status, headers=error.headers, media_type="application/json")
+        await answer(scope, receive, send)
+
+
+def is_anthropic(scope: Scope) -> bool:
+    """Whether the client speaks Anthropic's API: by the route, or by the header that all its clients send."""
+    path: str = scope["path"]
+    return (
+        path == ANTHROPIC_PATH or path.startswith(ANTHROPIC_PATH + "/") or "anthropic-version" in Headers(scope=scope)
+    )
 
 
 def encodable(text: str) -> str:
@@ -90,6 +118,10 @@ def as_api_error(error: Exception) -> ApiError:
             code="rate_limit_exceeded",
             headers={"Retry-After": retry_after},
         )
+    if isinstance(error, RequestAbortedError):  # where the tokens so far cannot be given as an answer
+        return ApiError(409, str(error), code="request_aborted")
+    if isinstance(error, WeightsError):
+        return ApiError(409, str(error), code="weights_not_changed")
     if isinstance(error, DualPathError):
         return ApiError(500, str(error), error_type=SERVER_ERROR, code=type(error).__name__)
     logger.error("unexpected error while serving a request", exc_info=error)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
-from dualpath.core.errors import DualPathError
+from dualpath.core import tracing
+from dualpath.core.errors import DualPathError, RequestAbortedError
 from dualpath.core.ids import RequestId
-from dualpath.core.request import TokenEvent
+from dualpath.core.request import Request, TokenEvent
 from dualpath.gateway.backend import Backend
-from dualpath.gateway.choice import Choice, Delta
-from dualpath.gateway.shapes import CachedTokens, Usage
+from dualpath.gateway.openai.shapes import CachedTokens, Usage
+from dualpath.gateway.text.choice import Choice, Delta
+
+T = TypeVar("T")
 
 MAX_QUEUED_DELTAS = 64  # of all choices together; a slow client holds its own choices back, nobody else's
 
@@ -25,7 +29,7 @@ class Prompt:
 
 
 @dataclass(slots=True)
-class Job:
+class GenerationJob:
     """Choices are ordered by prompt, ``num_per_prompt`` of each."""
 
     job_id: str
@@ -38,10 +42,19 @@ class Job:
     def prompt_of(self, choice_index: int) -> Prompt:
         return self.prompts[choice_index // self.num_per_prompt]
 
+    def prompt_events(self, choice_index: int) -> list[TokenEvent]:
+        """The prompt's tokens, if they were computed. Nothing is known of the first, as nothing came before it."""
+        answer = self.choices[choice_index].first
+        if answer is None:
+            return []
+        first, *others = self.prompt_of(choice_index).token_ids
+        told = answer.prompt_logprobs or ()
+        return [TokenEvent(first), *(TokenEvent(i, *found) for i, found in zip(others, told, strict=True))]
+
     async def deltas(self, backend: Backend) -> AsyncGenerator[Delta, None]:
         """All choices' pieces as they come. Closing the generator closes every backend iterator before it returns."""
         streams = [_run(backend, choice) for choice in self.choices]
-        async with aclosing(streams[0] if len(streams) == 1 else _merged(streams)) as merged:
+        async with aclosing(streams[0] if len(streams) == 1 else merged_streams(streams)) as merged:
             async for delta in merged:
                 yield delta
 
@@ -59,7 +72,7 @@ def request_id_of(job_id: str, choice_index: int, num_choices: int) -> RequestId
 
 
 async def _run(backend: Backend, choice: Choice) -> AsyncGenerator[Delta, None]:
-    events = backend.generate(choice.request)
+    events = backend.generate(traced(choice.request))
     try:
         async for event in events:
             delta = choice.push(event)
@@ -71,8 +84,17 @@ async def _run(backend: Backend, choice: Choice) -> AsyncGenerator[Delta, None]:
                 return
         if not choice.finished:
             raise DualPathError("generation ended without a reason")
+    except RequestAbortedError:
+        if not choice.finished:
+            yield choice.abort()
     finally:
         await _close(events)
+
+
+def traced(request: Request) -> Request:
+    """With the trace of the HTTP request that is served now, if it has one."""
+    traceparent = tracing.current.get()
+    return replace(request, traceparent=traceparent) if traceparent else request
 
 
 async def _close(events: AsyncIterator[TokenEvent]) -> None:
@@ -81,9 +103,9 @@ async def _close(events: AsyncIterator[TokenEvent]) -> None:
         await aclose()
 
 
-async def _merged(streams: list[AsyncGenerator[Delta, None]]) -> AsyncGenerator[Delta, None]:
+async def merged_streams(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[T, None]:
     """One task per stream; the first failure ends them all."""
-    queue: asyncio.Queue[Delta | Exception | None] = asyncio.Queue(MAX_QUEUED_DELTAS)
+    queue: asyncio.Queue[T | Exception | None] = asyncio.Queue(MAX_QUEUED_DELTAS)
     tasks = [asyncio.create_task(_drain(stream, queue)) for stream in streams]
     num_running = len(tasks)
     try:
@@ -101,7 +123,7 @@ async def _merged(streams: list[AsyncGenerator[Delta, None]]) -> AsyncGenerator[
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _drain(stream: AsyncGenerator[Delta, None], queue: asyncio.Queue[Delta | Exception | None]) -> None:
+async def _drain(stream: AsyncGenerator[T, None], queue: asyncio.Queue[T | Exception | None]) -> None:
     end: Exception | None = None
     try:
         async with aclosing(stream):

@@ -1,17 +1,21 @@
-"""/metrics: the cluster's counters as they are at the scrape, and histograms fed by every request's end."""
+"""/metrics: requests are counted at their end; what a cluster does and holds is taken from the scrape's stats."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
-
-from dualpath.core.plan import Direction
 from dualpath.core.request import RequestRecord
-from dualpath.core.stats import ClusterStats, EngineStats
-from dualpath.gateway.refusals import Refusals
+from dualpath.core.stats import ClusterStats
+from dualpath.gateway.cluster_metrics import ClusterCollector
+from dualpath.gateway.http.refusals import RefusalCounter
+from dualpath.gateway.vllm_metrics import VllmMetrics
 
 _TTFT_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0)
 _TPOT_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0)
@@ -19,46 +23,21 @@ _PHASE_BUCKETS_S = (0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30
 
 REJECTED = "rejected"  # turned away with 429; such a request has no record
 _OUTCOMES = ("finished", "cancelled", "failed", REJECTED)
-_ENGINE_LABELS = ("role", "node", "engine")
-
-# (metric, EngineStats field, help)
-_ENGINE_COUNTERS = (
-    ("dualpath_storage_read_bytes", "storage_read_bytes", "KV bytes read from storage through the engine's node"),
-    ("dualpath_storage_write_bytes", "storage_write_bytes", "KV bytes written to storage"),
-    ("dualpath_local_copy_bytes", "local_copy_bytes", "KV bytes copied between host and device"),
-    ("dualpath_blocks_missing", "blocks_missing", "Blocks the index promised and storage did not have"),
-    ("dualpath_blocks_corrupt", "blocks_corrupt", "Blocks whose header or checksum did not hold"),
-    ("dualpath_blocks_failed", "blocks_failed", "Block reads that failed or passed their deadline"),
-    ("dualpath_blocks_not_persisted", "blocks_not_persisted", "Block writes that failed; serving went on"),
-    ("dualpath_kv_corrupt", "kv_corrupt", "Layer Blocks and headers found damaged on their way or in memory"),
-    ("dualpath_forwards", "num_forwards", "Forward passes of the model"),
-)
-_ENGINE_GAUGES = (
-    ("dualpath_engine_requests", "num_requests", "Requests on the engine"),
-    ("dualpath_read_queue_tokens", "read_queue_tokens", "Tokens whose KV waits to be read from storage"),
-    ("dualpath_staging_slots", "staging_slots", "Staging slots, total"),
-    ("dualpath_staging_slots_used", "staging_slots_used", "Staging slots in use"),
-    ("dualpath_transfers_lingering", "transfers_lingering", "Transfers given up that may still touch their slots"),
-    ("dualpath_storage_stalled_seconds", "storage_stalled_s", "How long the oldest storage call has had no answer"),
-    ("dualpath_device_kv_bytes", "device_kv_bytes", "Device memory set aside for KV, bytes"),
-    ("dualpath_device_kv_used_bytes", "device_kv_used_bytes", "Device memory for KV in use, bytes"),
-    ("dualpath_device_kv_peak_bytes", "device_kv_peak_bytes", "Most device memory for KV ever in use, bytes"),
-)
-_CLUSTER_GAUGES = (
-    ("dualpath_queued_requests", "num_queued_requests", "Requests that wait for engines"),
-    ("dualpath_running_requests", "num_running_requests", "Requests placed on engines"),
-    ("dualpath_index_blocks", "index_blocks", "Full Blocks in the block index"),
-)
+SOURCES = ("storage_prefill", "storage_decode", "memory", "computed")
 
 
 class Metrics:
     """One per app, with a registry of its own."""
 
     def __init__(self) -> None:
+        # A series more for each counter and histogram, which nobody reads.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        self._vllm: VllmMetrics | None = None
         self.registry = registry = CollectorRegistry()
-        self._cluster = _ClusterCollector()
+        ProcessCollector(registry=registry)  # of the gateway and, with all engines in one process, of everything
+        self._cluster = ClusterCollector()
         registry.register(self._cluster)
-        self.refusals = Refusals(registry)
+        self.refusals = RefusalCounter(registry)
         self._requests = Counter("dualpath_requests", "Requests by outcome", ["outcome"], registry=registry)
         for outcome in _OUTCOMES:
             self._requests.labels(outcome)  # shown as 0 from the start
@@ -71,6 +50,14 @@ class Metrics:
         self._phase_s = Histogram(
             "dualpath_phase_seconds", "Time in each phase", ["phase"], buckets=_PHASE_BUCKETS_S, registry=registry
         )
+        self._sources = Counter(
+            "dualpath_prompt_tokens_by_source",
+            "Prompt tokens whose KV storage gave, by the side that read it, that was there, or that was computed",
+            ["source"],
+            registry=registry,
+        )
+        for source in SOURCES:
+            self._sources.labels(source)
         self._counters = {
             "num_prompt_tokens": Counter("dualpath_prompt_tokens", "Prompt tokens", registry=registry),
             "num_hit_tokens": Counter("dualpath_hit_tokens", "Prompt tokens with stored KV", registry=registry),
@@ -79,11 +66,19 @@ class Metrics:
             "num_retries": Counter("dualpath_request_retries", "Requests resumed elsewhere", registry=registry),
         }
 
+    def name_model(self, model_name: str) -> None:
+        """Serve vLLM's names too, for this model. Once, when the model is known."""
+        self._vllm = self._cluster.vllm = VllmMetrics(self.registry, model_name)
+
     def observe(self, record: RequestRecord) -> None:
         """Called once per request, at its end."""
+        if self._vllm is not None:
+            self._vllm.observe(record)
         self._requests.labels(record.outcome).inc()
         for name, counter in self._counters.items():
             counter.inc(getattr(record, name))
+        for source, num_tokens in tokens_by_source(record).items():
+            self._sources.labels(source).inc(num_tokens)
         if record.ttft_s is not None:
             self._ttft_s.observe(record.ttft_s)
         if record.tpot_s is not None:
@@ -100,38 +95,14 @@ class Metrics:
         return generate_latest(self.registry)
 
 
-class _ClusterCollector(Collector):
-    stats: ClusterStats | None = None
+def tokens_by_source(record: RequestRecord) -> dict[str, int]:
+    """A prompt's tokens; the sum is ``num_prompt_tokens``. Hits are shared out by the bytes that each side read.
 
-    def collect(self) -> Iterator[Metric]:
-        stats = self.stats
-        if stats is None:
-            return
-        for name, field, text in _ENGINE_COUNTERS:
-            counter = CounterMetricFamily(name, text, labels=_ENGINE_LABELS)
-            yield _per_engine(counter, stats.engines, field)
-        for name, field, text in _ENGINE_GAUGES:
-            gauge = GaugeMetricFamily(name, text, labels=_ENGINE_LABELS)
-            yield _per_engine(gauge, stats.engines, field)
-        for name, field, text in _CLUSTER_GAUGES:
-            yield GaugeMetricFamily(name, text, value=getattr(stats, field))
-        yield _transfers(stats.engines)
-
-
-def _per_engine(family: CounterMetricFamily | GaugeMetricFamily, engines: Iterable[EngineStats], field: str) -> Metric:
-    for engine in engines:
-        family.add_metric((engine.role.value, engine.node_id, engine.engine_id), getattr(engine, field))
-    return family
-
-
-def _transfers(engines: Iterable[EngineStats]) -> Metric:
-    totals = {direction.value: 0 for direction in Direction}
-    for engine in engines:
-        for direction, num_bytes in engine.kv_transfer_bytes.items():
-            totals[direction] = totals.get(direction, 0) + num_bytes
-    family = CounterMetricFamily(
-        "dualpath_kv_transfer_bytes", "KV bytes between engines over the compute network", labels=("direction",)
-    )
-    for direction, num_bytes in totals.items():
-        family.add_metric((direction,), num_bytes)
-    return family
+    ``memory``: hits for which storage was not read.
+    """
+    hits = min(record.num_hit_tokens, record.num_prompt_tokens)
+    read = {side: record.storage_read_bytes.get(side, 0) for side in ("prefill", "decode")}
+    total = sum(read.values())
+    by_prefill = round(hits * read["prefill"] / total) if total else 0
+    numbers = (by_prefill, hits - by_prefill if total else 0, 0 if total else hits, record.num_prompt_tokens - hits)
+    return dict(zip(SOURCES, numbers, strict=True))

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from dualpath import __version__
 from dualpath.core.errors import DualPathError
-from dualpath.gateway.auth import require_admin, tenant_of
+from dualpath.core.ids import RequestId
+from dualpath.core.request import RecordQuery
 from dualpath.gateway.context import Gateway, json_response
-from dualpath.gateway.errors import invalid, not_ready
+from dualpath.gateway.errors import ApiError, invalid, not_ready
+from dualpath.gateway.http.auth import require_admin, tenant_of
 from dualpath.gateway.openapi import openapi_document
 
+LIVENESS_S = 4.0  # probes wait 5
 DEFAULT_RECENT, MAX_RECENT = 100, 10_000
 
 
@@ -19,10 +24,29 @@ def status_router(gateway: Gateway) -> APIRouter:
     router = APIRouter()
 
     @router.get("/health")
+    @router.get("/ping")  # SageMaker's name for it
     async def health() -> Response:
         if not gateway.backend.ready():
             raise not_ready()
         return json_response({"problems": gateway.backend.problems()})
+
+    @router.get("/liveness")
+    async def liveness() -> Response:
+        """Asks every engine's loop. Who is alive may still be unable to serve: that is for /health to say."""
+        try:
+            async with asyncio.timeout(LIVENESS_S):
+                stats = await gateway.backend.stats()
+        except (DualPathError, TimeoutError) as error:
+            raise ApiError(503, f"the cluster does not answer: {error or 'time-out'}") from None
+        if not stats.engines:
+            raise ApiError(503, "no engine answers")
+        return json_response({"engines": len(stats.engines)})
+
+    @router.get("/load")
+    async def load() -> Response:
+        """vLLM's, for balancers: requests that run or wait."""
+        stats = await gateway.backend.stats()
+        return json_response({"server_load": stats.num_running_requests + stats.num_queued_requests})
 
     @router.get("/version")
     async def version() -> Response:
@@ -42,11 +66,12 @@ def status_router(gateway: Gateway) -> APIRouter:
 
     @router.get("/v1/dualpath/requests")
     async def requests(request: Request) -> Response:
-        limit, tenant = _limit(request), tenant_of(request)
-        # A tenant's own may be far between those of others.
-        records = gateway.backend.recent(limit if tenant.is_admin else MAX_RECENT)
-        own = [record for record in records if tenant.may_see(record.request_id)]
-        return json_response({"object": "list", "data": own[:limit]})
+        request_id = request.query_params.get("request_id")
+        query = RecordQuery(
+            _limit(request), None if request_id is None else RequestId(request_id), tenant_of(request).viewer
+        )
+        found = await gateway.backend.control.records(query)
+        return json_response({"object": "list", "data": found.records, "missing": found.missing})
 
     @router.get("/v1/dualpath/stats")
     async def cluster_stats(request: Request) -> Response:

@@ -12,7 +12,7 @@ BODY_SLACK_BYTES = 1 << 20  # tools, and everything that is not the prompt
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
-    """What a client owes the server, and by when; see ``gateway.http_protocol``."""
+    """What a client owes the server, and by when; see ``gateway.http.protocol``."""
 
     max_connections: int | None = None  # half of the files that the process may open, at most 4096
     header_timeout_s: float = 10.0
@@ -32,9 +32,21 @@ class GatewaySettings:
         default=(), repr=False, metadata={"help": "accepted Bearer keys that see the requests of all"}
     )
     share_cache: bool = field(default=False, metadata={"help": "keys use KV that other keys' requests have stored"})
+    allowed_origins: tuple[str, ...] = field(
+        default=(), metadata={"help": "origins whose pages may call the API from a browser; * = all"}
+    )
+    tool_call_parser: str = field(
+        default="auto", metadata={"help": "form in which the model writes calls; auto = as its chat template says"}
+    )
+    reasoning_parser: str = field(default="auto", metadata={"help": "form of its reasoning"})
+    stream_ping_s: float = field(
+        default=5.0, metadata={"help": "a stream silent for so long gets a ping, the first with its status"}
+    )
     sampling: SamplingDefaults = field(
         default=SamplingDefaults(), metadata={"help": "how requests that do not say are sampled"}
     )
+    holds_forms: bool = field(default=True, metadata={"help": "engines hold answers to the form that is asked for"})
+    takes_seeds: bool = field(default=True, metadata={"help": "engines sample by a request's seed"})
     max_choices: int = field(default=128, metadata={"help": "most choices (prompts x n) of one HTTP request"})
     max_logprobs: int = field(default=20, metadata={"help": "most alternatives per token in logprobs"})
     max_stop_strings: int = field(default=16, metadata={"help": "most stop strings of one request"})

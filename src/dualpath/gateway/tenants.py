@@ -34,10 +34,14 @@ class Tenant:
         nonce = secrets.token_hex(_NONCE_BYTES)
         return f"{prefix}-{nonce}{self._tag(nonce)}"
 
-    def may_see(self, request_id: str) -> bool:
-        return self.is_admin or self._owns(request_id)
+    @property
+    def viewer(self) -> str | None:
+        """What this key is called between gateways, which all have the same keys; None: it sees all requests."""
+        if self.is_admin or self.digest is None:
+            return None
+        return hashlib.blake2b(self.digest, digest_size=_TAG_BYTES, person=b"dualpath viewer").hexdigest()
 
-    def _owns(self, request_id: str) -> bool:
+    def owns(self, request_id: str) -> bool:
         """Ids look like cmpl-NONCETAG or, for one of several choices, cmpl-NONCETAG-3."""
         _, _, rest = request_id.partition("-")
         nonce, tag = rest[: 2 * _NONCE_BYTES], rest[2 * _NONCE_BYTES :].partition("-")[0]
@@ -61,6 +65,12 @@ class Tenants:
         self._tenants = [
             Tenant(digest, is_admin=digest in admins, shares_cache=share_cache) for digest in sorted(admins | others)
         ]
+        self._viewers = {tenant.viewer: tenant for tenant in self._tenants}
+
+    def may_see(self, viewer: str, request_id: str) -> bool:
+        """``viewer``: ``Tenant.viewer``."""
+        tenant = self._viewers.get(viewer)
+        return tenant is not None and tenant.owns(request_id)
 
     def __bool__(self) -> bool:
         """Whether keys are asked for at all."""

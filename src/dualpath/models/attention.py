@@ -6,14 +6,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-from dualpath.models.kernels import Kernels, PagedBatch
+from dualpath.models.kernels.contract import HeadShape, Kernels, PagedBatch
+from dualpath.models.kernels.merge import Attended
 from dualpath.models.layout import GqaLayout
-from dualpath.models.merge import Attended
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,10 @@ class PagedLayer:
 class CachedAttention(Protocol):
     """A family's attention over rows in its layout. Outputs have the value head size Dv of the module."""
 
+    def shapes(self, config: Any, heads: int) -> list[HeadShape]:
+        """What kernels will be asked for, in a process with so many of the query heads of a model."""
+        ...
+
     def prefill(
         self, module: nn.Module, q: torch.Tensor, rows: torch.Tensor, num_cached: int, scores: Scores
     ) -> Attended:
@@ -56,6 +60,11 @@ class GqaAttention:
     def __init__(self, layout: GqaLayout, kernels: Kernels) -> None:
         self._layout = layout
         self._kernels = kernels
+
+    def shapes(self, config: Any, heads: int) -> list[HeadShape]:
+        layout = self._layout
+        sizes = layout.dtype, heads, layout.kv_heads, layout.head_dim, layout.head_dim
+        return [HeadShape(False, *sizes), HeadShape(True, *sizes)]
 
     def prefill(
         self, module: nn.Module, q: torch.Tensor, rows: torch.Tensor, num_cached: int, scores: Scores

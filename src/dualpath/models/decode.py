@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 from dualpath.models.attention import CachedAttention, PagedLayer, Scores
-from dualpath.models.kernels import PagedBatch
+from dualpath.models.kernels.contract import PagedBatch
 from dualpath.models.layout import KvLayout, MlaLayout, typed_pool
 from dualpath.models.seam import DecodeBatch
-from dualpath.models.step import ForwardStep, new_states_for_update
+from dualpath.models.step import ForwardStep, new_rows, new_states
 
 
-class DecodeStep(ForwardStep):
+class DecodeForwardStep(ForwardStep):
     """See ``step.ForwardStep``. B is the batch size, every query a sequence of one token."""
 
     def __init__(self, batch: DecodeBatch, pool: torch.Tensor, layout: KvLayout, attention: CachedAttention) -> None:
@@ -32,14 +32,9 @@ class DecodeStep(ForwardStep):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        new = self._layout.pack(key_states, value_states)  # [B, row_elems less the indexer's]
-        if new.shape[0] != self._paged.size or new.dtype != self._layout.dtype:
-            raise RuntimeError(f"layer {layer_idx} caches {new.dtype} {tuple(new.shape)} for {self._paged.size} tokens")
+        new = new_rows(self._layout, key_states, value_states, self._paged.size, layer_idx)
         self._write(new, layer_idx, first_elem=0)
-        states: tuple[torch.Tensor, torch.Tensor] = new_states_for_update(
-            key_states, value_states, isinstance(self._layout, MlaLayout)
-        )
-        return states
+        return new_states(self._layout, key_states, value_states)
 
     def update_indexer(
         self, indexer_key_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -49,7 +44,7 @@ class DecodeStep(ForwardStep):
         self._write(indexer_key_states[:, 0], layer_idx, first_elem=layout.row_elems - layout.index_dim)
         keys = layout.index_keys(self._pool[:, layer_idx]).index_select(0, self._paged.block_table.flatten())
         context = keys.view(self._paged.size, -1, layout.index_dim)  # [B, max_blocks * block_tokens, index_dim]
-        return context[:, : max(self._paged.length_list)]
+        return context[:, : self._paged.max_length]
 
     def attend(self, module: nn.Module, query: torch.Tensor, scores: Scores) -> tuple[torch.Tensor, torch.Tensor]:
         layer_idx = int(module.layer_idx)  # type: ignore[arg-type]
@@ -59,7 +54,7 @@ class DecodeStep(ForwardStep):
 
     def index_mask(self) -> torch.Tensor:
         """Which keys each indexer may select: bool ``[B, 1, 1, longest context]``."""
-        position = torch.arange(max(self._paged.length_list), device=self._paged.lengths.device)
+        position = torch.arange(self._paged.max_length, device=self._paged.lengths.device)
         return (position < self._paged.lengths[:, None])[:, None, None]
 
     def _write(self, new: torch.Tensor, layer_idx: int, first_elem: int) -> None:

@@ -1,7 +1,8 @@
 """Which model families can be served, and what each caches per token; everything else is refused with a reason.
 
 A family is transformers' ``model_type``. Refused although transformers runs them: rotary types whose frequencies depend
-on the length of the context (keys that are cached would no longer fit) and quantised checkpoints.
+on the length of the context (keys that are cached would no longer fit), and quantised checkpoints, unless they can be
+dequantised while they are loaded.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ GQA_FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "mixtral", "g
 MLA_FAMILIES = ("deepseek_v2", "deepseek_v3", "deepseek_v32")
 SUPPORTED_FAMILIES = GQA_FAMILIES + MLA_FAMILIES
 SPARSE_FAMILIES = ("deepseek_v32",)  # their indexer sees one sequence at a time
+SPARSE_SINCE = (5, 23)  # transformers; before, it caches expanded keys and values instead of latents
+DEQUANTISED: dict[str, tuple[str, ...]] = {"fp8": SUPPORTED_FAMILIES, "mxfp4": ("gpt_oss",)}  # by transformers
 LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 
 
@@ -42,14 +45,24 @@ def _check_config(config: dict[str, Any]) -> str:
     family = config.get("model_type")
     if not isinstance(family, str) or family not in SUPPORTED_FAMILIES:
         raise UnsupportedModelError(f"model_type {family!r} is not supported: one of {', '.join(SUPPORTED_FAMILIES)}")
-    quantised = config.get("quantization_config")
-    if quantised:
-        method = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else quantised
-        raise UnsupportedModelError(f"{method} quantised checkpoints are not supported: convert to bfloat16 first")
+    check_quantisation(config.get("quantization_config"), family)
     for rope in _rope_types(config.get("rope_parameters")) | _rope_types(config.get("rope_scaling")):
         if rope in LENGTH_DEPENDENT_ROPE:
             raise UnsupportedModelError(f"rope type {rope!r} changes with the context's length: KV cannot be reused")
     return family
+
+
+def check_quantisation(quantised: Any, family: str) -> None:
+    """Raises UnsupportedModelError for a checkpoint that transformers cannot turn into plain weights when it loads."""
+    if not quantised:
+        return
+    method = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else quantised
+    is_blockwise = method != "fp8" or bool(isinstance(quantised, dict) and quantised.get("weight_block_size"))
+    if family not in DEQUANTISED.get(str(method), ()) or not is_blockwise:
+        kinds = "fp8 in blocks, as DeepSeek's are, and mxfp4, as GPT-OSS's are"
+        raise UnsupportedModelError(
+            f"{method} quantised checkpoints of {family} are not supported, only {kinds}: convert to bfloat16 first"
+        )
 
 
 def _rope_types(parameters: Any) -> set[str]:

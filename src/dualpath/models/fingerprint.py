@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from dualpath.core.errors import UnsupportedModelError
 DIGEST_BYTES = 16
 SAMPLE_BYTES = 1024  # at the start, the middle and the end of each tensor
 BIN_SAMPLES = 4096  # evenly spread over each pickled checkpoint, which has no index to find tensors by
+_HASHED_AT_ONCE_BYTES = 16 << 20
 MAX_HEADER_BYTES = 100_000_000  # the safetensors format's own limit
 
 # Fields that describe how the file came about, or how transformers runs it, but not what it computes.
@@ -42,21 +43,23 @@ class _Digest:
         return self._hash.hexdigest()
 
 
-def fingerprint_model_dir(model_dir: Path) -> str:
+def fingerprint_model_dir(model_dir: Path, *, whole: bool = False) -> str:
     """32 hex digits for the model in ``model_dir``; the same wherever the directory lies and whenever it was written.
+
+    ``whole``: of every byte of the weights; it is another name then. A step of training may change very few.
 
     Reads config.json and every ``*.safetensors`` file, or, where there is none, every ``*.bin`` file.
     Raises UnsupportedModelError when the directory holds no readable model.
     """
-    digest = _Digest()
+    digest, take = _Digest(), _hash if whole else _sample
     try:
         digest.add(canonical_config((model_dir / "config.json").read_bytes()))
         shards = sorted(model_dir.glob("*.safetensors"))
         for shard in shards:
-            _add_safetensors(digest, shard)
+            _add_safetensors(digest, shard, take)
         checkpoints = [] if shards else sorted(model_dir.glob("*.bin"))
         for checkpoint in checkpoints:
-            _add_bin(digest, checkpoint)
+            _add_bin(digest, checkpoint, whole=whole)
     except (OSError, ValueError) as error:
         raise UnsupportedModelError(f"cannot read the model in {model_dir}: {' '.join(str(error).split())}") from error
     if not shards and not checkpoints:
@@ -69,16 +72,16 @@ def canonical_config(config_json: bytes) -> bytes:
     config = json.loads(config_json)
     if not isinstance(config, dict):
         raise ValueError("config.json is not a JSON object")
-    return json.dumps(_without_cosmetics(config), sort_keys=True, separators=(",", ":")).encode()
+    return json.dumps(without_cosmetics(config), sort_keys=True, separators=(",", ":")).encode()
 
 
-def _without_cosmetics(value: Any) -> Any:
+def without_cosmetics(value: Any) -> Any:
     if isinstance(value, dict):  # composite models nest one config in another
-        return {key: _without_cosmetics(inner) for key, inner in value.items() if key not in COSMETIC_FIELDS}
-    return [_without_cosmetics(inner) for inner in value] if isinstance(value, list) else value
+        return {key: without_cosmetics(inner) for key, inner in value.items() if key not in COSMETIC_FIELDS}
+    return [without_cosmetics(inner) for inner in value] if isinstance(value, list) else value
 
 
-def _add_safetensors(digest: _Digest, path: Path) -> None:
+def _add_safetensors(digest: _Digest, path: Path, take: Callable[[int, int, int], bytes]) -> None:
     with path.open("rb") as file:
         fd, size_bytes = file.fileno(), os.fstat(file.fileno()).st_size
         header_bytes = int.from_bytes(_read(fd, 0, 8), "little")
@@ -91,7 +94,7 @@ def _add_safetensors(digest: _Digest, path: Path) -> None:
             if not 0 <= begin <= end <= size_bytes - data_start:
                 raise ValueError(f"{path.name} is truncated: tensor {name} lies outside the file")
             digest.add(json.dumps([name, tensor["dtype"], tensor["shape"]]).encode())
-            digest.add(_sample(fd, data_start + begin, end - begin))
+            digest.add(take(fd, data_start + begin, end - begin))
 
 
 def _tensors(header: Any, file_name: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -116,11 +119,25 @@ def _sample(fd: int, start: int, num_bytes: int) -> bytes:
     return b"".join(_read(fd, start + offset, SAMPLE_BYTES) for offset in (0, middle, last))
 
 
-def _add_bin(digest: _Digest, path: Path) -> None:
+def _hash(fd: int, start: int, num_bytes: int) -> bytes:
+    """16 bytes that tell it from what it may be by accident, at the speed of memory."""
+    import xxhash  # a bare box that never updates weights has none
+
+    digest = xxhash.xxh3_128()
+    for offset in range(0, num_bytes, _HASHED_AT_ONCE_BYTES):
+        digest.update(_read(fd, start + offset, min(_HASHED_AT_ONCE_BYTES, num_bytes - offset)))
+    found: bytes = digest.digest()
+    return found
+
+
+def _add_bin(digest: _Digest, path: Path, *, whole: bool) -> None:
     """A pickle is never opened, only sampled: its size, and all of it or BIN_SAMPLES evenly spread pieces."""
     with path.open("rb") as file:
         fd, size_bytes = file.fileno(), os.fstat(file.fileno()).st_size
         digest.add(f"{path.name} {size_bytes}".encode())
+        if whole:
+            digest.add(_hash(fd, 0, size_bytes))
+            return
         if size_bytes <= BIN_SAMPLES * SAMPLE_BYTES:
             digest.add(_read(fd, 0, size_bytes))
             return

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,29 +11,64 @@ import torch
 from transformers import PreTrainedModel
 
 from dualpath.models.attention import CachedAttention, GqaAttention
-from dualpath.models.decode import DecodeStep
-from dualpath.models.kernels import Kernels
+from dualpath.models.decode import DecodeForwardStep
+from dualpath.models.decode_graphs import Capture, DecodeGraphs, capture_for, try_capture
+from dualpath.models.fingerprint import without_cosmetics
+from dualpath.models.kernels.contract import Kernels
 from dualpath.models.layout import GqaLayout, KvLayout, MlaLayout
 from dualpath.models.mla import MlaAttention
 from dualpath.models.prefill import PrefillStep
-from dualpath.models.seam import DecodeBatch, LayerStream, ModelSpec, PrefillItem
+from dualpath.models.seam import DecodeBatch, GraphLimits, LayerStream, ModelSpec, PrefillItem
 from dualpath.models.step import STEP_KEYWORD, ForwardStep
+
+_NO_COMPUTATION = {"architectures", "dtype", "torch_dtype", "use_cache", "quantization_config"}  # of config.json
 
 
 class HfModel:
     """See ``seam.Model``. The transformers model must use ``step.ATTENTION_NAME`` as its attention implementation."""
 
-    def __init__(self, spec: ModelSpec, model: PreTrainedModel, layout: KvLayout, kernels: Kernels) -> None:
-        self._spec = spec
+    def __init__(
+        self, spec: ModelSpec, model: PreTrainedModel, layout: KvLayout, kernels: Kernels, world: int = 1
+    ) -> None:
+        """``world``: processes that share its heads."""
+        self._spec, self._world = spec, world
         self._model = model
         self._layout = layout
+        self._graphs: DecodeGraphs | None = None
         self._kernels = kernels
         self._attention = _attention_for(layout, kernels)
         self._sparse = isinstance(layout, MlaLayout) and layout.index_dim > 0
+        shapes = self._attention.shapes(model.config, model.config.num_attention_heads // world)
+        self.kernel_paths = kernels.prepare(shapes)  # by shape; tried now, while there is memory
 
     def share(self) -> HfModel:
         """The same weights for another worker thread: a forward's state lives in its step object, not in here."""
-        return HfModel(self._spec, self._model, self._layout, self._kernels)
+        return HfModel(self._spec, self._model, self._layout, self._kernels, self._world)
+
+    def overwrite(self, other: HfModel) -> None:
+        """Our weights, in place, by those of a model of the same kind on any device. Blocks; no forward is running."""
+        own, new = self._model.state_dict(), other._model.state_dict()
+        with torch.no_grad():
+            for name, tensor in own.items():
+                tensor.copy_(new[name])
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # forwards have streams of their own
+
+    def with_spec(self, spec: ModelSpec) -> HfModel:
+        """The same, what was captured included, where the weights are others now."""
+        other = copy.copy(self)
+        other._spec = spec
+        return other
+
+    def tensors(self) -> dict[str, torch.Size]:
+        """Names and shapes of its weights."""
+        return {name: tensor.shape for name, tensor in self._model.state_dict().items()}
+
+    def config(self) -> dict[str, Any]:
+        """What it computes by beside its weights: rotary positions, windows, norms."""
+        found = json.loads(self._model.config.to_json_string(use_diff=False))
+        kept: dict[str, Any] = without_cosmetics({k: v for k, v in found.items() if k not in _NO_COMPUTATION})
+        return kept
 
     @property
     def spec(self) -> ModelSpec:
@@ -53,19 +90,33 @@ class HfModel:
 
     def decode(self, batch: DecodeBatch, pool: torch.Tensor) -> torch.Tensor:
         with torch.inference_mode():
-            step = DecodeStep(batch, pool, self._layout, self._attention)
-            mask = step.index_mask() if self._sparse else None
-            logits = self._forward(step, batch.token_ids[:, None], batch.positions[:, None], mask, 0)[:, -1]
+            logits = None if self._graphs is None else self._graphs.run(batch, pool)
+            if logits is None:
+                logits = self._decode(batch, pool)
         return _normal_float32(logits)
+
+    def capture_decode(self, pool: torch.Tensor, limits: GraphLimits, capture: Capture | None = None) -> bool:
+        """See ``seam.CapturesDecode``. ``capture``: the device's own unless given."""
+        with torch.inference_mode():
+            found = capture or capture_for(self.device)
+            if found is not None:
+                self._graphs = try_capture(self._spec.family, self._decode, pool, limits, found)
+        return self._graphs is not None
+
+    def _decode(self, batch: DecodeBatch, pool: torch.Tensor) -> torch.Tensor:
+        step = DecodeForwardStep(batch, pool, self._layout, self._attention)
+        mask = step.index_mask() if self._sparse else None
+        return self._forward(step, batch.token_ids[:, None], batch.positions[:, None], mask, 0)[:, -1]
 
     def _prefill(self, items: Sequence[PrefillItem], stream: LayerStream) -> torch.Tensor:
         step = PrefillStep(items, stream, self._layout, self._attention)
         token_ids = [token for item in items for token in item.token_ids]
         positions = [item.num_cached + i for item in items for i in range(len(item.token_ids))]
-        last, ends = -1, []
+        last = -1
+        ends: list[int] = []
         for item in items:
             last += len(item.token_ids)
-            ends.append(last)
+            ends += range(last + 1 - item.num_logits, last + 1)
         mask = self._causal_mask(items[0]) if self._sparse else None
         return self._forward(step, self._ids([token_ids]), self._ids([positions]), mask, self._ids(ends))[0]
 
@@ -105,6 +156,8 @@ class HfModel:
         for item in items:
             if not item.token_ids or item.num_cached < 0 or item.row_start < 0:
                 raise ValueError("a prefill item needs a new token, and no negative counts")
+            if not 1 <= item.num_logits <= len(item.token_ids):
+                raise ValueError("logits come after new tokens, at least after the last")
 
 
 def _normal_float32(logits: torch.Tensor) -> torch.Tensor:

@@ -25,16 +25,16 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from transformers.utils import logging as transformers_logging
 
 from dualpath.core.errors import ConfigError
-from dualpath.models.init_config import FAMILIES, Sizes, family_config
+from dualpath.models.init_config import FAMILIES, ModelSizes, family_config
 from dualpath.models.init_tokenizer import EOS_ID, PAD_ID, byte_tokenizer
 
 __all__ = ["FAMILIES", "PRESETS", "init_model"]
 
-PRESETS: dict[str, Sizes] = {
+PRESETS: dict[str, ModelSizes] = {
     # Seconds to test, fractions of a second to make: a few MB.
-    "tiny": Sizes(4, 128, 4, 2, 32, 256, vocab_size=264, max_context_tokens=32768),
+    "tiny": ModelSizes(4, 128, 4, 2, 32, 256, vocab_size=264, max_context_tokens=32768),
     # For demos and benchmarks: llama and qwen3 weigh 85 MB in fp32 and cache 32 KiB a token (64 MiB for 2,048 tokens).
-    "demo": Sizes(8, 512, 8, 8, 64, 1024, vocab_size=264, max_context_tokens=32768),
+    "demo": ModelSizes(8, 512, 8, 8, 64, 1024, vocab_size=264, max_context_tokens=32768),
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

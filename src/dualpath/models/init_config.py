@@ -19,7 +19,7 @@ INDEX_HEADS = 32  # with fewer heads random indexers produce exact ties (all ReL
 
 
 @dataclass(frozen=True, slots=True)
-class Sizes:
+class ModelSizes:
     """The common dimensions of a model; families derive the rest from them."""
 
     layers: int
@@ -44,7 +44,7 @@ class Sizes:
             raise ConfigError(f"vocab_size must be at least {VOCAB_SIZE} (bytes and specials), not {self.vocab_size}")
 
 
-def _base(sizes: Sizes) -> dict[str, Any]:
+def _base(sizes: ModelSizes) -> dict[str, Any]:
     return {
         "num_hidden_layers": sizes.layers,
         "hidden_size": sizes.hidden,
@@ -59,31 +59,31 @@ def _base(sizes: Sizes) -> dict[str, Any]:
     }
 
 
-def _gqa(sizes: Sizes) -> dict[str, Any]:
+def _gqa(sizes: ModelSizes) -> dict[str, Any]:
     return {**_base(sizes), "num_key_value_heads": sizes.kv_heads, "head_dim": sizes.head_dim}
 
 
-def _qwen2(sizes: Sizes) -> dict[str, Any]:
+def _qwen2(sizes: ModelSizes) -> dict[str, Any]:
     if sizes.heads * sizes.head_dim != sizes.hidden:
         raise ConfigError(f"qwen2 has no head_dim of its own: heads x head_dim must be hidden ({sizes.hidden})")
     return {**_base(sizes), "num_key_value_heads": sizes.kv_heads}
 
 
-def _mistral(sizes: Sizes) -> dict[str, Any]:
+def _mistral(sizes: ModelSizes) -> dict[str, Any]:
     return {**_gqa(sizes), "sliding_window": SLIDING_WINDOW}
 
 
-def _qwen3_moe(sizes: Sizes) -> dict[str, Any]:
+def _qwen3_moe(sizes: ModelSizes) -> dict[str, Any]:
     moe = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": max(8, sizes.intermediate // 4)}
     return {**_gqa(sizes), **moe, "norm_topk_prob": True}
 
 
-def _mixtral(sizes: Sizes) -> dict[str, Any]:
+def _mixtral(sizes: ModelSizes) -> dict[str, Any]:
     experts = {"num_local_experts": 4, "num_experts_per_tok": 2}
     return {**_gqa(sizes), **experts, "intermediate_size": max(8, sizes.intermediate // 2), "sliding_window": None}
 
 
-def _gpt_oss(sizes: Sizes) -> dict[str, Any]:
+def _gpt_oss(sizes: ModelSizes) -> dict[str, Any]:
     original = min(4096, sizes.max_context_tokens)
     rope = {
         "rope_type": "yarn",
@@ -105,7 +105,7 @@ def _gpt_oss(sizes: Sizes) -> dict[str, Any]:
     }
 
 
-def _mla(sizes: Sizes) -> dict[str, Any]:
+def _mla(sizes: ModelSizes) -> dict[str, Any]:
     """Latent attention: the cached row is the latent and one rotary key, so kv_heads does not apply."""
     return {
         **_base(sizes),
@@ -124,21 +124,21 @@ def _mla(sizes: Sizes) -> dict[str, Any]:
     }
 
 
-def _deepseek_v2(sizes: Sizes) -> dict[str, Any]:
+def _deepseek_v2(sizes: ModelSizes) -> dict[str, Any]:
     return {**_mla(sizes), "q_lora_rank": None, "topk_method": "greedy"}  # no low-rank query, as in V2-Lite
 
 
-def _deepseek_v3(sizes: Sizes) -> dict[str, Any]:
+def _deepseek_v3(sizes: ModelSizes) -> dict[str, Any]:
     return {**_mla(sizes), "n_group": 4, "topk_group": 2, "routed_scaling_factor": 1.0}
 
 
-def _deepseek_v32(sizes: Sizes) -> dict[str, Any]:
+def _deepseek_v32(sizes: ModelSizes) -> dict[str, Any]:
     rope = max(4, sizes.head_dim // 2)  # the indexer rotates the first rope dimensions of its heads
     indexer = {"index_topk": INDEX_TOPK, "index_n_heads": INDEX_HEADS, "index_head_dim": max(32, 2 * rope)}
     return {**_deepseek_v3(sizes), **indexer}
 
 
-_CONFIGS: dict[str, Callable[[Sizes], dict[str, Any]]] = {
+_CONFIGS: dict[str, Callable[[ModelSizes], dict[str, Any]]] = {
     "llama": _gqa,
     "mistral": _mistral,
     "qwen2": _qwen2,
@@ -154,7 +154,7 @@ _CONFIGS: dict[str, Callable[[Sizes], dict[str, Any]]] = {
 FAMILIES: tuple[str, ...] = tuple(_CONFIGS)
 
 
-def family_config(family: str, sizes: Sizes, overrides: dict[str, Any]) -> dict[str, Any]:
+def family_config(family: str, sizes: ModelSizes, overrides: dict[str, Any]) -> dict[str, Any]:
     """Config fields of ``family`` at ``sizes``; ``overrides`` are transformers' own field names and win."""
     if family not in _CONFIGS:
         raise ConfigError(f"unknown model family {family!r}: one of {', '.join(FAMILIES)}")

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from dualpath.core.errors import ConfigError, UnsupportedModelError
-from dualpath.models.families import SPARSE_FAMILIES, check_model_dir, layout_of, one_line
+from dualpath.models.dequantise import blocks_of_one_size, dequantising
+from dualpath.models.families import SPARSE_FAMILIES, SPARSE_SINCE, check_model_dir, layout_of, one_line
 from dualpath.models.hf_model import HfModel
-from dualpath.models.kernels import select_kernels
+from dualpath.models.kernels.select import select_kernels
 from dualpath.models.layout import KvLayout, row_bytes
 from dualpath.models.seam import ModelSpec
 from dualpath.models.step import ATTENTION_NAME
@@ -36,10 +39,11 @@ def load_model(
     path = Path(model_dir)
     _check_dtype(dtype)
     family = check_model_dir(path)
+    check_transformers(family)
     target = _device(device)
     config = read(lambda: AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False), path)
     kind = torch_dtype(dtype, config)
-    model = load_weights(path, kind)
+    model = load_weights(path, kind, **straight_to(target))
     model.to(target)  # type: ignore[arg-type]  # its decorator hides the overloads
     layout = layout_of(config, kind)
     if fingerprint is None:
@@ -48,6 +52,13 @@ def load_model(
         fingerprint = fingerprint_model_dir(path)
     spec = model_spec(name or path.resolve().name, family, fingerprint, model, layout)
     return HfModel(spec, model, layout, select_kernels(target))
+
+
+def check_transformers(family: str, version: str = transformers.__version__) -> None:
+    """Raises UnsupportedModelError for a family that this release of transformers caches otherwise."""
+    if family in SPARSE_FAMILIES and tuple(int(part) for part in version.split(".")[:2]) < SPARSE_SINCE:
+        needed = ".".join(map(str, SPARSE_SINCE))
+        raise UnsupportedModelError(f"{family} needs transformers {needed} or newer, here is {version}")
 
 
 def model_spec(name: str, family: str, fingerprint: str, model: PreTrainedModel, layout: KvLayout) -> ModelSpec:
@@ -60,10 +71,24 @@ def model_spec(name: str, family: str, fingerprint: str, model: PreTrainedModel,
         bytes_per_token_layer=row_bytes(layout),
         kv_dtype=layout.dtype,
         vocab_size=config.vocab_size,
-        max_context_tokens=config.max_position_embeddings,
+        max_context_tokens=max_context_tokens(config),
         eos_token_ids=_eos_token_ids(model.generation_config, config),
         max_requests_per_forward=1 if family in SPARSE_FAMILIES else None,
     )
+
+
+def max_context_tokens(config: Any) -> int:
+    """What the positions reach, in tokens: scaled ones (YaRN, linear) reach further than the model was trained for."""
+    limit = int(config.max_position_embeddings)
+    rope = getattr(config, "rope_parameters", None)
+    if not isinstance(rope, dict) or not isinstance(rope.get("factor"), int | float):
+        return limit
+    if rope.get("rope_type") == "linear":
+        return max(limit, int(limit * rope["factor"]))
+    if rope.get("rope_type") == "yarn":
+        original = rope.get("original_max_position_embeddings") or limit
+        return max(limit, int(original * rope["factor"]))
+    return limit
 
 
 def _eos_token_ids(generation: GenerationConfig | None, config: Any) -> tuple[int, ...]:
@@ -74,23 +99,31 @@ def _eos_token_ids(generation: GenerationConfig | None, config: Any) -> tuple[in
     return ()
 
 
+def straight_to(device: torch.device) -> dict[str, Any]:
+    """What has transformers read weights right to a device, which it does with accelerate only."""
+    return {"device_map": {"": device}} if device.type != "cpu" and find_spec("accelerate") is not None else {}
+
+
 def load_weights(path: Path, dtype: torch.dtype, **options: Any) -> PreTrainedModel:
     """Refuse incomplete checkpoints: transformers would fill the gaps with random numbers and only warn.
 
     ``options`` are ``from_pretrained``'s.
     """
-    model, report = read(
-        lambda: AutoModelForCausalLM.from_pretrained(
+    if (quantised := dequantising(path)) is not None:
+        options["quantization_config"] = quantised
+    with blocks_of_one_size(quantised):
+        model, report = read(
+            lambda: AutoModelForCausalLM.from_pretrained(
+                path,
+                dtype=dtype,
+                local_files_only=True,
+                trust_remote_code=False,  # unset, transformers would ask whoever sits at the terminal
+                attn_implementation=ATTENTION_NAME,
+                output_loading_info=True,
+                **options,
+            ),
             path,
-            dtype=dtype,
-            local_files_only=True,
-            trust_remote_code=False,  # unset, transformers would ask whoever sits at the terminal
-            attn_implementation=ATTENTION_NAME,
-            output_loading_info=True,
-            **options,
-        ),
-        path,
-    )
+        )
     missing = sorted(report["missing_keys"])
     if missing:
         raise UnsupportedModelError(f"{path} lacks {len(missing)} weights, the first is {missing[0]}")

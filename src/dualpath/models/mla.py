@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from dualpath.models.attention import PagedLayer, Scores
-from dualpath.models.kernels import Kernels
+from dualpath.models.kernels.contract import HeadShape, Kernels
+from dualpath.models.kernels.merge import Attended, merge_two
+from dualpath.models.kernels.plain import query_chunk
 from dualpath.models.layout import MlaLayout
-from dualpath.models.merge import Attended, merge_two
 
 EXPAND_ROWS = 2048  # history rows expanded at a time: bounds memory to [2048, Hq, Dk + Dv]
 
@@ -30,13 +31,23 @@ class MlaAttention:
         self._layout = layout
         self._kernels = kernels
 
+    def shapes(self, config: Any, heads: int) -> list[HeadShape]:
+        """Expanded prefill, absorbed prefill, absorbed decode."""
+        dtype, cached = self._layout.dtype, self._layout.latent_dim + self._layout.rope_dim
+        expanded = max(config.qk_nope_head_dim + config.qk_rope_head_dim, config.v_head_dim)
+        return [
+            HeadShape(False, dtype, heads, heads, expanded, expanded),
+            HeadShape(False, dtype, heads, 1, cached, cached),
+            HeadShape(True, dtype, heads, 1, cached, self._layout.latent_dim),
+        ]
+
     def prefill(
         self, module: nn.Module, q: torch.Tensor, rows: torch.Tensor, num_cached: int, scores: Scores
     ) -> Attended:
         up = _UpProjection.of(module)
         if scores.selected is not None and scores.selected.shape[-1] < rows.shape[0]:
             return self._prefill_sparse(up, q, rows, num_cached, scores)
-        if q.shape[1] >= up.expand_from_queries(self._layout):
+        if self._kernels.lacks_wide_heads(q.dtype) or q.shape[1] >= up.expand_from_queries(self._layout):
             return self._prefill_expanded(up, q, rows, num_cached, scores.scale)
         k, v = self._layout.split(rows)
         out, lse = self._kernels.attend_causal(up.absorb(q), k, v, num_cached, None, scores.scale)
@@ -45,26 +56,34 @@ class MlaAttention:
     def decode(self, module: nn.Module, q: torch.Tensor, layer: PagedLayer, scores: Scores) -> Attended:
         up = _UpProjection.of(module)
         absorbed = up.absorb(q.transpose(0, 1)).transpose(0, 1)  # [B, Hq, latent + rope]
-        if scores.selected is not None and scores.selected.shape[-1] < max(layer.batch.length_list):
+        if scores.selected is not None and scores.selected.shape[-1] < layer.batch.max_length:
             out, lse = self._decode_sparse(absorbed, layer, scores.selected[:, 0].long(), scores.scale)
         else:
+            pages, value_dim = layer.pages, self._layout.latent_dim
             out, lse = self._kernels.attend_paged(
-                absorbed, layer.pages, self._layout.split, layer.batch, None, scores.scale
+                absorbed, pages, self._layout.split, layer.batch, None, scores.scale, value_dim
             )
         return up.values(out), lse
 
     def _prefill_sparse(
         self, up: _UpProjection, q: torch.Tensor, rows: torch.Tensor, num_cached: int, scores: Scores
     ) -> Attended:
+        """A few queries at a time: the scores of all would be gigabytes."""
         assert scores.selected is not None
-        visible = torch.zeros((1, q.shape[1], rows.shape[0]), dtype=torch.bool, device=q.device)
-        visible.scatter_(-1, scores.selected.long(), True)
-        # An early query has fewer visible keys than the indexer selects: the rest of its selection is in its future.
-        position = torch.arange(rows.shape[0], device=q.device)
-        visible &= position <= position[num_cached:, None]
         k, v = self._layout.split(rows)
-        out, lse = self._kernels.attend_visible(up.absorb(q)[None], k[None], v[None], visible, scores.scale)
-        return up.values(out[0]), lse[0]
+        position = torch.arange(rows.shape[0], device=q.device)
+        outs, lses, chunk = [], [], query_chunk(q.shape[0], rows.shape[0])
+        for start in range(0, q.shape[1], chunk):
+            selected = scores.selected[:, start : start + chunk].long()
+            visible = torch.zeros((*selected.shape[:2], rows.shape[0]), dtype=torch.bool, device=q.device)
+            visible.scatter_(-1, selected, True)
+            # An early query has fewer visible keys than the indexer selects: the rest of those are in its future.
+            visible &= position <= position[num_cached + start :][: selected.shape[1], None]
+            absorbed = up.absorb(q[:, start : start + chunk])
+            out, lse = self._kernels.attend_visible(absorbed[None], k[None], v[None], visible, scores.scale)
+            outs.append(up.values(out[0]))
+            lses.append(lse[0])
+        return torch.cat(outs), torch.cat(lses)
 
     def _prefill_expanded(
         self, up: _UpProjection, q: torch.Tensor, rows: torch.Tensor, num_cached: int, scale: float

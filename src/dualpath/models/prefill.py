@@ -16,7 +16,7 @@ from torch import nn
 from dualpath.models.attention import CachedAttention, Scores
 from dualpath.models.layout import KvLayout, MlaLayout, typed_rows
 from dualpath.models.seam import LayerStream, PrefillItem
-from dualpath.models.step import ForwardStep, new_states_for_update
+from dualpath.models.step import ForwardStep, new_rows, new_states
 
 
 class PrefillStep(ForwardStep):
@@ -36,15 +36,10 @@ class PrefillStep(ForwardStep):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        new = self._layout.pack(key_states, value_states)  # [T, row_elems less the indexer's]
-        if new.shape[0] != self._num_new or new.dtype != self._layout.dtype:
-            raise RuntimeError(f"layer {layer_idx} caches {new.dtype} {tuple(new.shape)} for {self._num_new} tokens")
+        new = new_rows(self._layout, key_states, value_states, self._num_new, layer_idx)
         self._rows = typed_rows(self._stream.acquire(layer_idx), self._layout)
         self._write(new, first_elem=0)
-        states: tuple[torch.Tensor, torch.Tensor] = new_states_for_update(
-            key_states, value_states, isinstance(self._layout, MlaLayout)
-        )
-        return states
+        return new_states(self._layout, key_states, value_states)
 
     def update_indexer(
         self, indexer_key_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any

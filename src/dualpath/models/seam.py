@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
 from dualpath.core.geometry import KvGeometry
+from dualpath.core.weights import Weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,7 @@ class PrefillItem:
     token_ids: Sequence[int]  # the new tokens, at least one
     num_cached: int  # tokens of history before them, any number >= 0
     row_start: int  # first workspace row of the request, a multiple of block_tokens
+    num_logits: int = 1  # of the last new tokens: what may come after each is wanted; at least 1
 
 
 class LayerStream(Protocol):
@@ -75,6 +77,43 @@ class DecodeBatch:
     position_list: Sequence[int]  # positions as Python ints
 
 
+@dataclass(frozen=True, slots=True)
+class GraphLimits:
+    """What decode graphs must do for."""
+
+    max_requests: int
+    max_blocks: int  # of one request
+    block_tokens: int
+    scratch_block: int  # of the pool, nobody's: rows that pad a batch write there
+
+
+@runtime_checkable
+class CapturesDecode(Protocol):
+    """A model whose decode steps can be captured in graphs."""
+
+    def capture_decode(self, pool: torch.Tensor, limits: GraphLimits) -> bool:
+        """Capture steps over this pool, which ``decode`` takes from then on. False: it could not be, and a warning
+        has said why. Model thread, before the first step."""
+        ...
+
+
+class WeightUpdates(Protocol):
+    """Other weights for the models of a process, loaded beside those in use. Any thread; all of it blocks."""
+
+    def load(self, weights: Weights) -> str:
+        """Returns their fingerprint. Raises ConfigError where they cannot take the place of those in use."""
+        ...
+
+    def take(self, weights: Weights, model: Model) -> Model:
+        """``model`` with the loaded weights, for one engine: on its model thread, while no forward runs.
+
+        Raises ConfigError where they have not been loaded.
+        """
+        ...
+
+    def drop(self, weights: Weights) -> None: ...
+
+
 class Model(Protocol):
     """A loaded model. Not thread-safe: one worker thread per model. Loading is ``dualpath.models.load``."""
 
@@ -93,8 +132,8 @@ class Model(Protocol):
         """Run one packed forward over all items' new tokens.
 
         Calls ``stream.acquire(l)`` and ``stream.release(l)`` exactly once for l = 0..num_layers-1, in order.
-        Returns float32 logits ``[len(items), vocab_size]`` after each item's last new token. If the forward or the
-        stream raises, the exception propagates and the model remains usable.
+        Returns float32 logits ``[rows, vocab_size]`` after each item's last ``num_logits`` new tokens, item by item. If
+        the forward or the stream raises, the exception propagates and the model remains usable.
         """
         ...
 

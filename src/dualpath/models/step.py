@@ -15,7 +15,8 @@ from torch import nn
 from transformers import AttentionInterface, Cache
 
 from dualpath.models.attention import Scores
-from dualpath.models.merge import apply_sinks
+from dualpath.models.kernels.merge import apply_sinks
+from dualpath.models.layout import KvLayout, MlaLayout
 
 ATTENTION_NAME = "dualpath"
 STEP_KEYWORD = "dualpath_step"
@@ -72,8 +73,20 @@ def _attention(
 AttentionInterface.register(ATTENTION_NAME, _attention)
 
 
-def new_states_for_update(key_states: torch.Tensor, value_states: torch.Tensor, latent: bool) -> Any:
+def new_rows(
+    layout: KvLayout, key_states: torch.Tensor, value_states: torch.Tensor, num_tokens: int, layer_idx: int
+) -> torch.Tensor:
+    """What ``update`` is given, as ``[num_tokens, row_elems less the indexer's]``. Raises RuntimeError for others."""
+    new = layout.pack(key_states, value_states)
+    if new.shape[0] != num_tokens or new.dtype != layout.dtype:
+        raise RuntimeError(f"layer {layer_idx} caches {new.dtype} {tuple(new.shape)} for {num_tokens} tokens")
+    return new
+
+
+def new_states(
+    layout: KvLayout, key_states: torch.Tensor, value_states: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """What ``update`` returns. Latent families expand it to keys and values of all heads: give them only one token."""
-    if latent:
+    if isinstance(layout, MlaLayout):
         return key_states[:1, :, :1], value_states[:1, :, :1]
     return key_states, value_states

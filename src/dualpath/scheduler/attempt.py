@@ -1,33 +1,31 @@
-"""One attempt of a request on a pair of engines, from reservation to the last token: steps 1 to 6 of engine.api."""
+"""One attempt of a request on a pair of engines, from reservation to the last token: steps 1 to 6 of protocol.api."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from dualpath.core.errors import EngineGoneError, EngineLostError
 from dualpath.core.ids import BlockKey, EngineId, PeerId
-from dualpath.core.keys import Namespace
+from dualpath.core.keys import KnownPrefixes, Namespace
 from dualpath.core.phase import Phase
-from dualpath.core.plan import ReadPlan
 from dualpath.core.request import Request, TokenEvent
-from dualpath.engine.api import (
+from dualpath.core.weights import WeightEpoch
+from dualpath.protocol.api import (
     DecodeEngineClient,
     DecodeOrder,
     DecodeStep,
     PrefillEngineClient,
     PrefillOrder,
 )
-from dualpath.scheduler.accounts import Accounts
-from dualpath.scheduler.blocks import Hits, WriteLedger
+from dualpath.scheduler.blocks import BlockHashes
 from dualpath.scheduler.config import SchedulerConfig
+from dualpath.scheduler.desk.api import DeskClient, links
 from dualpath.scheduler.engine_call import EngineFailure, EngineStream, ask
-from dualpath.scheduler.health import Health
+from dualpath.scheduler.gate import Gate
 from dualpath.scheduler.holding import Hold
 from dualpath.scheduler.job import Job
-from dualpath.scheduler.path_choice import PathQuestion, path_policy
-from dualpath.scheduler.placer import Placer
 from dualpath.scheduler.reading import HitRead, HitReader, is_lost
 
 
@@ -43,9 +41,11 @@ class Attempt:
     task: asyncio.Task[None]
     prefill_peer: PeerId  # the incarnations that this attempt is about
     decode_peer: PeerId
-    connection: int  # of the two, as it was placed: dualpath.scheduler.peering
-    ledger: WriteLedger
+    version: str  # of the weights that make its next token
+    root: BlockKey  # of its blocks
+    namespace_digest: bytes
     decode_slots: tuple[int, ...] = ()
+    parents: dict[BlockKey, BlockKey] = field(default_factory=dict)  # of blocks, where only the engine knows them
     lost: EngineFailure | None = None  # why it was cancelled from outside
     needs_prefill: bool = True
     is_decoding: bool = False
@@ -54,6 +54,10 @@ class Attempt:
     def engine_ids(self) -> tuple[EngineId, ...]:
         decode_id = self.decode.info.engine_id
         return (self.prefill.info.engine_id, decode_id) if self.needs_prefill else (decode_id,)
+
+    def parent(self, key: BlockKey) -> BlockKey | None:
+        """The block before it; None: it is no block of the request's."""
+        return self.parents.get(key) or self.job.block_hashes.parent(key)
 
     def check(self) -> None:
         """Whoever is asked next must be the incarnation that this attempt is about: its hold knows no other."""
@@ -66,17 +70,22 @@ class Attempt:
 class Steps:
     """What all attempts share. Event loop only."""
 
-    placer: Placer
-    accounts: Accounts
-    hits: Hits
-    namespace: Namespace
+    desk: DeskClient
+    namespace: Namespace  # of the weights that engines were started with
     config: SchedulerConfig
-    health: Health
-    on_stored: Callable[[], None]  # blocks were published, or could not be written: the store may be too large, or full
-    num_planned: int = 0
+    gate: Gate
+    known_prefixes: KnownPrefixes
+
+    def name_blocks(self, job: Job, epoch: WeightEpoch) -> None:
+        """Name the job's blocks, those of its answer so far included, as they are where it is served now."""
+        if job.epoch != epoch:
+            tokens = (*job.request.prompt_token_ids, *(() if job.request.is_opaque else job.generated))
+            root = epoch.root(self.namespace, job.request.cache_salt)
+            job.block_hashes = BlockHashes(root, tokens, self.namespace.geometry.block_tokens, self.known_prefixes)
+            job.epoch = epoch
 
     async def run(self, attempt: Attempt) -> None:
-        """The numbers are those of dualpath.engine.api. Raises EngineFailure where another attempt may succeed."""
+        """The numbers are those of dualpath.protocol.api. Raises EngineFailure where another attempt may succeed."""
         job = attempt.job
         job.enter(Phase.PLACED)
         hit = await self._load_hit(attempt)  # 1 to 4
@@ -89,30 +98,33 @@ class Steps:
     def _keys(self, attempt: Attempt) -> tuple[BlockKey, ...]:
         """Of the prompt's Full Blocks."""
         num_blocks = self.namespace.geometry.full_blocks_in(len(attempt.request.prompt_token_ids))
-        return tuple(attempt.job.chain.keys[:num_blocks])
+        return tuple(attempt.job.block_hashes.keys[:num_blocks])
 
     # -- 1 to 4: the stored part of the prompt ------------------------------------------------------------------------
 
     async def _load_hit(self, attempt: Attempt) -> HitRead:
-        candidates = self._candidates(attempt)
-        with self.hits.pinned(candidates):
-            keys = await self.hits.durable(candidates)
+        request_id = attempt.request.request_id
+        try:
+            keys = await self._look_up(attempt)
             await self._reserve_decode(attempt)
-            reader = self._plan_reading(attempt, keys)
-            try:
-                return await self._read(attempt, reader, len(keys))
-            finally:
-                reader.close()
+            reader = await self._plan_reading(attempt, keys)
+            return await self._read(attempt, reader, len(keys))
+        finally:
+            self.desk.reading_over(request_id)
 
-    def _candidates(self, attempt: Attempt) -> tuple[BlockKey, ...]:
-        """Blocks to read; none where that has just come to nothing."""
-        job = attempt.job
-        candidates = self.hits.candidates(job.chain, len(attempt.request.prompt_token_ids))
-        if not job.recomputes:
-            return candidates
-        job.recomputes = False
-        job.record.num_recomputed_blocks += len(candidates)
-        return ()
+    async def _look_up(self, attempt: Attempt) -> Sequence[BlockKey]:
+        """Blocks to read: at least one token is left to compute, as its logits are needed. None where reading them has
+        just come to nothing."""
+        job, request = attempt.job, attempt.request
+        if request.sampling.num_prompt_logprobs is not None:
+            return ()  # what was not computed has none
+        most = (len(request.prompt_token_ids) - 1) // self.namespace.geometry.block_tokens
+        keys = tuple(job.block_hashes.keys[:most])
+        if job.recomputes:
+            job.recomputes = False
+            job.record.num_recomputed_blocks += await self.desk.count_known(keys)
+            return ()
+        return keys[: await self.desk.look_up(request.request_id, keys)]
 
     async def _reserve_decode(self, attempt: Attempt) -> None:
         attempt.check()
@@ -121,22 +133,9 @@ class Steps:
         reserve = engine.reserve(request.request_id, num_slots)
         attempt.decode_slots = await ask(engine.info.engine_id, reserve, self.config.reserve_timeout_s)
 
-    def _plan_reading(self, attempt: Attempt, keys: Sequence[BlockKey]) -> HitReader:
-        """Choose the path as late as possible, and count the shares as queued from this moment on."""
-        prefill_node, decode_node = attempt.prefill.info.node_id, attempt.decode.info.node_id
-        question = PathQuestion(
-            num_hit_blocks=len(keys),
-            block_tokens=self.namespace.geometry.block_tokens,
-            prefill_queue_tokens=self.accounts.read_queue_tokens(prefill_node),
-            decode_queue_tokens=self.accounts.read_queue_tokens(decode_node),
-            prefill_rate=self.config.nic_rate(prefill_node),
-            decode_rate=self.config.nic_rate(decode_node),
-            sequence=self.num_planned,
-            prefill_is_stalled=self.health.is_stalled(prefill_node),
-            decode_is_stalled=self.health.is_stalled(decode_node),
-        )
-        plan: ReadPlan = path_policy(self.config.path_policy)(question)
-        self.num_planned += 1 if keys else 0
+    async def _plan_reading(self, attempt: Attempt, keys: Sequence[BlockKey]) -> HitReader:
+        """The path is chosen as late as possible."""
+        plan = await self.desk.plan_reading(attempt.request.request_id, len(keys))
         if not attempt.job.generated:  # a resumed request's record keeps telling of its prompt
             attempt.job.record.path = plan.path
         return HitReader(
@@ -145,10 +144,11 @@ class Steps:
             plan,
             attempt.prefill,
             attempt.decode,
-            self.accounts,
+            self.desk,
             self.namespace.geometry.block_tokens,
             self.config.read_timeout_s,
             attempt.check,
+            attempt.namespace_digest,
         )
 
     async def _read(self, attempt: Attempt, reader: HitReader, num_stored: int) -> HitRead:
@@ -167,10 +167,11 @@ class Steps:
         finally:
             for role, num_bytes in reader.num_bytes.items():
                 job.record.storage_read_bytes[role.value] += num_bytes
-            self.placer.wake()  # reading queues are shorter now
-        attempt.decode_slots = tuple(hit.moved_slots.get(i, slot) for i, slot in enumerate(attempt.decode_slots))
-        for index in sorted(hit.gone, reverse=True):  # leaves first
-            self.hits.index.forget(reader.keys[index])
+            self.desk.reads_ended(attempt.request.request_id)
+        if hit.moved_slots:
+            attempt.decode_slots = tuple(hit.moved_slots.get(i, slot) for i, slot in enumerate(attempt.decode_slots))
+        if hit.gone:
+            self.desk.blocks_gone(tuple(reader.keys[index] for index in sorted(hit.gone, reverse=True)))
         if not job.generated:
             job.record.num_hit_tokens = hit.num_hit_blocks * self.namespace.geometry.block_tokens
         job.record.num_recomputed_blocks += num_stored - hit.num_hit_blocks
@@ -188,18 +189,23 @@ class Steps:
             decode_peer=attempt.decode_peer,
             decode_slots=attempt.decode_slots,
             keys=self._keys(attempt),
+            root=attempt.root,
+            namespace_digest=attempt.namespace_digest,
         )
         first: TokenEvent | None = None
-        stream = EngineStream(engine.info.engine_id, engine.prefill(order), self.config.prefill_timeout_s)
+        timeout_s, patience = self.config.prefill_timeout_s, self.gate.counts_from_s
+        stream = EngineStream(engine.info.engine_id, engine.prefill(order), timeout_s, patience)
         async with stream:
             async for event in stream:
                 job.enter(Phase.PREFILLING)
                 if event is not None:
                     first = event
                     job.enter(Phase.HANDED_OVER)
-                    if event.finish_reason is None:
-                        job.chain.append(event.token_id)
-                        job.emit(event)  # else when the prompt's writes are known: the next turn must find them
+                    if event.finish_reason is None and not job.request.is_opaque:
+                        job.block_hashes.append(event.token_id)
+                        job.emit(
+                            event, attempt.version
+                        )  # else when the prompt's writes are known: the next turn must find them
         if first is None:
             raise EngineFailure(engine.info.engine_id, EngineLostError("prefill ended without a token"))
         return first
@@ -214,40 +220,45 @@ class Steps:
             num_hit_tokens=hit.num_hit_blocks * self.namespace.geometry.block_tokens,
             first_token=first,
             keys=self._keys(attempt),
+            root=attempt.root,
+            namespace_digest=attempt.namespace_digest,
         )
-        is_whole = first.finish_reason is not None
+        is_whole, first_version = first.finish_reason is not None, attempt.version
         if is_whole:
-            job.chain.append(first.token_id)
-        stream = EngineStream(engine.info.engine_id, engine.decode(order), self.config.decode_timeout_s)
+            job.block_hashes.append(first.token_id)
+        timeout_s, patience = self.config.decode_timeout_s, self.gate.counts_from_s
+        stream = EngineStream(engine.info.engine_id, engine.decode(order), timeout_s, patience)
         try:
-            attempt.ledger.begin()
+            self.desk.writes_begin(attempt.request.request_id)
             async with stream:
                 attempt.is_decoding = True
                 async for step in stream:
                     self._take(attempt, step)
                     if is_whole:
-                        job.emit(first)
+                        job.emit(first, first_version)
         finally:
             attempt.is_decoding = False
-            attempt.ledger.close()
+            self.desk.writes_end(attempt.request.request_id)
             if is_whole:
-                job.emit(first)  # whatever has become of the writes
+                job.emit(first, first_version)  # whatever has become of the writes
         if not job.is_over:
             raise EngineFailure(engine.info.engine_id, EngineLostError("decoding ended without a finish reason"))
 
     def _take(self, attempt: Attempt, step: DecodeStep) -> None:
         """Writes are known to the index before the tokens are to the client: its next turn finds them."""
-        job, ledger = attempt.job, attempt.ledger
+        job, request_id = attempt.job, attempt.request.request_id
         if step.admitted or step.tokens:
             job.enter(Phase.DECODING)
+        if not job.request.is_opaque:
+            for event in step.tokens:
+                job.block_hashes.append(event.token_id)
+        if step.writing or step.durable or step.not_persisted:
+            if step.parents:
+                attempt.parents.update(zip(step.writing, step.parents, strict=True))
+            begun, durable = links(attempt.parent, step.writing), links(attempt.parent, step.durable)
+            self.desk.wrote(request_id, begun, durable, step.not_persisted)
         for event in step.tokens:
-            job.chain.append(event.token_id)
-        ledger.writing(step.writing)
-        ledger.durable(step.durable)
-        ledger.failed(step.not_persisted)
-        if step.durable or step.not_persisted:
-            self.on_stored()
-        for event in step.tokens:
-            job.emit(event)
+            job.emit(event, attempt.version)
+        attempt.version = step.weight_version or attempt.version
         used = len(job.request.prompt_token_ids) + len(job.generated)
-        self.accounts.grow(attempt.request.request_id, attempt.decode.info.engine_id, used)
+        self.desk.grown(request_id, used)

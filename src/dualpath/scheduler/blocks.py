@@ -1,25 +1,32 @@
 """Which of a prompt's blocks are stored, and what becomes of the blocks that a request writes.
 
-``KeyChain`` names a request's blocks, computed once and extended as tokens are generated. ``Hits`` asks the block index
-for the longest stored chain and keeps it from eviction while it is read. ``WriteLedger`` tells the index about writes:
-a block on its way is a hit that the next turn may await, so it must be known before the client sees the last token.
+``BlockHashes`` names a request's blocks, computed once and extended as tokens are generated. ``WriteLedger`` tells the
+index about writes: a block on its way is a hit that the next turn may await, so it must be known before the client sees
+the last token.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from dualpath.core.ids import BlockKey
-from dualpath.core.keys import chain_keys, child_key
+from dualpath.core.keys import KnownPrefixes, chain_keys, child_key
+from dualpath.store.index import Shelf
+
+_POSITIONS_AT_ONCE = 16
 
 
 class IndexView(Protocol):
     """What the scheduler needs of the block index. Event loop only; only ``wait_durable`` waits."""
 
+    object_bytes: int  # of each block
     num_failed_writes: int  # so far, given up ones included
+    shelf: Shelf  # of the namespace that requests use now
+
+    def use_namespace(self, namespace_digest: bytes) -> None:
+        """From now on requests use it: what was used before goes first."""
+        ...
 
     def num_blocks(self) -> int: ...
 
@@ -29,29 +36,31 @@ class IndexView(Protocol):
         """How many leading keys are stored or being written."""
         ...
 
-    def begin_write(self, key: BlockKey, parent: BlockKey | None) -> bool:
+    def begin_write(self, key: BlockKey, parent: BlockKey | None, shelf: Shelf | None = None) -> bool:
         """True: the caller is the block's writer and ends with ``publish`` or ``fail_write``. False: known already."""
         ...
 
-    def publish(self, key: BlockKey) -> None: ...
+    def publish(self, key: BlockKey, shelf: Shelf | None = None, *, is_doubted: bool = False) -> None:
+        """It is stored. ``is_doubted``: it may have been deleted since, by whom this index knows nothing of."""
+        ...
 
     def fail_write(self, key: BlockKey) -> None: ...
 
     def forget(self, key: BlockKey) -> None: ...
 
-    def touch(self, keys: Iterable[BlockKey]) -> None:
-        """Count as used now."""
+    def touch(self, key: BlockKey) -> None:
+        """Count the block, and all before it, as used now."""
         ...
 
     async def wait_durable(self, keys: Sequence[BlockKey], timeout_s: float) -> int:
         """Wait until all are stored or one failed or the time is over: how many leading keys are stored."""
         ...
 
-    def pin(self, keys: Iterable[BlockKey]) -> None:
-        """Keep the keys from eviction until as many ``unpin``."""
+    def pin(self, key: BlockKey) -> None:
+        """Keep the block, and all before it, from eviction until as many ``unpin``."""
         ...
 
-    def unpin(self, keys: Iterable[BlockKey]) -> None: ...
+    def unpin(self, key: BlockKey) -> None: ...
 
     def open_writer(self) -> int:
         """Before anything is written that may be published: what is deleted from now on is remembered for it."""
@@ -60,6 +69,16 @@ class IndexView(Protocol):
     def close_writer(self, writer: int) -> None:
         """It publishes nothing any more."""
         ...
+
+    def num_useless(self) -> int:
+        """Objects that are on storage and of no use: damaged ones."""
+        ...
+
+    def take_useless(self, max_blocks: int) -> Sequence[BlockKey]:
+        """Some of them; the caller deletes them, says ``deleted``, and ``leave`` of those that are still there."""
+        ...
+
+    def leave(self, keys: Iterable[BlockKey]) -> None: ...
 
     def evict_to(self, capacity_bytes: float, max_blocks: int) -> Sequence[BlockKey]:
         """Drop least recently used leaves from the index; the caller deletes the objects and then says ``deleted``."""
@@ -84,15 +103,19 @@ class IndexView(Protocol):
         ...
 
 
-class KeyChain:
+class BlockHashes:
     """Keys of all complete blocks of a growing token sequence."""
 
-    def __init__(self, root: BlockKey, token_ids: Sequence[int], block_tokens: int) -> None:
+    def __init__(
+        self, root: BlockKey, token_ids: Sequence[int], block_tokens: int, known: KnownPrefixes | None = None
+    ) -> None:
         self._root = root
         self._block_tokens = block_tokens
-        self.keys = chain_keys(root, token_ids, block_tokens)
+        self.keys = chain_keys(root, token_ids, block_tokens) if known is None else known.keys(root, token_ids)
         self._tail = list(token_ids[len(self.keys) * block_tokens :])
-        self._position = {key: i for i, key in enumerate(self.keys)}
+        # Where keys are, from this one on: those at the end are asked for, and rarely others.
+        self._position: dict[BlockKey, int] = {}
+        self._positions_from = len(self.keys)
 
     def append(self, token_id: int) -> None:
         self._tail.append(token_id)
@@ -104,71 +127,46 @@ class KeyChain:
 
     def parent(self, key: BlockKey) -> BlockKey | None:
         """The key before it; the namespace's root before the first. None: not a key of this chain."""
-        position = self._position.get(key)
-        if position is None:
-            return None
+        while key not in self._position:
+            if not self._positions_from:
+                return None
+            end, self._positions_from = self._positions_from, max(0, self._positions_from - _POSITIONS_AT_ONCE)
+            for position in range(self._positions_from, end):
+                self._position[self.keys[position]] = position
+        position = self._position[key]
         return self.keys[position - 1] if position else self._root
-
-
-@dataclass(frozen=True, slots=True)
-class Hits:
-    """Finds and holds the stored part of a prompt."""
-
-    index: IndexView
-    block_tokens: int
-    durable_timeout_s: float
-
-    def candidates(self, chain: KeyChain, num_prompt_tokens: int) -> tuple[BlockKey, ...]:
-        """Keys of the longest known chain that leaves at least one token to compute (its logits are needed)."""
-        most = (num_prompt_tokens - 1) // self.block_tokens
-        keys = tuple(chain.keys[:most])
-        return keys[: self.index.match(keys)]
-
-    @contextmanager
-    def pinned(self, keys: Sequence[BlockKey]) -> Iterator[None]:
-        self.index.pin(keys)
-        try:
-            yield
-        finally:
-            self.index.unpin(keys)
-
-    async def durable(self, keys: Sequence[BlockKey]) -> Sequence[BlockKey]:
-        """The leading keys that are on storage, after waiting for those being written."""
-        if not keys:
-            return keys
-        stored = keys[: await self.index.wait_durable(keys, self.durable_timeout_s)]
-        self.index.touch(stored)
-        return stored
 
 
 class WriteLedger:
     """One attempt's writes. Whatever has not ended when the attempt does is given up in ``close``.
 
     Several attempts may write the same block; the first to announce it is its writer, any of them may publish it.
+    Blocks come with the one before each: the root for the first of a chain.
     """
 
-    def __init__(self, index: IndexView, chain: KeyChain) -> None:
-        self._index = index
-        self._chain = chain
+    def __init__(self, index: IndexView, shelf: Shelf | None = None, *, is_doubted: bool = False) -> None:
+        """``shelf``: of the weights that the attempt is for. ``is_doubted``: it was begun under another index, which
+        may have deleted what was written."""
+        self._index, self._shelf, self._is_doubted = index, shelf, is_doubted
         self._writer: int | None = None
         self._open: dict[BlockKey, None] = {}
 
     def begin(self) -> None:
         """Before the engine can write anything; ``close`` follows."""
-        self._writer = self._index.open_writer()
+        if self._writer is None:
+            self._writer = self._index.open_writer()
 
-    def writing(self, keys: Iterable[BlockKey]) -> None:
-        for key in keys:
-            parent = self._chain.parent(key)
-            if parent is not None and self._index.begin_write(key, parent):
+    def writing(self, blocks: Iterable[tuple[BlockKey, BlockKey]]) -> None:
+        for key, parent in blocks:
+            if self._index.begin_write(key, parent, self._shelf):
                 self._open[key] = None
 
-    def durable(self, keys: Sequence[BlockKey]) -> None:
-        self.writing(key for key in keys if key not in self._open)
-        for key in keys:
-            if self._chain.parent(key) is not None:
-                self._open.pop(key, None)
-                self._index.publish(key)
+    def durable(self, blocks: Iterable[tuple[BlockKey, BlockKey]]) -> None:
+        blocks = tuple(blocks)
+        self.writing(block for block in blocks if block[0] not in self._open)
+        for key, _ in blocks:
+            self._open.pop(key, None)
+            self._index.publish(key, self._shelf, is_doubted=self._is_doubted)
 
     def failed(self, keys: Iterable[BlockKey]) -> None:
         for key in keys:

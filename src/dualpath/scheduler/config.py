@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from dualpath.core.errors import ConfigError
 from dualpath.core.ids import NodeId
-from dualpath.scheduler.path_choice import path_policy
-from dualpath.scheduler.prefill_choice import PrefillLimits
-from dualpath.scheduler.systems import Assignment
+from dualpath.scheduler.policy.path_choice import path_policy
+from dualpath.scheduler.policy.prefill_choice import PrefillLimits
+from dualpath.scheduler.policy.systems import Assignment
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class SchedulerConfig:
     max_queued_requests: int = 1024  # beyond: refused with 429
     queue_timeout_s: float = 300.0  # longest wait for engines
     retry_after_s: float = 1.0  # told to refused clients
-    # retries: see dualpath.scheduler.patience
+    # retries: see dualpath.scheduler.retry_policy
     max_retries: int = 3  # times engines may fail a request without a token in between; a preemption is no failure
     retry_budget_s: float = 60.0  # how long a request that comes no further is tried again
     pause_s: float = 0.05  # before anything that failed is tried again; doubles up to pause_max_s
@@ -40,6 +40,7 @@ class SchedulerConfig:
     read_timeout_s: float = 120.0
     prefill_timeout_s: float = 600.0  # to enter a forward batch, and again to produce the first token
     decode_timeout_s: float = 600.0  # between two steps of a request
+    weights_timeout_s: float = 1800.0  # for an engine to load other weights
     release_timeout_s: float = 10.0
     peer_timeout_s: float = 30.0  # for an engine to learn or forget another
     stats_timeout_s: float = 10.0  # an engine that does not answer in time is taken for lost

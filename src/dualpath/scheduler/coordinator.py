@@ -2,7 +2,7 @@
 
 When an attempt fails for a reason that another may not share (engine lost, preempted, path broken, a deadline passed),
 the request goes back to the queue with the tokens already sent behind its prompt, and the client's stream goes on after
-them without a gap or a repeat. How often and how soon: ``dualpath.scheduler.patience``.
+them without a gap or a repeat. How often and how soon: ``dualpath.scheduler.retry_policy``.
 """
 
 from __future__ import annotations
@@ -12,20 +12,26 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from dualpath.core.errors import EngineSilentError, PathBrokenError, PreemptedError
+from dualpath.core.errors import (
+    EngineLostError,
+    EngineSilentError,
+    OtherWeightsError,
+    PathBrokenError,
+    PreemptedError,
+    RequeuedError,
+)
 from dualpath.core.ids import EngineId
 from dualpath.core.phase import Phase
 from dualpath.core.runtime import Runtime
-from dualpath.engine.api import DecodeEngineClient, PrefillEngineClient
+from dualpath.protocol.api import DecodeEngineClient, PrefillEngineClient
 from dualpath.scheduler.attempt import Attempt, Steps
-from dualpath.scheduler.blocks import WriteLedger
+from dualpath.scheduler.demand import Demand
+from dualpath.scheduler.desk.api import DeskClient
 from dualpath.scheduler.engine_call import EngineFailure
-from dualpath.scheduler.health import Health
+from dualpath.scheduler.gate import Gate
 from dualpath.scheduler.holding import Releaser
 from dualpath.scheduler.job import Job
-from dualpath.scheduler.patience import is_between_engines
-from dualpath.scheduler.peering import Peering
-from dualpath.scheduler.waiting import Demand
+from dualpath.scheduler.retry_policy import is_between_engines
 
 _log = logging.getLogger(__name__)
 
@@ -38,9 +44,9 @@ class Coordinator:
     decode_engines: Mapping[EngineId, DecodeEngineClient]
     steps: Steps
     releaser: Releaser
-    health: Health
-    peering: Peering
+    desk: DeskClient
     runtime: Runtime
+    gate: Gate
     attempts: dict[Attempt, None] = field(default_factory=dict)
 
     async def serve(self, job: Job) -> None:
@@ -54,30 +60,61 @@ class Coordinator:
                 if job.is_over:
                     return  # the client has its tokens; only writes were lost
                 self._take_failure(attempt, failure)
+                failed_on, cause = failure.engine_id, failure.cause
             job.enter(Phase.QUEUED)
             job.record.num_retries += 1
-            await asyncio.gather(*(self.health.check(engine_id) for engine_id in attempt.engine_ids))
-            await self.runtime.sleep_s(job.patience.pause_s())
+            if isinstance(cause, OtherWeightsError):
+                await self.runtime.sleep_s(self.steps.config.pause_s)
+            if isinstance(cause, RequeuedError):
+                await self._until_opened(job)
+                continue
+            await self.desk.check(attempt.engine_ids)
+            await self.runtime.sleep_s(job.retries.pause_s())
+            if job.retries.is_suspect:
+                await self._until_known(attempt, failed_on)
+
+    async def _until_opened(self, job: Job) -> None:
+        started_s = self.runtime.now_s()
+        await self.gate.opened()
+        job.retries.waited(self.runtime.now_s() - started_s)
+
+    async def _until_known(self, attempt: Attempt, engine_id: EngineId) -> None:
+        """A suspect is placed again when the fate of the engine that was lost with it is known."""
+        started_s = self.runtime.now_s()
+        peer_id = attempt.prefill_peer if engine_id == attempt.prefill.info.engine_id else attempt.decode_peer
+        has_died = await self.desk.fate(engine_id, peer_id)
+        attempt.job.retries.waited(self.runtime.now_s() - started_s)
+        if has_died:
+            attempt.job.retries.engine_died()
 
     def _take_failure(self, attempt: Attempt, failure: EngineFailure) -> None:
         """Learn from it; raises its cause where it was the last."""
         job, cause = attempt.job, failure.cause
+        if isinstance(cause, RequeuedError):
+            return
         prefill_id, decode_id = attempt.prefill.info.engine_id, attempt.decode.info.engine_id
         # As text: a handler that keeps the error keeps its frames, and with them the prompt.
         _log.warning("%s: attempt %d ended by %s", job.request.request_id, job.record.num_retries + 1, str(failure))
         if isinstance(cause, PathBrokenError):
-            self.peering.path_broken(prefill_id, decode_id, attempt.connection)
+            self.desk.path_broken(attempt.request.request_id)
         if isinstance(cause, PreemptedError):
             job.num_preemptions += 1
         else:
             job.failed_on = (prefill_id, decode_id) if is_between_engines(cause) else (failure.engine_id,)
-        if not job.patience.failed(cause):
+        if job.request.is_opaque and job.generated:
+            raise cause from failure  # nobody else can go on with an answer that has begun
+        if not job.retries.failed(cause):
+            if job.retries.is_suspect:
+                text = f"given up after {job.retries.num_losses} engines were lost in a row while they had it"
+                raise EngineLostError(f"{text}: {cause}") from failure
             raise cause from failure
-        job.recomputes |= job.patience.recomputes
+        job.recomputes |= job.retries.recomputes
 
     async def _run(self, attempt: Attempt) -> None:
         self.attempts[attempt] = None
         try:
+            if not self.gate.is_open:
+                raise _requeued(attempt)
             await self.steps.run(attempt)
         except asyncio.CancelledError:
             if attempt.lost is None:
@@ -99,6 +136,18 @@ class Coordinator:
                 attempt.lost = EngineFailure(engine_id, EngineSilentError(f"{engine_id} is lost"))
                 attempt.task.cancel()
 
+    def requeue(self, *, is_all: bool) -> None:
+        """Requests leave their engines and wait again: those without a first token from them, or all.
+
+        An opaque one whose answer has begun stays: nobody else can go on with it.
+        """
+        for attempt in self.attempts:
+            has_begun = attempt.request.is_opaque and bool(attempt.job.generated)
+            leaves = attempt.needs_prefill or (is_all and not has_begun)
+            if leaves and not attempt.job.is_over and attempt.lost is None:
+                attempt.lost = _requeued(attempt)
+                attempt.task.cancel()
+
     async def _place(self, job: Job) -> Attempt:
         config, geometry = self.steps.config, self.steps.namespace.geometry
         request = job.attempt_request()
@@ -108,10 +157,14 @@ class Coordinator:
         num_tokens = geometry.blocks_for(num_prompt + expected) * geometry.block_tokens
         demand = Demand(request.request_id, job.sequence, num_prompt, num_tokens, job.failed_on)
         asked_at_s = self.runtime.now_s()
-        placement = await self.steps.placer.place(demand)
-        job.patience.waited(self.runtime.now_s() - asked_at_s)
+        placement = await self.desk.place(demand)
+        job.retries.waited(self.runtime.now_s() - asked_at_s)
         job.record.prefill_engine, job.record.decode_engine = placement.prefill, placement.decode
+        job.sequence = placement.sequence
         prefill, decode = self.prefill_engines[placement.prefill], self.decode_engines[placement.decode]
+        epoch = placement.epoch or self.desk.epoch
+        self.steps.name_blocks(job, epoch)
+        peers = placement.prefill_peer, placement.decode_peer
         task = asyncio.current_task()
         assert task is not None
         return Attempt(
@@ -119,10 +172,14 @@ class Coordinator:
             request,
             prefill,
             decode,
-            self.releaser.hold(job.request.request_id, request.request_id, prefill, decode),
+            self.releaser.hold(job.request.request_id, request.request_id, prefill, decode, peers),
             task,
-            prefill.info.peer_id,
-            decode.info.peer_id,
-            self.peering.connection(placement.prefill, placement.decode),
-            WriteLedger(self.steps.hits.index, job.chain),
+            *peers,
+            epoch.weights.version,
+            epoch.root(self.steps.namespace, request.cache_salt),
+            epoch.namespace(self.steps.namespace).digest,
         )
+
+
+def _requeued(attempt: Attempt) -> EngineFailure:
+    return EngineFailure(attempt.prefill.info.engine_id, RequeuedError("the service is paused"))

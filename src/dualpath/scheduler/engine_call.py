@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from types import TracebackType
 from typing import Generic, TypeVar
 
@@ -30,24 +30,45 @@ async def ask(engine_id: EngineId, call: Awaitable[T], timeout_s: float) -> T:
     try:
         async with asyncio.timeout(timeout_s):
             return await call
-    except TimeoutError as error:
-        raise EngineFailure(engine_id, DeadlineExceededError(f"no answer within {timeout_s:g} s")) from error
-    except (InvalidRequestError, ConfigError, StopAsyncIteration):
-        raise
-    except DualPathError as error:
-        raise EngineFailure(engine_id, error) from error
     except Exception as error:
-        _log.exception("%s raised what it must not", engine_id)
-        raise EngineFailure(engine_id, EngineBugError(f"{engine_id} has a bug: {error!r}")) from error
+        raise _named(engine_id, error, timeout_s) from error
+
+
+def _named(engine_id: EngineId, error: Exception, timeout_s: float) -> Exception:
+    if isinstance(error, TimeoutError):
+        return EngineFailure(engine_id, DeadlineExceededError(f"no answer within {timeout_s:g} s"))
+    if isinstance(error, (InvalidRequestError, ConfigError, StopAsyncIteration)):
+        return error
+    if isinstance(error, DualPathError):
+        return EngineFailure(engine_id, error)
+    _log.error("%s raised what it must not", engine_id, exc_info=error)
+    return EngineFailure(engine_id, EngineBugError(f"{engine_id} has a bug: {error!r}"))
 
 
 class EngineStream(Generic[T]):
-    """An engine's iterator: every item has a deadline, and leaving the block closes it, which cancels it over there."""
+    """An engine's iterator: every item has a deadline, and leaving the block closes it, which cancels it over there.
 
-    def __init__(self, engine_id: EngineId, items: AsyncIterator[T], timeout_s: float) -> None:
+    One timer watches over all items: an item costs two notes of the time.
+    """
+
+    def __init__(
+        self,
+        engine_id: EngineId,
+        items: AsyncIterator[T],
+        timeout_s: float,
+        counts_from_s: Callable[[], float] = lambda: float("-inf"),
+    ) -> None:
+        """``counts_from_s``: a moment of the event loop's clock before which no waiting counts."""
+        self._counts_from_s = counts_from_s
         self._engine_id = engine_id
         self._items = items
         self._timeout_s = timeout_s
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._waits_since_s: float | None = None
+        self._waiter: asyncio.Task[object] | None = None
+        self._num_cancelled = 0  # times that the waiter had been cancelled before
+        self._is_late = False
 
     async def __aenter__(self) -> EngineStream[T]:
         return self
@@ -55,6 +76,8 @@ class EngineStream(Generic[T]):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
         close = getattr(self._items, "aclose", None)
         if close is None:
             return
@@ -67,4 +90,32 @@ class EngineStream(Generic[T]):
         return self
 
     async def __anext__(self) -> T:
-        return await ask(self._engine_id, anext(self._items), self._timeout_s)
+        self._waits_since_s = self._loop.time()
+        if self._timer is None:
+            self._waiter = waiter = asyncio.current_task()
+            self._num_cancelled = waiter.cancelling() if waiter is not None else 0
+            self._timer = self._loop.call_at(self._waits_since_s + self._timeout_s, self._look)
+        try:
+            return await anext(self._items)
+        except asyncio.CancelledError:
+            if not self._is_late or self._waiter is None or self._waiter.uncancel() > self._num_cancelled:
+                raise  # somebody else has cancelled it
+            raise _named(self._engine_id, TimeoutError(), self._timeout_s) from None
+        except StopAsyncIteration:
+            raise
+        except Exception as error:
+            raise _named(self._engine_id, error, self._timeout_s) from error
+        finally:
+            self._waits_since_s = None
+
+    def _look(self) -> None:
+        """Has an item been waited for too long?"""
+        self._timer, since_s = None, self._waits_since_s
+        if since_s is None:
+            return  # the next wait starts it again
+        since_s = max(since_s, self._counts_from_s())
+        if self._loop.time() < since_s + self._timeout_s:
+            self._timer = self._loop.call_at(since_s + self._timeout_s, self._look)
+        elif self._waiter is not None:
+            self._is_late = True
+            self._waiter.cancel()

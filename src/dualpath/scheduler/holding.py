@@ -16,11 +16,10 @@ from dataclasses import dataclass
 from enum import Enum
 
 from dualpath.core.errors import EngineGoneError, EngineSilentError
-from dualpath.core.ids import PeerId, RequestId
+from dualpath.core.ids import EngineId, PeerId, RequestId
+from dualpath.core.repeated_warning import RepeatedWarning
 from dualpath.core.runtime import Runtime
-from dualpath.engine.api import DecodeEngineClient, PrefillEngineClient
-from dualpath.engine.repeated_warning import RepeatedWarning
-from dualpath.scheduler.accounts import Accounts
+from dualpath.protocol.api import DecodeEngineClient, PrefillEngineClient
 from dualpath.scheduler.backoff import Backoff
 from dualpath.scheduler.config import SchedulerConfig
 from dualpath.scheduler.tasks import TaskSet
@@ -47,20 +46,21 @@ class _Decode:
 
 
 class Releaser:
-    """Releases holds in the background and keeps the accounts in step."""
+    """Releases holds in the background. ``on_released`` is told which engine holds nothing of which attempt now."""
 
     def __init__(
         self,
-        accounts: Accounts,
         config: SchedulerConfig,
         runtime: Runtime,
         tasks: TaskSet,
-        on_change: Callable[[], None],
+        on_released: Callable[[RequestId, EngineId], None],
+        is_gone: Callable[[PeerId], bool] = lambda peer_id: False,
     ) -> None:
-        self._accounts = accounts
+        """``is_gone``: what others know, beside the engines' links."""
+        self._is_gone = is_gone
         self._config, self._runtime = config, runtime
         self._tasks = tasks
-        self._on_change = on_change
+        self._on_released = on_released
         self._hurry = asyncio.Event()
         self._warning = RepeatedWarning(_log, runtime)
         self._held: dict[RequestId, dict[Hold, None]] = {}
@@ -71,9 +71,13 @@ class Releaser:
         request_id: RequestId,
         prefill: PrefillEngineClient | None,
         decode: DecodeEngineClient | None,
+        peers: tuple[PeerId, PeerId] | None = None,
     ) -> Hold:
-        """What the attempt ``request_id`` of the request ``first_id`` holds. It is to be dropped some time."""
-        hold = Hold(self, self._tasks, request_id, prefill, decode)
+        """What the attempt ``request_id`` of the request ``first_id`` holds. It is to be dropped some time.
+
+        ``peers``: of which incarnations; else of the engines as they are now.
+        """
+        hold = Hold(self, self._tasks, request_id, prefill, decode, peers)
         self._held.setdefault(first_id, {})[hold] = None
         hold.on_end = lambda: self._forget(first_id, hold)
         return hold
@@ -113,13 +117,12 @@ class Releaser:
         self._end(hold, decode)
 
     def _end(self, hold: Hold, side: _Prefill | _Decode) -> None:
-        self._accounts.release(hold.request_id, side.engine.info.engine_id)
-        self._on_change()
+        self._on_released(hold.request_id, side.engine.info.engine_id)
 
     async def _until(self, hold: Hold, side: _Prefill | _Decode, call: Callable[[], Awaitable[bool]]) -> _Answer:
-        """Ask again and again, ever less often: what the engine still holds is in nobody else's accounts."""
+        """Ask again and again, ever less often: what the engine still holds is still part of its load."""
         backoff = Backoff(self._config, self._runtime)
-        while side.engine.info.peer_id == side.peer:
+        while side.engine.info.peer_id == side.peer and not self._is_gone(side.peer):
             try:
                 async with asyncio.timeout(self._config.release_timeout_s):
                     if await call():
@@ -148,7 +151,7 @@ async def _done(call: Awaitable[None]) -> bool:
 
 
 class Hold:
-    """One attempt's engines, as they are now: it is about these incarnations only.
+    """One attempt's engines: it is about these incarnations only.
 
     ``drop`` and ``drop_prefill`` return at once and never raise.
     """
@@ -160,12 +163,13 @@ class Hold:
         request_id: RequestId,
         prefill: PrefillEngineClient | None,
         decode: DecodeEngineClient | None,
+        peers: tuple[PeerId, PeerId] | None,
     ) -> None:
         self._releaser = releaser
         self._tasks = tasks
         self.request_id = request_id
-        self.prefill = None if prefill is None else _Prefill(prefill, prefill.info.peer_id)
-        self.decode = None if decode is None else _Decode(decode, decode.info.peer_id)
+        self.prefill = None if prefill is None else _Prefill(prefill, peers[0] if peers else prefill.info.peer_id)
+        self.decode = None if decode is None else _Decode(decode, peers[1] if peers else decode.info.peer_id)
         self._prefill_task: asyncio.Task[bool] | None = None
         self._decode_task: asyncio.Task[None] | None = None
         self.on_end: Callable[[], None] = lambda: None

@@ -7,12 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from dualpath.core.ids import EngineId, RequestId
+from dualpath.core.latency import Latencies
 from dualpath.core.phase import TERMINAL, Phase, Timeline
-from dualpath.core.request import Request, RequestRecord, TokenEvent
+from dualpath.core.request import NO_TOKEN, Request, RequestRecord, TokenEvent, WeightSpan
 from dualpath.core.runtime import Runtime
-from dualpath.scheduler.blocks import KeyChain
+from dualpath.core.weights import WeightEpoch
+from dualpath.scheduler.blocks import BlockHashes
 from dualpath.scheduler.config import SchedulerConfig
-from dualpath.scheduler.patience import Patience
+from dualpath.scheduler.retry_policy import Retries
 
 _ORDER = {phase: number for number, phase in enumerate(Phase)}
 
@@ -50,20 +52,23 @@ class Job:
     """Written by its coordinator, read by the client's stream through ``events``. ``on_end`` is called once."""
 
     request: Request  # seed resolved
-    sequence: int  # arrival number
-    chain: KeyChain
+    sequence: int  # arrival number; below 0: not known yet
     runtime: Runtime
-    patience: Patience
+    retries: Retries
     on_end: Callable[[Job], None]
     record: RequestRecord
     stamps: Stamps
     timeline: Timeline = field(default_factory=Timeline)
     events: asyncio.Queue[TokenEvent | Exception] = field(default_factory=asyncio.Queue)
+    token_gaps: Latencies = field(default_factory=Latencies)  # of all requests
+    scope: str = ""  # before its attempts' names
     generated: list[int] = field(default_factory=list)
     furthest: Phase = Phase.QUEUED  # it has ever been in
     num_preemptions: int = 0
     failed_on: tuple[EngineId, ...] = ()  # by whom or between whom the last attempt failed
     recomputes: bool = False  # the next attempt reads no hits: they have just come to nothing
+    epoch: WeightEpoch | None = None  # that the block hashes are for
+    block_hashes: BlockHashes = field(init=False)
 
     @property
     def is_over(self) -> bool:
@@ -77,31 +82,47 @@ class Job:
         self.timeline.enter(phase, self.runtime.now_s())
         if _ORDER[phase] > _ORDER[self.furthest]:
             self.furthest = phase
-            self.patience.further()
+            self.retries.further()
 
     def attempt_request(self) -> Request:
         """What the engines are asked for now: the prompt with all tokens sent so far, and that many fewer to come."""
-        if self.record.num_retries == 0:
+        if self.record.num_retries == 0 and not self.scope:
             return self.request
+        sampling = self.request.sampling
+        num_prompt_logprobs = None if self.generated else sampling.num_prompt_logprobs  # they came with the first token
         return replace(
             self.request,
-            request_id=retry_id(self.request.request_id, self.record.num_retries),
+            request_id=retry_id(RequestId(self.scope + self.request.request_id), self.record.num_retries),
             prompt_token_ids=(*self.request.prompt_token_ids, *self.generated),
-            sampling=replace(self.request.sampling, max_tokens=self.request.sampling.max_tokens - len(self.generated)),
+            sampling=replace(
+                sampling,
+                max_tokens=sampling.max_tokens - len(self.generated),
+                num_prompt_logprobs=num_prompt_logprobs,
+            ),
+            num_generated=len(self.generated),
         )
 
-    def emit(self, event: TokenEvent) -> None:
-        """Send a token to the client. The one with a finish reason ends the request."""
+    def emit(self, event: TokenEvent, version: str = "0") -> None:
+        """Send a token, made by weights of this version, to the client. One with a finish reason ends the request."""
         if self.is_over:
             return
-        now_s = self.runtime.now_s()
-        self.patience.token()
-        self.generated.append(event.token_id)
-        self.record.num_generated_tokens = len(self.generated)
-        self._stamp(now_s)
+        if event.token_id != NO_TOKEN:
+            self.retries.token(is_decoded=self.timeline.phase is Phase.DECODING)
+            self.generated.append(event.token_id)
+            self.record.num_generated_tokens = len(self.generated)
+            self._name(version)
+            self._stamp(self.runtime.now_s())
         self.events.put_nowait(event)
         if event.finish_reason is not None:
             self.end(Phase.FINISHED)
+
+    def _name(self, version: str) -> None:
+        """Whose weights have made the latest token."""
+        spans, end = self.record.weight_versions, len(self.generated)
+        if spans and spans[-1].version == version:
+            spans[-1].end = end
+        else:
+            spans.append(WeightSpan(version, end - 1, end))
 
     def _stamp(self, now_s: float) -> None:
         stamps, record = self.stamps, self.record
@@ -113,6 +134,8 @@ class Job:
             record.ttst_s = now_s - stamps.first_s
         if len(self.generated) > 1:
             record.tpot_s = (now_s - stamps.first_s) / (len(self.generated) - 1)
+        if stamps.last_s is not None:
+            self.token_gaps.add(now_s - stamps.last_s)
         stamps.last_s = now_s
 
     def end(self, phase: Phase, error: Exception | None = None) -> None:
@@ -139,18 +162,21 @@ class Job:
 def new_job(
     request: Request,
     sequence: int,
-    chain: KeyChain,
     runtime: Runtime,
     on_end: Callable[[Job], None],
     config: SchedulerConfig | None = None,
+    token_gaps: Latencies | None = None,
 ) -> Job:
-    """A job that has just arrived: queued from now on."""
+    """A job that has just arrived: queued from now on. Its blocks are yet to be named."""
     record = RequestRecord(
         request_id=request.request_id,
         arrived_unix_s=runtime.unix_s(),
         num_prompt_tokens=len(request.prompt_token_ids),
     )
-    patience = Patience(config or SchedulerConfig(), runtime)
-    job = Job(with_seed(request, runtime), sequence, chain, runtime, patience, on_end, record, Stamps(runtime.now_s()))
+    retries = Retries(config or SchedulerConfig(), runtime)
+    job = Job(
+        with_seed(request, runtime), sequence, runtime, retries, on_end, record, Stamps(runtime.now_s()),
+        token_gaps=token_gaps or Latencies(),
+    )  # fmt: skip
     job.enter(Phase.QUEUED)
     return job

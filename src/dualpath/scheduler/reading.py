@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from dualpath.core.errors import DualPathError, EngineBugError, EngineLostError
 from dualpath.core.ids import BlockKey, EngineId, RequestId
 from dualpath.core.plan import ReadPlan, Role
-from dualpath.engine.api import DecodeEngineClient, PrefillEngineClient, ReadOutcome
-from dualpath.scheduler.accounts import Accounts, ReadId
+from dualpath.protocol.api import DecodeEngineClient, PrefillEngineClient, ReadOutcome
+from dualpath.scheduler.desk.api import Notes
 from dualpath.scheduler.engine_call import EngineFailure, ask
 
 _log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class _Side:
 
 
 class HitReader:
-    """Reads one request's hit by a plan. Its shares are in the nodes' reading queues from its creation to ``close``."""
+    """Reads one request's hit by a plan. The desk has its shares in the nodes' reading queues: read 0 and read 1."""
 
     def __init__(
         self,
@@ -59,16 +59,19 @@ class HitReader:
         plan: ReadPlan,
         prefill: PrefillEngineClient,
         decode: DecodeEngineClient,
-        accounts: Accounts,
+        desk: Notes,
         block_tokens: int,
         timeout_s: float,
         check: Callable[[], None],
+        namespace_digest: bytes = b"",
     ) -> None:
+        self._namespace_digest = namespace_digest
         self._request_id = request_id
         self.keys = keys
         self._plan = plan
         self._sides = (_Side(Role.PREFILL, prefill), _Side(Role.DECODE, decode))
-        self._accounts = accounts
+        self._desk = desk
+        self._num_queued = len(Role)
         self._block_tokens = block_tokens
         self._timeout_s = timeout_s
         self._check = check  # raises EngineFailure where an engine is not the one that reserved
@@ -76,7 +79,6 @@ class HitReader:
         self.num_bytes = {Role.PREFILL: 0, Role.DECODE: 0}
         split = plan.num_prefill_blocks
         self._shares = (range(split), range(split, plan.num_hit_blocks))
-        self._queued = [self._queue(side, share) for side, share in zip(self._sides, self._shares, strict=True)]
 
     @property
     def num_prefill_blocks(self) -> int:
@@ -85,7 +87,7 @@ class HitReader:
     async def read(self) -> HitRead:
         """Raises EngineFailure when one of the two engines is lost, or when the decode side's slots are."""
         prefill, decode = self._sides
-        shares = zip(self._sides, self._shares, self._queued, strict=True)
+        shares = zip(self._sides, self._shares, range(len(Role)), strict=True)
         await asyncio.gather(*(self._read_side(side, share, queued) for side, share, queued in shares))
         self._raise_lost()
         for_decode, for_prefill = sorted(prefill.failed), sorted(decode.failed)
@@ -95,24 +97,23 @@ class HitReader:
                 (side, share, self._queue(side, share))
                 for side, share in zip(self._sides, (for_prefill, for_decode), strict=True)
             ]
-            self._queued += [queued for _, _, queued in second]
             await asyncio.gather(*(self._read_side(side, share, queued) for side, share, queued in second))
             self._raise_lost()
         return self._result()
-
-    def close(self) -> None:
-        for queued in self._queued:
-            self._accounts.end_read(queued)
 
     def _raise_lost(self) -> None:
         for side in self._sides:
             if side.lost is not None:
                 raise side.lost
 
-    def _queue(self, side: _Side, share: Sequence[int]) -> ReadId:
-        return self._accounts.start_read(side.engine.info.node_id, len(share) * self._block_tokens)
+    def _queue(self, side: _Side, share: Sequence[int]) -> int:
+        """The read's number."""
+        self._num_queued += 1
+        number = self._num_queued - 1
+        self._desk.read_begins(self._request_id, number, side.role, len(share) * self._block_tokens)
+        return number
 
-    async def _read_side(self, side: _Side, share: Sequence[int], queued: ReadId) -> None:
+    async def _read_side(self, side: _Side, share: Sequence[int], number: int) -> None:
         """Failures become marks on the side, so that the other side's reading always comes to its own end.
 
         A decode side that raised cannot be helped by the other: its late reads may write where prefill would.
@@ -121,8 +122,11 @@ class HitReader:
             if not share or side.lost is not None:
                 return
             self._check()
-            blocks = [(i, self.keys[i]) for i in share]
-            outcome = await ask(side.engine_id, side.engine.read(self._request_id, blocks), self._timeout_s)
+            keys = self.keys[share.start : share.stop] if isinstance(share, range) else [self.keys[i] for i in share]
+            blocks = list(zip(share, keys, strict=True))
+            outcome = await ask(
+                side.engine_id, side.engine.read(self._request_id, blocks, self._namespace_digest), self._timeout_s
+            )
         except Exception as error:
             _log.warning("%s: reading on %s failed: %r", self._request_id, side.engine_id, error)
             failure = (
@@ -132,7 +136,7 @@ class HitReader:
                 side.lost = failure
             outcome = ReadOutcome(failed=frozenset(share))
         finally:
-            self._accounts.end_read(queued)
+            self._desk.read_ends(self._request_id, number)
         side.ok |= outcome.ok
         side.gone |= outcome.gone
         side.failed |= set(share) - outcome.ok - outcome.gone
@@ -142,7 +146,9 @@ class HitReader:
 
     def _result(self) -> HitRead:
         prefill, decode = self._sides
-        present = prefill.ok | decode.ok
-        num_hit = next((i for i in range(self._plan.num_hit_blocks) if i not in present), self._plan.num_hit_blocks)
+        present, num_hit = prefill.ok | decode.ok, self._plan.num_hit_blocks
+        if len(present) == num_hit:
+            return HitRead(num_hit, frozenset(prefill.ok), frozenset(), self._moved_slots)
+        num_hit = next((i for i in range(num_hit) if i not in present), num_hit)
         on_prefill = frozenset(i for i in prefill.ok if i < num_hit)
         return HitRead(num_hit, on_prefill, frozenset(prefill.gone | decode.gone) - present, self._moved_slots)

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import islice
 
 from dualpath.core.ids import RequestId
-from dualpath.core.phase import Phase
-from dualpath.core.request import RequestRecord
+from dualpath.core.phase import TERMINAL, Phase
+from dualpath.core.request import RecordQuery, RequestRecord
 from dualpath.scheduler.job import Job
 
 _log = logging.getLogger(__name__)
@@ -57,14 +57,35 @@ class RecordBook:
         entry = self._requests.get(request_id)
         return None if entry is None else _record(entry)
 
-    def recent(self, limit: int) -> list[RequestRecord]:
-        return [_record(entry) for entry in islice(reversed(self._requests.values()), max(limit, 0))]
+    def find(self, query: RecordQuery, may_see: Callable[[str, RequestId], bool]) -> list[RequestRecord]:
+        """Newest first. ``may_see``: whether a request is one of the viewer's."""
+        ids = reversed(self._requests) if query.request_id is None else (query.request_id,)
+        seen = (
+            entry
+            for request_id in ids
+            if (entry := self._requests.get(request_id)) is not None
+            and (query.viewer is None or may_see(query.viewer, request_id))
+        )
+        return [_record(entry) for entry in islice(seen, max(query.limit, 0))]
+
+    def phases(self) -> dict[str, int]:
+        """How many requests are in each phase now."""
+        counts = {phase.value: 0 for phase in Phase if phase not in TERMINAL}
+        for entry in self._requests.values():
+            if isinstance(entry, Job) and (phase := entry.timeline.phase) is not None and not entry.is_over:
+                counts[phase.value] += 1
+        return counts
 
     def count(self) -> tuple[int, int]:
         """(waiting for engines, being served)."""
         alive = [entry for entry in self._requests.values() if isinstance(entry, Job)]
         queued = sum(job.timeline.phase is Phase.QUEUED for job in alive)
         return queued, len(alive) - queued
+
+
+def newest(records: Iterable[RequestRecord], limit: int) -> list[RequestRecord]:
+    """Of several books."""
+    return sorted(records, key=lambda record: record.arrived_unix_s, reverse=True)[:limit]
 
 
 def _record(entry: Job | RequestRecord) -> RequestRecord:

@@ -64,10 +64,6 @@ class PdRange:
     low_limit: Resource
     high_limit: Resource
 
-    @property
-    def is_empty(self) -> bool:
-        return self.low > self.high
-
     def __contains__(self, pd_ratio: float) -> bool:
         return self.low <= pd_ratio <= self.high
 
@@ -113,11 +109,6 @@ def binding_resource(num_prefill: int, num_decode: int, node: NodeShape) -> Reso
     return fullest if used[fullest] > 1 + ROUNDING else Resource.STORAGE_NIC
 
 
-def storage_fraction(num_prefill: int, num_decode: int, node: NodeShape) -> float:
-    """Fraction of all storage bandwidth that can be used when both kinds of node read at one rate: at most 1."""
-    return 1 / max(utilisations(num_prefill, num_decode, node).values())
-
-
 def bottleneck_free_range(node: NodeShape) -> PdRange:
     """s/(g-s) <= P/D <= min{(g-2s)/s, (g-s)/(2s), (M/(Bs)-3)/2}, where s <= g/2 and 2 B s <= M.
 
@@ -142,12 +133,6 @@ def bottleneck_free_range(node: NodeShape) -> PdRange:
     }
     high_limit = min(limits, key=lambda resource: limits[resource])
     return PdRange(s / (g - s), limits[high_limit], Resource.PREFILL_CNIC_WRITE, high_limit)
-
-
-def storage_bound_speedup(num_prefill: int, num_decode: int) -> float:
-    """(P+D)/P: the most that reading on both sides can gain over reading on the prefill side alone."""
-    _check_nodes(num_prefill, num_decode)
-    return (num_prefill + num_decode) / num_prefill
 
 
 def _capacity_bytes_per_s(resource: Resource, node: NodeShape) -> float:

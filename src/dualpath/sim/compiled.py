@@ -17,7 +17,7 @@ def require_current(root: Path | None = None) -> int:
     would run the old one. ``root``: the package ``dualpath``."""
     folder = root or Path(dualpath.__file__).parent
     count = 0
-    for library in sorted(path for package in PACKAGES for path in (folder / package).iterdir()):
+    for library in sorted(path for package in PACKAGES for path in (folder / package).rglob("*")):
         if not library.name.endswith(EXTENSION_SUFFIXES[0]):
             continue
         source = library.with_name(library.name.removesuffix(EXTENSION_SUFFIXES[0]) + ".py")

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from dualpath.scheduler.cost import DecodeCost, ForwardCost, Pair
+from dualpath.scheduler.policy.cost import DecodeCost, ForwardCost, Pair
 
 
 def capped_pairs(num_cached: int, num_new: int, top_k: int | None) -> float:
     """Query-key pairs of causal attention when no query looks at more than ``top_k`` keys (None: at all of them).
 
-    The integral of min(num_cached + x, top_k) over the new tokens, as ``scheduler.cost.attention_pairs`` without a cap.
+    The integral of min(num_cached + x, top_k) over the new tokens, as ``attention_pairs`` without a cap.
     """
     if top_k is None:
         return num_new * (num_cached + num_new / 2)

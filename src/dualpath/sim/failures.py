@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dualpath.core.errors import ConfigError
-from dualpath.sim.agenda import NOTHING, Event, Events
-from dualpath.sim.agent import Agent
-from dualpath.sim.cluster import Cluster
-from dualpath.sim.decode import DecodeEngine
-from dualpath.sim.prefill import PrefillEngine
-from dualpath.sim.request import Request
+from dualpath.sim.engines.cluster import Cluster
+from dualpath.sim.engines.decode import DecodeEngine
+from dualpath.sim.engines.prefill import PrefillEngine
+from dualpath.sim.requests.agenda import NOTHING, Event, Events
+from dualpath.sim.requests.agent import Agent
+from dualpath.sim.requests.request import Request
 from dualpath.sim.spec import MAX_S
 
 if TYPE_CHECKING:
-    from dualpath.sim.life import Life
+    from dualpath.sim.requests.life import Life
 
 Engine = PrefillEngine | DecodeEngine
 
@@ -80,7 +80,7 @@ class Lose(Event):
         for agent in self.agents:
             request = agent.request
             if request is not None and request.placed_s >= 0 and _needs_lost(request):
-                events += _send_back(life, request, now_s)
+                events += send_back(life, request, now_s)
         for engine in lost:
             life.placer.lose(engine)
         if self.back_after_s is not None:
@@ -107,7 +107,7 @@ def _needs_lost(request: Request) -> bool:
     return request.decode.is_lost or (request.handed_over_s < 0 and request.prefill.is_lost)
 
 
-def _send_back(life: Life, request: Request, now_s: float) -> Events:
+def send_back(life: Life, request: Request, now_s: float) -> Events:
     """Give up what it holds and queue what is left of it."""
     num_sent = _num_tokens_sent(request, now_s)
     request.is_over = True
@@ -115,7 +115,7 @@ def _send_back(life: Life, request: Request, now_s: float) -> Events:
     events = _release(life, request, now_s)
     agent, block = request.agent, life.block_tokens
     prompt, left = request.prompt + num_sent, request.generate - num_sent
-    hit = min(agent.stored, (prompt - 1) // block * block)
+    hit = min(agent.chain.stored, (prompt - 1) // block * block)
     again = Request(agent, request.sequence, request.submitted_s, now_s, prompt, left, hit)
     again.sent, again.first_token_s = request.sent + num_sent, request.first_token_s
     agent.request = again

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dualpath.sim.agenda import NOTHING, Event, Events
-from dualpath.sim.cluster import Cluster
+from dualpath.sim.engines.cluster import Cluster
 from dualpath.sim.observer import Observer
+from dualpath.sim.requests.agenda import NOTHING, Event, Events
 
 NUM_LOOKS = 64  # at memory, in a window of known length
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dualpath.scheduler.prefill_choice import PrefillLimits
+from dualpath.scheduler.policy.prefill_choice import PrefillLimits
 from dualpath.sim.cost import ModelCost
 from dualpath.sim.spec import SimSpec
 

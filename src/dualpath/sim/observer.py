@@ -8,11 +8,11 @@ from typing import Final
 
 import numpy as np
 
-from dualpath.sim.agent import Agent
 from dualpath.sim.chrome_trace import ChromeTrace
+from dualpath.sim.engines.prefill import Moved, PrefillGroup
 from dualpath.sim.metrics import FloatArray, Histogram, Rows, TimeAverage
-from dualpath.sim.prefill import Moved, PrefillGroup
-from dualpath.sim.request import Request
+from dualpath.sim.requests.agent import Agent
+from dualpath.sim.requests.request import Request
 
 LATENCIES = ("ttft", "ttst", "tpot")
 PHASES = ("queued", "placed", "reading", "ready", "prefilling", "handed_over", "decoding")  # core.phase

@@ -29,10 +29,9 @@ TABLE_1_RATIOS = {
 
 @dataclass(frozen=True, slots=True)
 class RatioPoint:
-    """One model at one context: ``num_cached`` tokens hit, ``num_new`` to compute."""
+    """One model at one context: ``num_cached`` tokens hit."""
 
     num_cached: int
-    num_new: int
     kv_bytes: int
     flops: PrefillFlops
     lowest: float  # GB per PFLOP, over all conventions
@@ -86,7 +85,6 @@ def _point(
     ratios = [cache_compute_ratio(model, kv_dtype, num_cached, num_new, other) for other in all_conventions()]
     return RatioPoint(
         num_cached=num_cached,
-        num_new=num_new,
         kv_bytes=kv_bytes(model, kv_dtype, num_cached, convention),
         flops=prefill_flops(model, num_cached, num_new, convention),
         lowest=min(ratios),

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from dualpath.bench.summary import PERCENTILES, snic_max_avg
 from dualpath.core.plan import Direction, Role
+from dualpath.report.summary import PERCENTILES, snic_max_avg
 from dualpath.sim.observer import LATENCIES, NUM_PARTS, PHASES
 from dualpath.sim.simulation import Simulation
 
@@ -116,7 +116,10 @@ def _path_shares(done: Simulation) -> dict[str, float]:
 
 def _simulated(done: Simulation) -> dict[str, Any]:
     seen, size = done.observer, done.cost.kv_bytes_per_token
+    updates = done.life.updates
     return {
+        "weight_updates": 0 if updates is None else updates.num_updates,
+        "evicted_tokens": done.life.storage.evicted_tokens,
         "utilisation": utilisation(done),
         "working_set_bytes": {"mean": seen.context.mean(seen.end_s) * size, "peak": seen.context.peak * size},
         "attention_max_avg": attention_max_avg(done, FIRST_PART),

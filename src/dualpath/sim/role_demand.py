@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dualpath.core.plan import Role
 from dualpath.sim.limits import request_s
-from dualpath.sim.request import Request
+from dualpath.sim.requests.request import Request
 from dualpath.sim.simulation import Simulation
 
 
@@ -24,9 +24,7 @@ class DemandMeter:
 
     def look(self) -> None:
         simulation = self._simulation
-        blocked = {
-            id(request) for queue in simulation.cluster.queues if queue.is_blocked for request in queue.requests
-        }  # no decode engine has room for them
+        blocked = set(map(id, simulation.placer.blocked))
         waiting_s, tokens, num_decoding = 0.0, 0, 0
         for agent in simulation.agents:
             request = agent.request

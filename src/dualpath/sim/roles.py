@@ -2,7 +2,7 @@
 
 Built from a spec with as many prefill as decode nodes: node i of each are one and the same, with one storage NIC, one
 memory and one compute NIC for each GPU. A change is: no new requests, finish, wait ``switch_s``, take requests in the
-other role. ``scheduler.role_switch`` says when; without it nothing here is used.
+other role. ``scheduler.policy.role_switch`` says when; without it nothing here is used.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 from dualpath.core.errors import ConfigError
 from dualpath.core.ids import NodeId
 from dualpath.core.plan import Role
-from dualpath.scheduler import role_switch
-from dualpath.scheduler.role_switch import NodeLoad, RoleChange, RoleSwitchSettings, RoleSwitchState, RoleWindow
-from dualpath.scheduler.systems import SYSTEMS, Assignment
-from dualpath.sim.agenda import NOTHING, Event, Events
+from dualpath.scheduler.policy import role_switch
+from dualpath.scheduler.policy.role_switch import NodeLoad, RoleChange, RoleSwitchSettings, RoleSwitchState, RoleWindow
+from dualpath.scheduler.policy.systems import SYSTEMS, Assignment
 from dualpath.sim.cost import ModelCost
-from dualpath.sim.decode import DecodeEngine
-from dualpath.sim.prefill import PrefillEngine
+from dualpath.sim.engines.decode import DecodeEngine
+from dualpath.sim.engines.prefill import PrefillEngine
+from dualpath.sim.requests.agenda import NOTHING, Event, Events
 from dualpath.sim.role_demand import DemandMeter
 from dualpath.sim.simulation import Simulation, prepare
 from dualpath.sim.spec import SimSpec
@@ -133,7 +133,7 @@ class RoleController:
 
     def _renew_leaders(self, now_s: float) -> None:
         """Groups without engines ask for nothing, or their turns would go to whoever comes next."""
-        scopes = [scope for scope in self._simulation.cluster.scopes if scope.engines]
+        scopes = [scope for scope in self._simulation.placer.scopes if scope.by_id]
         if self._simulation.spec.scheduler.fetch_interval_s:
             self._simulation.life.use_leaders(scopes, now_s)
 

@@ -13,8 +13,8 @@ from dualpath.config.fields import Table, setting
 from dualpath.config.load import load_config
 from dualpath.core.errors import ConfigError
 from dualpath.core.plan import Role
-from dualpath.scheduler.cost import DecodeCost
-from dualpath.scheduler.systems import SYSTEMS
+from dualpath.scheduler.policy.cost import DecodeCost
+from dualpath.scheduler.policy.systems import SYSTEMS
 from dualpath.sim.cost import ModelCost, PrefillCost
 
 MAX_AGENTS = 1_000_000
@@ -60,6 +60,13 @@ class ClusterSpec(Table):
         help="tokens of one forward of a prefill engine that streams layers, histories included",
     )
     block_header_bytes: int = setting(0, minimum=0, help="what every stored block has in front of its KV")
+    store_bytes: int | None = setting(
+        None,
+        minimum=1,
+        none_means="room for all",
+        help="stored blocks of the whole cluster, at most; those of former weights go first, then those used least"
+        " recently",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -238,6 +245,25 @@ class FailureSpec(Table):
 
 
 @dataclass(frozen=True, kw_only=True)
+class UpdateSpec(Table):
+    """Weights that change while agents run, as a trainer changes them."""
+
+    TABLE = "updates"
+    every: int | None = setting(
+        None, minimum=1, none_means="never", help="turns of all agents together between two changes"
+    )
+    weights: int | None = setting(
+        None, minimum=2, none_means="always new ones", help="how many there are; then the first come back"
+    )
+    load_s: float = setting(
+        0.0, minimum=0, maximum=MAX_S, help="until weights that are due are loaded; requests run meanwhile"
+    )
+    wipe_s: float = setting(
+        0.0, minimum=0, maximum=MAX_S, help="where the store is wiped: nothing runs for so long, and for load_s"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class OutputSpec(Table):
     """What is recorded."""
 
@@ -254,6 +280,7 @@ class SimSpec:
     workload: WorkloadSpec = field(default_factory=WorkloadSpec)
     scheduler: SchedulerSpec = field(default_factory=SchedulerSpec)
     failures: FailureSpec = field(default_factory=FailureSpec)
+    updates: UpdateSpec = field(default_factory=UpdateSpec)
     output: OutputSpec = field(default_factory=OutputSpec)
 
     @property

@@ -13,7 +13,7 @@ import numpy as np
 
 from dualpath.core.errors import ConfigError
 from dualpath.core.plan import Role
-from dualpath.scheduler.role_switch import RoleSwitchSettings
+from dualpath.scheduler.policy.role_switch import RoleSwitchSettings
 from dualpath.sim.cost import ModelCost
 from dualpath.sim.roles import Changed, prepare_switching
 from dualpath.sim.simulation import simulate

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from dualpath.core.errors import ConfigError
-from dualpath.sim.agent import Agent
+from dualpath.sim.requests.agent import Agent
 from dualpath.sim.spec import MAX_AGENTS, WorkloadSpec
 from dualpath.trace.arrivals import arrival_times_s
 from dualpath.trace.load import load_trace

@@ -1,4 +1,4 @@
 """Where Full Blocks live: contract, object format, memory, file, 3FS and S3 backends, and the block index.
 
-Called by ``traffic`` (bytes), ``scheduler`` (index) and ``launch`` (construction, CLI). Imports only ``core``.
+Called by ``traffic`` (bytes), ``scheduler`` (index) and ``cluster`` (construction). Imports only ``core``.
 """

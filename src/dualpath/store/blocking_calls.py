@@ -4,16 +4,21 @@ Whoever owns this hands calls in and fetches what to do about their outcomes, bo
 and one by one, on whichever thread is free, so none waits behind one that hangs while any thread is free. One thread
 does what takes microseconds, since more would only take turns; where calls wait, more come, up to a bound. Those that
 hang are left behind at the end.
+
+A call may hang for ever while storage works again for all others, and nobody makes others as long as storage counts as
+stalled. So whoever asks for how long it has stalled has it tried; what began before a try that came back is forgotten.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
 
+from dualpath.core.errors import StoreError, StoreFullError
 from dualpath.core.runtime import Command, Runtime, Worker
 
 Call = Callable[[], Command]  # blocks, raises nothing, and returns what its owner is to do then
@@ -21,6 +26,7 @@ Call = Callable[[], Command]  # blocks, raises nothing, and returns what its own
 NUM_THREADS = 4
 MAX_THREADS = 32  # with those that are stuck
 STUCK_S = 1.0
+TRIED_AFTER_S = 3.0  # without an answer
 _MORE_AFTER_S = 1e-3
 
 logger = logging.getLogger(__name__)
@@ -30,10 +36,16 @@ class BlockingCalls:
     """``run`` and ``take`` on the owner's thread; threads start when they are needed."""
 
     def __init__(
-        self, runtime: Runtime, name: str, num_threads: int = NUM_THREADS, max_threads: int = MAX_THREADS
+        self,
+        runtime: Runtime,
+        name: str,
+        try_storage: Callable[[], None],  # blocks; raises StoreError where storage does not work, or is full
+        num_threads: int = NUM_THREADS,
+        max_threads: int = MAX_THREADS,
     ) -> None:
         self._runtime = runtime
         self._name = name
+        self._try_storage = try_storage
         self._num_threads, self._max_threads = num_threads, max_threads
         self._lock = threading.Lock()
         self._waiting: deque[Call] = deque()
@@ -42,6 +54,7 @@ class BlockingCalls:
         self._threads: list[Worker] = []
         self._ended: deque[Command] = deque()
         self._woken_s = 0.0
+        self._worked_s = self._tried_s = -math.inf  # when the last try that came back began, and the last one at all
 
     @property
     def num_lively(self) -> int:
@@ -49,11 +62,21 @@ class BlockingCalls:
         with self._lock:
             return len(self._waiting) + self._num_at_work() + len(self._ended)
 
-    def stalled_s(self) -> float:
-        """How long the oldest call that is under way has had no answer. Any thread."""
+    def stalled_s(self, others_s: Iterable[float] = ()) -> float:
+        """How long the oldest call under way has had no answer, others that began at ``others_s`` included; unless
+        storage has worked since. Any thread.
+        """
         with self._lock:
-            oldest_s = min(self._begun_s.values(), default=None)
-        return 0.0 if oldest_s is None else self._runtime.now_s() - oldest_s
+            now_s = self._runtime.now_s()
+            oldest_s = min((s for s in (*self._begun_s.values(), *others_s) if s > self._worked_s), default=now_s)
+            # Each try may hang, too: there are few, for the next one comes after twice the time.
+            is_due = now_s - oldest_s >= TRIED_AFTER_S and self._tried_s - oldest_s <= (now_s - oldest_s) / 2
+            if is_due:
+                self._tried_s = now_s
+                self._waiting.append(partial(self._try, now_s))
+        if self._waiting:
+            self._wake()
+        return now_s - oldest_s
 
     def run(self, calls: Iterable[Call]) -> None:
         with self._lock:
@@ -94,6 +117,18 @@ class BlockingCalls:
             self._woken_s = self._begun_s[number] = now_s
         self._threads[number].run(partial(self._work, number), _ignore)
 
+    def _try(self, began_s: float) -> Command:
+        """On a thread of ours."""
+        try:
+            self._try_storage()
+        except StoreFullError:
+            pass  # an answer
+        except StoreError as error:
+            logger.info("%s: storage was tried: %s", self._name, error)
+            return _nothing
+        self._worked_s = began_s
+        return _nothing
+
     def _num_at_work(self) -> int:
         """Threads that are not stuck."""
         stuck_s = self._runtime.now_s() - STUCK_S
@@ -113,6 +148,10 @@ class BlockingCalls:
                 self._ended.append(call())
             except Exception:  # against its contract; whoever waits for it has a deadline
                 logger.exception("a call on %s-%d", self._name, number)
+
+
+def _nothing() -> None:
+    """Its owner has nothing to do about a try."""
 
 
 def _ignore(_: Exception | None) -> None:

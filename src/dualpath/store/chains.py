@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 
 from dualpath.core.ids import BlockKey
-from dualpath.store.eviction import Node
+from dualpath.store.node import Node
 
 _TIDIED_PER_CALL = 16
 

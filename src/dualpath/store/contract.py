@@ -1,7 +1,8 @@
 """The contract of a block store: where Full Blocks live, and how an engine's traffic manager reads and writes them.
 
-A store has two faces. ``BlockStore`` is the directory of blocks (list, stat, delete), used by the block index, the
-CLI and the scheduler process; it is thread-safe and may block. ``StoreIo`` moves bytes between storage and registered
+A store has two faces. ``BlockStore`` lists, stats and deletes blocks, for the block index, the CLI and the scheduler
+process; it is thread-safe and may block. ``BlockDirectory`` is as much of it as needs no listing and is not of one
+namespace. ``StoreIo`` moves bytes between storage and registered
 staging memory for one engine; every call comes from that engine's traffic thread and none may block for long.
 
 A stored object is ``HEADER_BYTES`` of header followed by the Full Block's payload (see dualpath.store.header).
@@ -23,7 +24,7 @@ from dualpath.core.runtime import Runtime
 
 @dataclass(frozen=True, slots=True)
 class StoredBlock:
-    """What listing tells of one object. ``parent`` is None where only the object's header knows it."""
+    """What listing tells of one object."""
 
     key: BlockKey
     num_bytes: int
@@ -52,6 +53,7 @@ class IoRequest:
     key: BlockKey
     address: int
     num_bytes: int  # header + payload
+    namespace_digest: bytes = b""  # none: the store's own
 
 
 class StoreIo(Protocol):
@@ -79,7 +81,9 @@ class StoreIo(Protocol):
         ...
 
     def stalled_s(self) -> float:
-        """How long the oldest call to storage has had no answer; 0.0 where none waits. Any thread."""
+        """How long the oldest call to storage has had no answer; 0.0 where none waits, or storage has worked since it
+        began: being asked may try that. Any thread.
+        """
         ...
 
     def close(self) -> None:
@@ -87,10 +91,35 @@ class StoreIo(Protocol):
         ...
 
 
-class BlockStore(Protocol):
-    """The directory of one namespace's blocks. Thread-safe; may block."""
+class BlockDirectory(Protocol):
+    """Blocks by their keys. Thread-safe; may block."""
 
     url: str
+
+    def exists(self, key: BlockKey) -> bool: ...
+
+    def read_header(self, key: BlockKey) -> bytes:
+        """The first HEADER_BYTES bytes. Raises BlockMissingError, BlockCorruptError (too short) or StoreError."""
+        ...
+
+    def delete(self, key: BlockKey) -> None:
+        """Remove the object; absent is fine. Raises StoreError."""
+        ...
+
+    def free_bytes(self) -> int | None:
+        """What storage still has for us; None where it does not say. Raises StoreError."""
+        ...
+
+    def try_write(self) -> None:
+        """Write an object of the usual size under no block's name, and remove it. Raises StoreFullError where there is
+        no room, StoreError where it cannot be written for another reason.
+        """
+        ...
+
+
+class BlockStore(BlockDirectory, Protocol):
+    """All blocks of one namespace. Its I/O reaches other namespaces, too."""
+
     namespace_digest: bytes
     geometry: KvGeometry
 
@@ -105,28 +134,6 @@ class BlockStore(Protocol):
 
     def list_blocks(self) -> Iterator[StoredBlock]:
         """All complete objects, in any order. Temporary files of dead writers are swept, not listed."""
-        ...
-
-    def exists(self, key: BlockKey) -> bool: ...
-
-    def read_header(self, key: BlockKey) -> bytes:
-        """The first HEADER_BYTES bytes. Raises BlockMissingError, BlockCorruptError (too short) or StoreError."""
-        ...
-
-    def delete(self, key: BlockKey) -> None:
-        """Remove the object; absent is fine. Raises StoreError."""
-        ...
-
-    def used_bytes(self) -> int: ...
-
-    def free_bytes(self) -> int | None:
-        """What storage still has for us; None where it does not say. Raises StoreError."""
-        ...
-
-    def try_write(self) -> None:
-        """Write an object of the usual size under no block's name, and remove it. Raises StoreFullError where there is
-        no room, StoreError where it cannot be written for another reason.
-        """
         ...
 
     def close(self) -> None: ...

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable
 
+from dualpath.core.eviction_queue import Shelf
 from dualpath.core.ids import BlockKey
 
 MAX_REMEMBERED = 1 << 17
@@ -20,7 +21,8 @@ class Deletions:
 
     def __init__(self, max_remembered: int = MAX_REMEMBERED) -> None:
         self._max_remembered = max_remembered
-        self._under_way: dict[BlockKey, None] = {}
+        # how many: a slow one may be overtaken by the next of its block; and where the latest is
+        self._under_way: dict[BlockKey, tuple[int, Shelf]] = {}
         self._ended: OrderedDict[BlockKey, int] = OrderedDict()  # how many writers had begun then; oldest first
         self._num_begun = 0
         self._writers: dict[int, None] = {}  # by number, in order
@@ -37,13 +39,16 @@ class Deletions:
         self._writers.pop(number, None)
         self._drop_settled()
 
-    def begin(self, key: BlockKey) -> None:
-        self._under_way[key] = None
+    def begin(self, key: BlockKey, shelf: Shelf) -> None:
+        found = self._under_way.get(key)
+        self._under_way[key] = (1 if found is None else found[0] + 1, shelf)
 
     def end(self, keys: Iterable[BlockKey]) -> None:
         """Storage has answered, whatever it said."""
         for key in keys:
-            self._under_way.pop(key, None)
+            found = self._under_way.pop(key, None)
+            if found is not None and found[0] > 1:
+                self._under_way[key] = (found[0] - 1, found[1])
             self._ended.pop(key, None)
             self._ended[key] = self._num_begun
         self._drop_settled()
@@ -52,6 +57,11 @@ class Deletions:
 
     def is_under_way(self, key: BlockKey) -> bool:
         return key in self._under_way
+
+    def shelf_of(self, key: BlockKey) -> Shelf | None:
+        """None: it is not being deleted."""
+        found = self._under_way.get(key)
+        return None if found is None else found[1]
 
     def is_in_doubt(self, key: BlockKey) -> bool:
         """May it have been deleted after a writer that still reports has written it?"""

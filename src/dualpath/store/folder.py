@@ -7,20 +7,27 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
-from dualpath.core.errors import ConfigError
+from dualpath.core.errors import StoreError
 from dualpath.core.ids import BlockKey
 from dualpath.core.keys import KEY_BYTES
-from dualpath.store import s3_settings
-from dualpath.store.files import parse_key, scan_files, store_error, sweep_if_abandoned
-from dualpath.store.open import parse_url
+from dualpath.store.files.directory import (
+    delete_file,
+    scan,
+    scan_files,
+    store_error,
+    sweep_if_abandoned,
+    temporary_name,
+)
+from dualpath.store.names import parse_key
+from dualpath.store.weights_note import MAX_NOTE_BYTES, NOTE_NAME, WeightsNote, parse_note
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class FolderEntry:
     """What listing tells of one object; ``name`` is its path, or its name in the bucket."""
 
     namespace_digest: bytes
@@ -33,15 +40,15 @@ class Entry:
 class Folder(Protocol):
     """Every method raises StoreError where storage refuses, and BlockMissingError where an object is gone."""
 
-    def entries(self) -> Iterator[Entry]:
+    def entries(self) -> Iterator[FolderEntry]:
         """Objects whose name is a block's name in a namespace; anything else is left alone and not shown."""
         ...
 
-    def read(self, entry: Entry, num_bytes: int | None = None) -> bytes:
+    def read(self, entry: FolderEntry, num_bytes: int | None = None) -> bytes:
         """The object, or its beginning; fewer bytes where it has no more."""
         ...
 
-    def delete(self, entry: Entry) -> None:
+    def delete(self, entry: FolderEntry) -> None:
         """Absent is fine."""
         ...
 
@@ -49,19 +56,17 @@ class Folder(Protocol):
         """Remove what dead writers left behind. Returns how many things."""
         ...
 
+    def read_note(self, namespace_digest: bytes) -> WeightsNote | None:
+        """None: there is none that can be understood."""
+        ...
 
-def open_folder(url: str) -> Folder:
-    """Raises ConfigError for a URL without one, or where there is nothing."""
-    scheme, name, options = parse_url(url)
-    if scheme == "s3":
-        from dualpath.store.s3_folder import S3Folder  # obstore only where it is used
+    def write_note(self, namespace_digest: bytes, note: WeightsNote) -> None:
+        """As a whole. A directory that is not there stays away: nobody has stored anything in it."""
+        ...
 
-        return S3Folder(s3_settings.resolve(url, name, options))
-    if scheme != "file":
-        raise ConfigError(f"{url}: only file and s3 stores can be inspected")
-    if not Path(name).is_dir():
-        raise ConfigError(f"{url}: there is no such directory")
-    return FileFolder(name)
+    def delete_note(self, namespace_digest: bytes) -> None:
+        """Absent is fine."""
+        ...
 
 
 def parse_namespace(name: str) -> bytes | None:
@@ -77,7 +82,7 @@ class FileFolder:
     def __init__(self, root: str) -> None:
         self._root = root
 
-    def entries(self) -> Iterator[Entry]:
+    def entries(self) -> Iterator[FolderEntry]:
         for directory, namespace_digest in self._namespaces():
             for found in scan_files(directory):
                 key = parse_key(found.name)
@@ -89,25 +94,58 @@ class FileFolder:
                     continue
                 except OSError as error:
                     raise store_error(error, key) from error
-                yield Entry(namespace_digest, key, found.path, stat.st_size, stat.st_mtime)
+                yield FolderEntry(namespace_digest, key, found.path, stat.st_size, stat.st_mtime)
 
-    def read(self, entry: Entry, num_bytes: int | None = None) -> bytes:
+    def read(self, entry: FolderEntry, num_bytes: int | None = None) -> bytes:
         try:
             with open(entry.name, "rb", buffering=0) as file:
                 return file.read(-1 if num_bytes is None else num_bytes)
         except OSError as error:
             raise store_error(error, entry.key) from error
 
-    def delete(self, entry: Entry) -> None:
+    def delete(self, entry: FolderEntry) -> None:
+        delete_file(entry.name, entry.key)
+
+    def sweep(self) -> int:
+        return sum(
+            sweep_if_abandoned(found)
+            for directory, _ in self._namespaces()
+            for found in (*scan(directory), *scan_files(directory))
+        )
+
+    def read_note(self, namespace_digest: bytes) -> WeightsNote | None:
         try:
-            os.unlink(entry.name)
+            with open(self._note_path(namespace_digest), "rb") as file:
+                return parse_note(file.read(MAX_NOTE_BYTES))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StoreError(f"cannot read {error.filename}: {error.strerror}") from error
+
+    def write_note(self, namespace_digest: bytes, note: WeightsNote) -> None:
+        path = self._note_path(namespace_digest)
+        temporary = temporary_name(path)
+        try:
+            with open(temporary, "wb") as file:
+                file.write(note.encode())
+            os.replace(temporary, path)
         except FileNotFoundError:
             pass
         except OSError as error:
-            raise store_error(error, entry.key) from error
+            with suppress(OSError):
+                os.unlink(temporary)
+            raise StoreError(f"cannot write {path}: {error.strerror}") from error
 
-    def sweep(self) -> int:
-        return sum(sweep_if_abandoned(found) for directory, _ in self._namespaces() for found in scan_files(directory))
+    def delete_note(self, namespace_digest: bytes) -> None:
+        try:
+            os.unlink(self._note_path(namespace_digest))
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise StoreError(f"cannot delete {error.filename}: {error.strerror}") from error
+
+    def _note_path(self, namespace_digest: bytes) -> str:
+        return os.path.join(self._root, namespace_digest.hex(), NOTE_NAME)
 
     def _namespaces(self) -> Iterator[tuple[str, bytes]]:
         for name in sorted(os.listdir(self._root)):

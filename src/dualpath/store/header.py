@@ -21,18 +21,18 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import xxhash
 
 from dualpath.core.errors import BlockCorruptError, ConfigError
 from dualpath.core.geometry import KvGeometry
 from dualpath.core.ids import BlockKey
 from dualpath.core.keys import KEY_BYTES
+from dualpath.store.hashes import HAS_XXHASH, OTHER_DIGESTS, digest_64, digest_128
 
 Digests = npt.NDArray[np.uint64]
 
 HEADER_BYTES = 4096
 MAGIC = b"DUALPATH"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 2 if HAS_XXHASH else 2 | OTHER_DIGESTS
 
 # magic, version, namespace digest, key, parent key, layers, tokens a block, bytes a token and layer, tokens held,
 # payload bytes
@@ -50,6 +50,7 @@ class BlockName:
     key: BlockKey
     parent: BlockKey
     num_tokens: int
+    namespace_digest: bytes = b""  # none: that of whoever asks
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,7 @@ def payload_digests(payload: memoryview, geometry: KvGeometry, num_tokens: int) 
     """Of each Layer Block's first ``num_tokens`` rows."""
     step, length = geometry.layer_block_bytes, num_tokens * geometry.bytes_per_token_layer
     starts = range(0, geometry.full_block_bytes, step)
-    return np.array([xxhash.xxh3_64_intdigest(payload[start : start + length]) for start in starts], dtype="<u8")
+    return np.array([digest_64(payload[start : start + length]) for start in starts], dtype="<u8")
 
 
 def make_header(namespace_digest: bytes, name: BlockName, geometry: KvGeometry, digests: Digests) -> bytes:
@@ -98,7 +99,7 @@ def make_header(namespace_digest: bytes, name: BlockName, geometry: KvGeometry, 
         geometry.full_block_bytes,
     )
     checked = (fields + digests.astype("<u8", copy=False).tobytes()).ljust(_CHECKED_BYTES, b"\0")
-    return checked + xxhash.xxh3_128_digest(checked)
+    return checked + digest_128(checked)
 
 
 def write_header(
@@ -125,7 +126,7 @@ def parse_header(data: bytes | memoryview) -> Header:
     version = int.from_bytes(head[len(MAGIC) : _VERSION_END], "little")
     if version != FORMAT_VERSION:
         raise BlockCorruptError(f"format version {version}, this program reads {FORMAT_VERSION}")
-    if xxhash.xxh3_128_digest(head[:_CHECKED_BYTES]) != head[_CHECKED_BYTES:]:
+    if digest_128(head[:_CHECKED_BYTES]) != head[_CHECKED_BYTES:]:
         raise BlockCorruptError("header checksum does not hold")
     return _unpack(head)
 

@@ -5,22 +5,26 @@ Every header names its namespace, key, parent and geometry, so the objects expla
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from dualpath.core.errors import BlockCorruptError, BlockMissingError, StoreError
 from dualpath.core.geometry import KvGeometry
 from dualpath.core.ids import BlockKey
 from dualpath.core.runtime import SystemRuntime
-from dualpath.store.folder import Entry, Folder, open_folder
+from dualpath.store.folder import Folder, FolderEntry
 from dualpath.store.header import HEADER_BYTES, Header, parse_header, verify
+from dualpath.store.open import open_folder
+from dualpath.store.weights_note import WeightsNote
+
+IN_USE_S = 300.0  # without news; blocks of a server that has just ended count as in use, too
 
 
 @dataclass(frozen=True, slots=True)
 class BlockRow:
     """One object. ``header`` is None where it cannot be read, and ``problem`` says why."""
 
-    entry: Entry
+    entry: FolderEntry
     age_s: float
     header: Header | None
     problem: str = ""
@@ -52,6 +56,28 @@ class NamespaceSummary:
     youngest_s: float = float("inf")
     oldest_s: float = 0.0
     geometries: set[KvGeometry] = field(default_factory=set)  # one, unless something is wrong
+    note: WeightsNote | None = None  # whose they are, where a server has said so
+
+    def add(self, row: BlockRow) -> None:
+        self.num_blocks += 1
+        self.num_bytes += row.num_bytes
+        self.num_damaged += row.header is None
+        self.youngest_s = min(self.youngest_s, row.age_s)
+        self.oldest_s = max(self.oldest_s, row.age_s)
+        if row.header is not None:
+            self.geometries.add(row.header.geometry)
+
+    @property
+    def is_in_use(self) -> bool:
+        """There is news of less than five minutes ago."""
+        return self.unused_s < IN_USE_S
+
+    @property
+    def unused_s(self) -> float:
+        """Since a block was written or a server has said that it uses them."""
+        if self.note is None:
+            return self.youngest_s
+        return min(self.youngest_s, SystemRuntime().unix_s() - self.note.used_unix_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,16 +94,16 @@ def iter_rows(url: str) -> Iterator[BlockRow]:
 
 def summarize(url: str) -> list[NamespaceSummary]:
     """One row per namespace, in order of size, the largest first."""
+    folder = open_folder(url)
+    return summarize_rows(folder, _iter_rows(folder))
+
+
+def summarize_rows(folder: Folder, rows: Iterable[BlockRow]) -> list[NamespaceSummary]:
     summaries: dict[bytes, NamespaceSummary] = {}
-    for row in iter_rows(url):
-        summary = summaries.setdefault(row.namespace_digest, NamespaceSummary(row.namespace_digest))
-        summary.num_blocks += 1
-        summary.num_bytes += row.num_bytes
-        summary.num_damaged += row.header is None
-        summary.youngest_s = min(summary.youngest_s, row.age_s)
-        summary.oldest_s = max(summary.oldest_s, row.age_s)
-        if row.header is not None:
-            summary.geometries.add(row.header.geometry)
+    for row in rows:
+        summaries.setdefault(row.namespace_digest, NamespaceSummary(row.namespace_digest)).add(row)
+    for summary in summaries.values():
+        summary.note = folder.read_note(summary.namespace_digest)
     return sorted(summaries.values(), key=lambda summary: -summary.num_bytes)
 
 

@@ -18,6 +18,7 @@ from dualpath.core.ids import BlockKey
 from dualpath.core.runtime import Clock, SystemRuntime
 from dualpath.store.contract import IoRequest, IoState, IoTicket, StoredBlock, StoreIo
 from dualpath.store.header import HEADER_BYTES, verify
+from dualpath.store.ticket import Ticket
 
 
 @dataclass(slots=True)
@@ -42,6 +43,11 @@ _shelves: dict[tuple[str, bytes], _Shelf] = {}
 _shelves_lock = threading.Lock()
 
 
+def _shelf(url: str, namespace_digest: bytes) -> _Shelf:
+    with _shelves_lock:
+        return _shelves.setdefault((url, namespace_digest), _Shelf())
+
+
 def forget(url: str) -> None:
     """Free what is stored at ``url``, in all namespaces. Nobody may use it any more."""
     with _shelves_lock:
@@ -56,11 +62,10 @@ class MemoryStore:
         self.url = url
         self.namespace_digest = namespace_digest
         self.geometry = geometry
-        with _shelves_lock:
-            self._shelf = _shelves.setdefault((url, namespace_digest), _Shelf())
+        self._shelf = _shelf(url, namespace_digest)
 
     def open_io(self, agent: Any = None, runtime: Clock | None = None) -> StoreIo:
-        return MemoryIo(self._shelf, runtime or SystemRuntime())
+        return MemoryIo(self.url, self._shelf, runtime or SystemRuntime())
 
     def list_blocks(self) -> Iterator[StoredBlock]:
         with self._shelf.lock:
@@ -80,9 +85,6 @@ class MemoryStore:
     def delete(self, key: BlockKey) -> None:
         with self._shelf.lock:
             self._shelf.objects.pop(key, None)
-
-    def used_bytes(self) -> int:
-        return sum(block.num_bytes for block in self.list_blocks())
 
     def free_bytes(self) -> int | None:
         return None
@@ -110,54 +112,45 @@ class MemoryStore:
         self._shelf.put(key, data, 0.0)
 
 
-@dataclass(slots=True, eq=False)
-class MemoryTicket:
-    key: BlockKey
-    request: IoRequest
-    is_write: bool
-    state: IoState = IoState.IN_PROGRESS
-    error: Exception | None = None
-
-
 class MemoryIo:
     """Moves objects by memory copy: each at its first poll."""
 
-    def __init__(self, shelf: _Shelf, clock: Clock) -> None:
-        self._shelf = shelf
+    def __init__(self, url: str, shelf: _Shelf, clock: Clock) -> None:
+        self._url, self._shelf = url, shelf
         self._clock = clock
 
     def submit_reads(self, requests: Sequence[IoRequest]) -> Sequence[IoTicket]:
-        return [MemoryTicket(request.key, request, is_write=False) for request in requests]
+        return [Ticket(request.key, request, is_write=False) for request in requests]
 
     def submit_writes(self, requests: Sequence[IoRequest]) -> Sequence[IoTicket]:
-        return [MemoryTicket(request.key, request, is_write=True) for request in requests]
+        return [Ticket(request.key, request, is_write=True) for request in requests]
 
     def poll(self, ticket: IoTicket) -> IoState:
-        assert isinstance(ticket, MemoryTicket)
+        assert isinstance(ticket, Ticket)
         if ticket.state is IoState.IN_PROGRESS:
             try:
                 self._move(ticket)
-                ticket.state = IoState.DONE
+                ticket.settle(None)
             except StoreError as error:
-                ticket.error, ticket.state = error, IoState.FAILED
+                ticket.settle(error)
         return ticket.state
 
-    def _move(self, ticket: MemoryTicket) -> None:
+    def _move(self, ticket: Ticket) -> None:
         request = ticket.request
+        shelf = _shelf(self._url, request.namespace_digest) if request.namespace_digest else self._shelf
         if ticket.is_write:
             data = ctypes.string_at(request.address, request.num_bytes)
-            self._shelf.put(request.key, data, self._clock.unix_s())
+            shelf.put(request.key, data, self._clock.unix_s())
             return
-        data = self._shelf.get(request.key)
+        data = shelf.get(request.key)
         if len(data) != request.num_bytes:
             raise BlockCorruptError(f"block {request.key.hex()}: {len(data)} bytes instead of {request.num_bytes}")
         ctypes.memmove(request.address, data, request.num_bytes)
 
     def release(self, ticket: IoTicket) -> bool:
         """Always quiescent: bytes move only inside ``poll``."""
-        assert isinstance(ticket, MemoryTicket)
-        if ticket.state is IoState.IN_PROGRESS:
-            ticket.error, ticket.state = StoreError("given up"), IoState.FAILED
+        assert isinstance(ticket, Ticket)
+        ticket.settle(StoreError("given up"))
         return True
 
     def stalled_s(self) -> float:

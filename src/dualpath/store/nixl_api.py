@@ -6,7 +6,7 @@ per idle agent; whoever owns the agent polls.
 
 The POSIX backend gets io_uring where the kernel allows it (containers often do not) and libaio elsewhere. Throughput
 is equal within noise, 6-8 GB/s from the page cache. libaio does a buffered file's whole I/O inside the post, so stores
-do without it (dualpath.store.plain_files_io); io_uring does so only for reads that the page cache can serve. POSIX AIO,
+do without it (dualpath.store.files.plain_io); io_uring does so only for reads that the page cache can serve. POSIX AIO,
 which NIXL offers as well, must not be used: in nixl 1.5 one failing transfer fails every other one in flight, while
 their bytes are still arriving (measured: 32 of 32).
 """

@@ -1,7 +1,7 @@
 """From a URL to a store: ``file:///absolute/directory``, a plain path, ``s3://bucket/prefix``, or ``memory://name``.
 
 A file URL takes ``?durable=true``: fsync before a write counts as done; and ``?engine=3fs``: 3FS's native I/O instead
-of its FUSE mount. What an S3 URL takes: dualpath.store.s3_settings.
+of its FUSE mount. What an S3 URL takes: dualpath.store.s3.settings.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 from dualpath.core.errors import ConfigError
 from dualpath.core.geometry import KvGeometry
 from dualpath.core.keys import Namespace
-from dualpath.store import s3_settings
 from dualpath.store.contract import BlockStore
-from dualpath.store.file_3fs import File3fsStore, check_3fs
-from dualpath.store.files import FileStore
+from dualpath.store.files.hf3fs import File3fsStore, check_3fs
+from dualpath.store.files.store import FileStore
+from dualpath.store.folder import FileFolder, Folder
 from dualpath.store.memory import MemoryStore
+from dualpath.store.s3 import settings as s3_settings
 
 ENGINES = ("posix", "3fs")
 
@@ -30,18 +31,32 @@ def open_store(url: str, namespace: Namespace | bytes, geometry: KvGeometry) -> 
     if scheme == "memory":
         return MemoryStore(url, digest, geometry)
     if scheme == "s3":
-        from dualpath.store.s3 import S3Store  # obstore only where it is used
+        from dualpath.store.s3.store import S3Store  # obstore only where it is used
 
         return S3Store(s3_settings.resolve(url, name, options), digest, geometry)
     kind = File3fsStore if options.get("engine") == "3fs" else FileStore
     return kind(Path(name), digest, geometry, durable=options.get("durable") == "true")
 
 
+def open_folder(url: str) -> Folder:
+    """Raises ConfigError for a URL without one, or where there is nothing."""
+    scheme, name, options = parse_url(url)
+    if scheme == "s3":
+        from dualpath.store.s3.folder import S3Folder  # obstore only where it is used
+
+        return S3Folder(s3_settings.resolve(url, name, options))
+    if scheme != "file":
+        raise ConfigError(f"{url}: only file and s3 stores can be inspected")
+    if not Path(name).is_dir():
+        raise ConfigError(f"{url}: there is no such directory")
+    return FileFolder(name)
+
+
 def check_url(url: str) -> None:
     """Find out what makes ``open_store`` fail, short of creating anything. Raises ConfigError. May ask a server."""
     scheme, name, options = parse_url(url)
     if scheme == "s3":
-        from dualpath.store.s3_bucket import Bucket
+        from dualpath.store.s3.bucket import Bucket
 
         Bucket(s3_settings.resolve(url, name, options)).check()
     elif options.get("engine") == "3fs":

@@ -19,6 +19,7 @@ TESTS = {
     "traffic": ("tests/traffic", "tests/contract/test_t*.py"),
     "store": ("tests/store", "tests/contract/test_store.py"),
     "engine": ("tests/engine",),
+    "protocol": ("tests/protocol",),
     "gateway": ("tests/gateway",),
 }
 _MAX_DATA_KIB = 8 << 20  # of a process: a mutant that allocates for ever harms nobody else

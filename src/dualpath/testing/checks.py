@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -13,8 +13,9 @@ from dualpath.engine.prefill import PrefillEngine
 from dualpath.store.header import HEADER_BYTES, verify
 from dualpath.store.index import BlockIndex, BlockState
 from dualpath.store.memory import MemoryStore
+from dualpath.testing.answer_check import stored_sequences
 from dualpath.testing.client import Book, Failure, Violation
-from dualpath.testing.hash_model import BLOCK_TOKENS, GEOMETRY, NAMESPACE
+from dualpath.testing.hash_model import BLOCK_TOKENS, GEOMETRY, namespace_of
 from dualpath.testing.parts import node_names
 from dualpath.testing.scenario import PATH_FAULTS, Fault, Scenario
 
@@ -37,21 +38,25 @@ def check_engines(engines: Iterable[PrefillEngine | DecodeEngine]) -> None:
         engine.check_idle()
 
 
-def check_index(index: BlockIndex, store: MemoryStore, excused: set[BlockKey]) -> None:
+def check_index(index: BlockIndex, stores: Sequence[MemoryStore], excused: set[BlockKey]) -> None:
     """What the index says is stored is there, unless somebody took it away from outside."""
     index.check_integrity()
     _expect(not index.num_pins(), "blocks are still pinned")
-    there = {block.key for block in MemoryStore.list_blocks(store)}
+    there = {block.key for store in stores for block in MemoryStore.list_blocks(store)}
     for key in index.known():
         _expect(index.state(key) is BlockState.STORED, f"block {key.hex()} is {index.state(key)}")
         _expect(key in there or key in excused, f"block {key.hex()} is in the index and not in the store")
 
 
-def check_stored(store: MemoryStore, book: Book, damaged: set[BlockKey]) -> int:
-    """Every stored object is what its key says, unless storage itself damaged it. Returns how many there are."""
+def check_stored(store: MemoryStore, book: Book, damaged: set[BlockKey], weights: str = "") -> int:
+    """Every object that is stored for these weights is what its key says, unless storage itself damaged it.
+
+    Returns how many there are.
+    """
+    namespace = namespace_of(weights)
     right: dict[BlockKey, tuple[tuple[int, ...], int]] = {}
-    for tenant, tokens in book.sequences.values():
-        for index, key in enumerate(chain_keys(root_key(NAMESPACE, tenant), tokens, BLOCK_TOKENS)):
+    for tenant, tokens in _sequences(book, weights):
+        for index, key in enumerate(chain_keys(root_key(namespace, tenant), tokens, BLOCK_TOKENS)):
             right[key] = (tokens, index)
     num_checked = 0
     for block in MemoryStore.list_blocks(store):
@@ -59,12 +64,28 @@ def check_stored(store: MemoryStore, book: Book, damaged: set[BlockKey]) -> int:
             continue
         _expect(block.key in right, f"block {block.key.hex()} belongs to no request")
         data = bytearray(store.raw(block.key))
-        verify(memoryview(data), NAMESPACE.digest, block.key, GEOMETRY)
+        verify(memoryview(data), namespace.digest, block.key, GEOMETRY)
         tokens, index = right[block.key]
         payload = np.frombuffer(data, np.uint8)[HEADER_BYTES:].tobytes()
-        _expect(payload == book.truth.block(tokens, index), f"block {block.key.hex()} is stored with wrong bytes")
+        _expect(
+            payload == book.truth.block(tokens, index, weights), f"block {block.key.hex()} is stored with wrong bytes"
+        )
         num_checked += 1
     return num_checked
+
+
+def check_weights(engines: Iterable[PrefillEngine | DecodeEngine]) -> None:
+    """All have the same, when all is at rest."""
+    found = {engine.info.engine_id: engine.namespace.model_fingerprint for engine in engines}
+    _expect(len(set(found.values())) < 2, f"engines have different weights: {found}")
+
+
+def _sequences(book: Book, weights: str) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """(tenant, tokens)"""
+    yield from book.sequences.values()
+    for asked in book.asked.values():
+        for tokens in stored_sequences(book.truth, asked.prompt, asked.generated, asked.num_tokens, weights):
+            yield asked.tenant, tokens
 
 
 # -- requests without an answer ---------------------------------------------------------------------------------------
@@ -96,7 +117,7 @@ def _has_pair(scenario: Scenario, now_s: float, down: Downtimes) -> bool:
 
 def _cuts_off(fault: Fault) -> bool:
     """Does a node that it meets serve nobody meanwhile?"""
-    return fault.kind in PATH_FAULTS or fault.kind in ("stop", "cut line", "hang line")
+    return fault.kind in PATH_FAULTS or fault.kind in ("stop", "cut line", "hang line", "late sends")
 
 
 def _longest_s(start_s: float, end_s: float, holds: Callable[[float], bool], step_s: float = 0.25) -> float:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from dualpath.core.errors import DualPathError
+from dualpath.core.errors import DualPathError, RequestAbortedError
 from dualpath.core.ids import RequestId
 from dualpath.core.request import Request, SamplingParams, TokenEvent
-from dualpath.testing.front import ConnectionLost, Front
+from dualpath.testing.answer_check import AnswerCheck
 from dualpath.testing.hash_model import BLOCK_TOKENS, VOCAB, Truth
 from dualpath.testing.scenario import Agent, Turn
+from dualpath.testing.server import ConnectionLost, SimServer
+from dualpath.testing.weights import weights_of
 
 TURN_S = 300.0  # no request takes longer, whatever happens
 _SLOWLY_S = 0.7
@@ -29,11 +31,23 @@ class Failure:
 
 
 @dataclass(slots=True)
+class Asked:
+    """A request, and what the scheduler has seen of its answer."""
+
+    tenant: str
+    prompt: tuple[int, ...]
+    num_tokens: int
+    generated: list[int] = field(default_factory=list)
+
+
+@dataclass(slots=True)
 class Book:
     """What all agents of a world have seen."""
 
     truth: Truth = field(default_factory=Truth)
     sequences: dict[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)  # request -> tenant, all tokens
+    asked: dict[str, Asked] = field(default_factory=dict)  # where weights may change, so that nobody knows all tokens
+    num_mixed: int = 0  # answers with tokens of several weights
     failures: list[Failure] = field(default_factory=list)
     num_answers: int = 0
     num_aborted: int = 0
@@ -49,7 +63,11 @@ class Violation(AssertionError):
 class Client:
     """One agent."""
 
-    def __init__(self, seed: int, agent: Agent, front: Front, book: Book, log: Callable[[str], None]) -> None:
+    def __init__(
+        self, seed: int, agent: Agent, front: SimServer, book: Book, log: Callable[[str], None], weights: Sequence[str]
+    ) -> None:
+        """``weights``: all that there may be."""
+        self._weights = weights
         self._agent, self._front, self._book, self._log = agent, front, book, log
         self._dice = random.Random(f"agent {seed} {agent.number}")
         self._opening = random.Random(f"prefix {seed} {agent.prefix}")
@@ -72,54 +90,69 @@ class Client:
 
     async def _turn(self, turn: Turn, prompt: tuple[int, ...], now_s: Callable[[], float]) -> list[int] | None:
         """The whole answer; None: the conversation is over. Another connection where the server's process has ended."""
-        right = self._book.truth.answer(prompt, turn.num_tokens)
         while True:
             await self._front.is_up.wait()
             self._num_requests += 1
             request = self._request(prompt, turn)
-            self._book.sequences[request.request_id] = (self._agent.tenant, (*prompt, *right))
+            self._book.asked[request.request_id] = Asked(self._agent.tenant, prompt, turn.num_tokens)
             start_s = now_s()
             try:
                 async with asyncio.timeout(TURN_S):
-                    is_whole = await self._read(request, turn, right)
+                    answer = await self._read(request, turn)
             except ConnectionLost:
                 self._log(f"{request.request_id} lost its connection")
                 continue
+            except RequestAbortedError:
+                self._book.num_aborted += 1
+                self._log(f"{request.request_id} was aborted")
+                return None
             except DualPathError as error:
                 self._log(f"{request.request_id} failed: {error}")
                 self._book.failures.append(Failure(request.request_id, start_s, now_s(), f"{error!r}"))
                 return None
             except TimeoutError:
                 raise Violation(f"{request.request_id}: no end after {TURN_S:g} s") from None
-            if not is_whole:
+            if answer is None:
                 self._book.num_aborted += 1
                 self._log(f"{request.request_id} went away")
                 return None
             self._check_record(request, prompt)
-            return right
+            return answer
 
-    async def _read(self, request: Request, turn: Turn, right: list[int]) -> bool:
-        """Compare token by token. False: gone before the end."""
-        num_read = 0
+    async def _read(self, request: Request, turn: Turn) -> list[int] | None:
+        """Check token by token. None: gone before the end."""
+        check, answer = AnswerCheck(self._book.truth, request.prompt_token_ids), list[int]()
         async with self._front.stream(request) as events:
-            while num_read != turn.abort_after:
+            while len(answer) != turn.abort_after:
                 event = await events.get()
                 if isinstance(event, Exception):
                     raise event
-                self._check_token(request, event, num_read, right)
-                num_read += 1
+                self._check_token(request, event, len(answer), check)
+                answer.append(event.token_id)
                 if event.finish_reason is not None:
-                    if num_read < len(right):
-                        raise Violation(f"{request.request_id} ended after {num_read} of {len(right)} tokens")
-                    return True
+                    if len(answer) != turn.num_tokens:
+                        raise Violation(f"{request.request_id} ended after {len(answer)} of {turn.num_tokens} tokens")
+                    return answer
                 if turn.reads_slowly:
                     await asyncio.sleep(_SLOWLY_S)
-        return False
+        return None
 
-    def _check_token(self, request: Request, event: TokenEvent, index: int, right: list[int]) -> None:
-        if index >= len(right) or event.token_id != right[index]:
-            expected = right[index] if index < len(right) else "the end"
-            raise Violation(f"{request.request_id}: token {index} is {event.token_id}, right is {expected}")
+    def _check_token(self, request: Request, event: TokenEvent, index: int, check: AnswerCheck) -> None:
+        names = self._named(request, index)
+        expected = check.expected(names)
+        if not check.take(event.token_id, names):
+            told = f", by the weights {names}" if len(self._weights) > 1 else ""
+            raise Violation(f"{request.request_id}: token {index} is {event.token_id}, right is {expected}{told}")
+
+    def _named(self, request: Request, index: int) -> Sequence[str]:
+        """By which weights the token is said to be; all, where the one who knew it is gone."""
+        record = self._front.record(request) if len(self._weights) > 1 else None
+        if record is None:
+            return self._weights
+        versions = [span.version for span in record.weight_versions if span.start <= index < span.end]
+        if len(versions) != 1:
+            raise Violation(f"{request.request_id}: token {index} is of the weights {versions}")
+        return [weights_of(versions[0])]
 
     def _check_record(self, request: Request, prompt: tuple[int, ...]) -> None:
         """Hits are blocks of this tenant's own earlier sequences, nobody else's."""
@@ -127,9 +160,9 @@ class Client:
         if record is None:
             raise Violation(f"{request.request_id} has no record")
         earlier = [
-            tokens
-            for request_id, (tenant, tokens) in self._book.sequences.items()
-            if tenant == self._agent.tenant and (request_id != request.request_id or record.num_retries)
+            (*asked.prompt, *asked.generated)
+            for request_id, asked in self._book.asked.items()
+            if asked.tenant == self._agent.tenant and (request_id != request.request_id or record.num_retries)
         ]
         most = max((_common(tokens, prompt) for tokens in earlier), default=0)
         most = min(most, len(prompt) - 1) // BLOCK_TOKENS * BLOCK_TOKENS
@@ -137,6 +170,7 @@ class Client:
             raise Violation(f"{request.request_id}: {record.num_hit_tokens} tokens hit, only {most} can be known")
         book = self._book
         book.num_answers += 1
+        book.num_mixed += len(record.weight_versions) > 1
         book.num_hit_tokens += record.num_hit_tokens
         book.num_retries += record.num_retries
         book.paths[record.path] = book.paths.get(record.path, 0) + 1

@@ -34,6 +34,8 @@ class Summary:
     num_retries: int = 0
     num_late: int = 0
     num_stored: int = 0
+    num_updates: int = 0
+    num_mixed: int = 0
     virtual_s: float = 0.0
     paths: Counter[str] = field(default_factory=Counter)
     found: list[Outcome] = field(default_factory=list)
@@ -46,6 +48,8 @@ class Summary:
         self.num_retries += outcome.num_retries
         self.num_late += outcome.num_late
         self.num_stored += outcome.num_stored
+        self.num_updates += outcome.num_updates
+        self.num_mixed += outcome.num_mixed
         self.virtual_s += outcome.virtual_s
         self.paths.update(outcome.paths)
         if outcome.violation is not None:
@@ -59,6 +63,7 @@ class Summary:
             f"{self.num_failures} refused with a clear error while nothing could serve them, "
             f"{self.num_aborted} given up by clients, {self.num_retries} retries, {self.num_late} runs of bytes "
             f"that came after their transfer had failed, {self.num_stored} stored blocks compared; "
+            f"{self.num_updates} updates of weights, {self.num_mixed} answers with tokens of several; "
             f"{len(self.found)} violations"
         )
 
@@ -101,6 +106,8 @@ def replay_command(scenario: Scenario) -> str:
     parts = [f"python -m dualpath.testing.explore --seeds {scenario.seed}"]
     if len(scenario.agents) < len(whole.agents):
         parts.append("--agents " + ",".join(str(agent.number) for agent in scenario.agents))
+    if len(scenario.updates) < len(whole.updates):
+        parts.append("--updates " + (",".join(str(update.number) for update in scenario.updates) or "none"))
     if len(scenario.faults) < len(whole.faults):
         parts.append("--faults " + (",".join(str(fault.number) for fault in scenario.faults) or "none"))
     most = max((len(agent.turns) for agent in scenario.agents), default=0)
@@ -118,6 +125,9 @@ def _smaller(scenario: Scenario) -> Iterator[Scenario]:
         yield replace(scenario, faults=faults[half:])
     for index in range(len(faults)):
         yield replace(scenario, faults=(*faults[:index], *faults[index + 1 :]))
+    updates = scenario.updates
+    for index in range(len(updates)):
+        yield replace(scenario, updates=(*updates[:index], *updates[index + 1 :]))
     agents = scenario.agents
     for index in range(len(agents) if len(agents) > 1 else 0):
         yield replace(scenario, agents=(*agents[:index], *agents[index + 1 :]))
@@ -173,9 +183,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _show(options: argparse.Namespace) -> int:
     """One seed, perhaps a part of it."""
     whole = scenarios.draw(options.seeds[0])
-    outcome = run(whole.keep(options.agents, options.faults, options.turns))
+    outcome = run(whole.keep(options.agents, options.faults, options.turns, options.updates))
     if options.trace:
-        print(f"{replace(whole, agents=(), faults=())}")
+        print(f"{replace(whole, agents=(), faults=(), updates=())}")
         print("\n".join(outcome.trace))
     print(
         f"seed {outcome.seed}: {outcome.num_answers} answers right, {outcome.num_failures} refused, "
@@ -196,6 +206,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--logs", action="store_true", help="show what the code under test logs")
     parser.add_argument("--agents", type=_numbers, help="of one seed: only these agents")
     parser.add_argument("--faults", type=_numbers, help="of one seed: only these faults, or none")
+    parser.add_argument("--updates", type=_numbers, help="of one seed: only these updates of weights, or none")
     parser.add_argument("--turns", type=int, help="of one seed: at most so many turns of each agent")
     return parser.parse_args(arguments)
 

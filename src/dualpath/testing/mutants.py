@@ -29,9 +29,7 @@ EXCLUDED = {
     "traffic/fabric/": "writes configurations that people apply",
     "traffic/fabric_check/": "programs of their own, which measure",
     "traffic/fake_transport.py": "a test's own",
-    "store/faults.py": "a test's own",
     "engine/trace.py": "only writes a timeline",
-    "engine/repeated_warning.py": "only logs",
 }
 _ONCE_MORE, _STARTING_S = 3, 60.0  # a run with a mutant may take so many times as long as one without, and this
 _UNCHANGED_S = 3600.0

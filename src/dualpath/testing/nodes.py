@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextvars import Context
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
+from dualpath.cluster.node_process import NodeProcess, Parts
 from dualpath.config import NodeConfig, ServeConfig
 from dualpath.core.errors import DualPathError, EngineGoneError
 from dualpath.core.plan import Role
 from dualpath.core.runtime import Runtime
-from dualpath.launch.node_process import NodeProcess, Parts
+from dualpath.protocol.channel import Process as ChannelEnd
 from dualpath.testing.loop import Process, VirtualLoop
 from dualpath.testing.parts import NodeWorks, Surroundings
 from dualpath.testing.runtime import VirtualRuntime
@@ -19,7 +20,7 @@ from dualpath.testing.runtime import VirtualRuntime
 T = TypeVar("T")
 
 _LATENCY_S = (2e-4, 3e-3)
-_NOTICED_S = 0.05  # after a process has ended, its connections break
+NOTICED_S = 0.05  # after a process has ended, its connections break
 
 
 class SimNode:
@@ -57,7 +58,7 @@ class SimNode:
             self._loop.bury(self._around.engines.pop(engine_id))
         self._loop.bury(self.main)
         for question in self._pending:
-            self._loop.call_later(_NOTICED_S, _fail, question, DualPathError("the connection broke"))
+            self._loop.call_later(NOTICED_S, fail, question, DualPathError("the connection broke"))
         self._pending = {}
         self._loop.call_later(self._around.scenario.restarts_after_s, self._restart)
 
@@ -94,41 +95,66 @@ class SimNode:
 
     # -- questions ----------------------------------------------------------------------------------------------------
 
-    async def carry_out(self, ask: Callable[[NodeProcess], Awaitable[bytes]]) -> bytes:
-        """Have the process answer, in its own context; never, if it is stopped or is killed meanwhile."""
-        answer: asyncio.Future[bytes] = self._loop.create_future()
-        self._pending[answer] = None
+    async def carry_out(self, ask: Callable[[ChannelEnd], Awaitable[bytes]]) -> bytes:
+        return await carry_out(self.main, ask, self._loop, self.context, self._pending)
 
-        async def run(main: NodeProcess) -> None:
-            try:
-                result = await ask(main)
-            except Exception as error:  # over there; here it is what a connection carries
-                _fail(answer, DualPathError(str(error) or repr(error)))
-            else:
-                if not answer.done():
-                    answer.set_result(result)
 
-        self._loop.create_task(run(self.main), context=self.context)
+async def carry_out(
+    main: ChannelEnd,
+    ask: Callable[[ChannelEnd], Awaitable[bytes]],
+    loop: VirtualLoop,
+    context: Context,
+    pending: dict[asyncio.Future[bytes], None],
+) -> bytes:
+    """Have a process answer, in its own context; never, if it is stopped or is killed meanwhile."""
+    answer: asyncio.Future[bytes] = loop.create_future()
+    pending[answer] = None
+
+    async def run(main: ChannelEnd) -> None:
         try:
-            return await answer
-        finally:
-            self._pending.pop(answer, None)
+            result = await ask(main)
+        except Exception as error:  # over there; here it is what a connection carries
+            fail(answer, DualPathError(str(error) or repr(error)))
+        else:
+            if not answer.done():
+                answer.set_result(result)
+
+    loop.create_task(run(main), context=context)
+    try:
+        return await answer
+    finally:
+        pending.pop(answer, None)
+
+
+class FarEnd(Protocol):
+    """What a channel leads to: a process over all its lives."""
+
+    name: str
+    process: Process
+
+    def kill(self) -> None: ...
+
+    async def carry_out(self, ask: Callable[[ChannelEnd], Awaitable[bytes]]) -> bytes: ...
 
 
 class SimChannel:
-    """``engine.remote.channel.Channel`` to a simulated node."""
+    """``protocol.channel.Channel`` to a simulated node, or to the scheduler."""
 
-    def __init__(self, node: SimNode, around: Surroundings, runtime: VirtualRuntime) -> None:
+    def __init__(self, node: FarEnd, around: Surroundings, runtime: VirtualRuntime) -> None:
         self._node, self._weather, self._runtime = node, around.weather, runtime
 
     async def open(self, session: str) -> bytes:
         return await self._ask(lambda main: main.open(session))
 
     async def send(self, session: str, batch: bytes) -> None:
-        async def send(main: NodeProcess) -> bytes:
+        async def send(main: ChannelEnd) -> bytes:
             await main.send(session, batch)
             return b""
 
+        if self._weather.meets("late sends", self._node.name):
+            late = asyncio.ensure_future(self._late(send))
+            late.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+            raise DualPathError("the connection broke")
         await self._ask(send)
 
     async def poll(self, session: str, max_wait_s: float) -> bytes:
@@ -137,13 +163,17 @@ class SimChannel:
     def end_process(self) -> None:
         self._node.kill()
 
-    async def _ask(self, ask: Callable[[NodeProcess], Awaitable[bytes]]) -> bytes:
+    async def _late(self, ask: Callable[[ChannelEnd], Awaitable[bytes]]) -> None:
+        await asyncio.sleep(self._runtime.chance.uniform(0.1, 3.0))
+        await self._ask(ask)
+
+    async def _ask(self, ask: Callable[[ChannelEnd], Awaitable[bytes]]) -> bytes:
         """What has been sent arrives, some time, also when whoever sent it has given up."""
         exchange = asyncio.ensure_future(self._exchange(ask))
         exchange.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
         return await asyncio.shield(exchange)
 
-    async def _exchange(self, ask: Callable[[NodeProcess], Awaitable[bytes]]) -> bytes:
+    async def _exchange(self, ask: Callable[[ChannelEnd], Awaitable[bytes]]) -> bytes:
         await self._pass()
         if not self._node.process.is_alive:
             raise EngineGoneError(f"{self._node.process.name} has ended")
@@ -158,10 +188,11 @@ class SimChannel:
             while self._weather.strength("hang line", self._node.name):
                 await asyncio.sleep(0.05)
             await asyncio.sleep(self._runtime.chance.uniform(0, 1.0))  # overtaken by what is sent now
-        if self._weather.meets("cut line", self._node.name):
+        kind = "cut line" if self._node.name in self._weather.nodes else "cut desk"
+        if self._weather.meets(kind, self._node.name if kind == "cut line" else None):
             raise DualPathError("the connection broke")
 
 
-def _fail(future: asyncio.Future[bytes], error: Exception) -> None:
+def fail(future: asyncio.Future[bytes], error: Exception) -> None:
     if not future.done():
         future.set_exception(error)

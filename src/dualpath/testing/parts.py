@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dualpath.config import ClusterConfig, ModelConfig, NodeConfig, RayConfig, ServeConfig, StoreConfig
+from dualpath.core.errors import StoreFullError
 from dualpath.core.ids import BlockKey, EngineId, NodeId, peer_id
 from dualpath.core.plan import Role
 from dualpath.engine.decode import DecodeConfig, DecodeEngine
 from dualpath.engine.prefill import PrefillConfig, PrefillEngine
-from dualpath.engine.remote import wire
+from dualpath.protocol import wire
 from dualpath.scheduler.config import SchedulerConfig
 from dualpath.store.contract import StoreIo
-from dualpath.store.faults import FaultyIo
 from dualpath.store.header import object_bytes
 from dualpath.store.memory import MemoryStore
-from dualpath.testing.hash_model import BLOCK_TOKENS, GEOMETRY, NAMESPACE, HashModel
+from dualpath.testing.faulty_store import FaultyIo
+from dualpath.testing.hash_model import BLOCK_TOKENS, GEOMETRY, NAMESPACE, HashModel, HashUpdates
 from dualpath.testing.runtime import VirtualRuntime
 from dualpath.testing.scenario import Scenario
 from dualpath.testing.weather import Weather, directory_error
@@ -29,6 +30,7 @@ from dualpath.traffic.storage_nic import StorageNic
 T = TypeVar("T")
 
 MAX_CONTEXT_TOKENS = 4096
+HEARTBEAT_S, GATEWAY_LEASE_S = 1.0, 3.0
 SLOT_S, STORAGE_S, TRANSFER_S = 5.0, 0.4, 0.7  # engines' deadlines
 _NIC_BYTES_PER_S = 5e5
 
@@ -82,7 +84,7 @@ def serve_config(scenario: Scenario, url: str) -> ServeConfig:
         model=ModelConfig(dir=Path("/hash")),
         store=StoreConfig(url=url, block_tokens=BLOCK_TOKENS),
         cluster=ClusterConfig(path=scenario.path),
-        ray=RayConfig(heartbeat_s=1.0, kill_silent_s=5.0, lease_s=10.0, start_s=300.0),
+        ray=RayConfig(heartbeat_s=HEARTBEAT_S, kill_silent_s=5.0, lease_s=10.0, start_s=300.0),
         nodes=(gateway, *nodes) if scenario.is_remote else (),
     )
 
@@ -90,8 +92,10 @@ def serve_config(scenario: Scenario, url: str) -> ServeConfig:
 class FaultyStore(MemoryStore):
     """The directory as a process sees it. Its calls take time, so nobody may make them on an event loop."""
 
-    def __init__(self, url: str, weather: Weather, runtime: VirtualRuntime) -> None:
-        super().__init__(url, NAMESPACE.digest, GEOMETRY)
+    def __init__(
+        self, url: str, weather: Weather, runtime: VirtualRuntime, namespace_digest: bytes = NAMESPACE.digest
+    ) -> None:
+        super().__init__(url, namespace_digest, GEOMETRY)
         self._weather, self._runtime = weather, runtime
 
     def delete(self, key: BlockKey) -> None:
@@ -106,6 +110,23 @@ class FaultyStore(MemoryStore):
         self._take_time(None)
         return super().list_blocks()
 
+    def exists(self, key: BlockKey) -> bool:
+        self._suffer(key)
+        return super().exists(key)
+
+    def try_write(self) -> None:
+        """The directory has its place on every node's storage: where one is full, it is."""
+        self._suffer(None)
+        if self._weather.strength("full"):
+            raise StoreFullError("injected")
+
+    def _suffer(self, key: BlockKey | None) -> None:
+        """Time and failures, from dice of its own: others fall as they did without."""
+        dice = self._weather.directory_dice
+        self._runtime.block_s(dice.uniform(0, 0.002 + 2 * self._weather.strength("slow directory")))
+        if dice.random() < self._weather.strength("fail directory"):
+            raise directory_error(key)
+
     def _take_time(self, key: BlockKey | None) -> None:
         strength = self._weather.strength("slow directory")
         self._runtime.block_s(self._runtime.chance.uniform(0, 0.002 + 2 * strength))
@@ -114,12 +135,13 @@ class FaultyStore(MemoryStore):
 
 
 class NodeWorks:
-    """One node's engines: ``launch.node_process.Parts`` without a checkpoint."""
+    """One node's engines: ``cluster.node_process.Parts`` without a checkpoint."""
 
     def __init__(self, around: Surroundings, name: str, role: Role, runtime: VirtualRuntime) -> None:
         self._around, self._name, self._role, self._runtime = around, name, role, runtime
         self._nic = StorageNic(_NIC_BYTES_PER_S, runtime)
         self._store = MemoryStore(around.url, NAMESPACE.digest, GEOMETRY)
+        self._updates = HashUpdates(runtime)
         self._engines: list[PrefillEngine | DecodeEngine] = []
 
     @property
@@ -152,6 +174,7 @@ class NodeWorks:
             engine_id=engine_id,
             node_id=NodeId(self._name),
             model=HashModel(self._runtime, scenario.compute_scale),
+            updates=self._updates,
             geometry=GEOMETRY,
             namespace=NAMESPACE,
             traffic=self._traffic(engine_id, scenario.num_prefill_slots, 0),
@@ -172,6 +195,7 @@ class NodeWorks:
             engine_id=engine_id,
             node_id=NodeId(self._name),
             model=HashModel(self._runtime, scenario.compute_scale),
+            updates=self._updates,
             geometry=GEOMETRY,
             namespace=NAMESPACE,
             traffic=self._traffic(engine_id, scenario.num_decode_slots, scenario.num_write_slots),

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import greenlet
 
-from dualpath.core.runtime import Command, Turns
+from dualpath.core.runtime import Command, Turns, run_then
 from dualpath.testing.loop import VirtualLoop
 
 T = TypeVar("T")
@@ -163,13 +163,7 @@ class VirtualWorker:
 
     def _work(self) -> None:
         while self._queue:
-            call, then = self._queue.popleft()
-            error: Exception | None = None
-            try:
-                call()
-            except Exception as failure:
-                error = failure
-            then(error)
+            run_then(*self._queue.popleft())
         self._is_running = False
         if self._emptied is not None:
             self._emptied.set_result(None)

@@ -8,6 +8,10 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, replace
 
+from dualpath.core.pause import PauseMode
+from dualpath.testing.weights import BROKEN
+
+_SHARE_WITH_UPDATES = 1 / 3
 PATHS = ("prefill", "decode", "shorter", "split", "split", "round_robin")
 STORM_S = 10.0  # faults begin within so long of the start
 
@@ -28,6 +32,7 @@ STORAGE_FAULTS = (
 )
 STORE_FAULTS = ("lose objects", "damage objects", "slow directory", "fail directory")
 OTHER_FAULTS = ("flip staging", "jump clock", "jump wall clock", "restart scheduler", "stop scheduler")
+GATEWAY_FAULTS = ("kill gateway", "kill gateway", "stop gateway", "cut desk", "restart scheduler")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +64,17 @@ class Fault:
 
 
 @dataclass(frozen=True, slots=True)
+class Update:
+    """Whoever trains brings other weights, with a pause around it or without."""
+
+    number: int
+    at_s: float
+    weights: str  # hash_model's names
+    pause: PauseMode | None = None
+    for_s: float = 0.0  # that the pause goes on with them
+
+
+@dataclass(frozen=True, slots=True)
 class Scenario:
     seed: int
     is_remote: bool  # nodes are processes of their own
@@ -81,6 +97,14 @@ class Scenario:
     restarts_after_s: float  # a node that was killed
     agents: tuple[Agent, ...]
     faults: tuple[Fault, ...]
+    num_gateways: int = 0  # processes of their own; none: the scheduler's process is the gateway
+    updates: tuple[Update, ...] = ()
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """All that there may be, the start's first."""
+        names = ("", *(update.weights for update in self.updates if update.weights != BROKEN))
+        return tuple(dict.fromkeys(names))
 
     @property
     def max_prompt_tokens(self) -> int:
@@ -89,13 +113,16 @@ class Scenario:
         slots = min(self.num_prefill_slots, self.num_decode_slots) * BLOCK_TOKENS
         return min(slots, self.workspace_tokens, self.device_kv_tokens - 1)
 
-    def keep(self, agents: set[int] | None, faults: set[int] | None, turns: int | None) -> Scenario:
+    def keep(
+        self, agents: set[int] | None, faults: set[int] | None, turns: int | None, updates: set[int] | None = None
+    ) -> Scenario:
         """A part of it; None: all."""
         kept = [a for a in self.agents if agents is None or a.number in agents]
         return replace(
             self,
             agents=tuple(replace(agent, turns=agent.turns[:turns]) for agent in kept),
             faults=tuple(f for f in self.faults if faults is None or f.number in faults),
+            updates=tuple(u for u in self.updates if updates is None or u.number in updates),
         )
 
 
@@ -135,7 +162,56 @@ def draw(seed: int) -> Scenario:
         scenario = replace(scenario, num_prefill_slots=40, num_decode_slots=40)
     num_agents = 6 if is_late else dice.choice([2, 3, 5, 8])
     agents = tuple(_agent(dice, number, scenario.max_prompt_tokens) for number in range(num_agents))
-    return replace(scenario, agents=agents, faults=_late(dice) if is_late else _faults(dice, scenario))
+    faults = _late(dice, scenario) if is_late else _faults(dice, scenario)
+    scenario = replace(scenario, agents=agents, faults=faults, updates=_updates(seed))
+    return _with_replaced_schedulers(_with_gateways(scenario)) if is_remote else scenario
+
+
+def _updates(seed: int) -> tuple[Update, ...]:
+    """In every third world, from dice of its own. Few weights, so that there are steps back."""
+    dice = random.Random(f"updates {seed}")
+    if dice.random() > _SHARE_WITH_UPDATES:
+        return ()
+    times_s = sorted(round(dice.uniform(0.2, STORM_S), 3) for _ in range(dice.choice([1, 2, 4])))
+    names = ("1", "1", "2", "", BROKEN)
+    pauses = (None, None, PauseMode.KEEP, PauseMode.KEEP, *PauseMode)
+    return tuple(Update(n, at_s, dice.choice(names), dice.choice(pauses)) for n, at_s in enumerate(times_s))
+
+
+def _with_gateways(scenario: Scenario) -> Scenario:
+    """Of some worlds, and faults of theirs. From dice of its own: others fall as they did without."""
+    dice = random.Random(f"gateways {scenario.seed}")
+    if dice.random() < 0.5:
+        return scenario
+    number = max((fault.number for fault in scenario.faults), default=-1) + 1
+    faults = tuple(
+        Fault(
+            number + i,
+            dice.uniform(0, STORM_S),
+            dice.choice(GATEWAY_FAULTS),
+            dice.randrange(6),
+            dice.choice([0.3, 2, 6]),
+            0.3,
+        )
+        for i in range(dice.choice([0, 1, 2, 3]))
+    )
+    return replace(scenario, num_gateways=dice.choice([1, 2, 2]), faults=scenario.faults + faults)
+
+
+def _with_replaced_schedulers(scenario: Scenario) -> Scenario:
+    """Where there are gateways some pauses are long, and the scheduler dies in them. From dice of its own."""
+    dice = random.Random(f"pauses {scenario.seed}")
+    if not scenario.num_gateways:
+        return scenario
+    updates, faults = list[Update](), list(scenario.faults)
+    number = max((fault.number for fault in faults), default=-1) + 1
+    for update in scenario.updates:
+        if update.pause is not None and dice.random() < 0.6:
+            update = replace(update, for_s=dice.choice([1.0, 3.0, 6.0]))
+            at_s = update.at_s + dice.uniform(0.0, update.for_s)
+            faults.append(Fault(number + len(updates), at_s, "restart scheduler", 0, 0.0, 1.0))
+        updates.append(update)
+    return replace(scenario, updates=tuple(updates), faults=tuple(faults))
 
 
 def _agent(dice: random.Random, number: int, max_prompt_tokens: int) -> Agent:
@@ -157,15 +233,19 @@ def _agent(dice: random.Random, number: int, max_prompt_tokens: int) -> Agent:
     return Agent(number, tenant, start_s, dice.randint(0, 2), tuple(turns))
 
 
-def _late(dice: random.Random) -> tuple[Fault, ...]:
-    """Faults of one kind that leaves bytes behind, one after the other."""
+def _late(dice: random.Random, scenario: Scenario) -> tuple[Fault, ...]:
+    """Faults of one kind that leaves bytes behind, one after the other; then a death that nobody is left to know of."""
     kind = dice.choice(["fail transfers", "fail transfers", "hang reads"])
     for_s, strength = dice.uniform(0.2, 1.0), dice.choice([0.1, 0.3, 0.6])
     times_s = [0.3 + 0.8 * number * dice.uniform(0.5, 1.0) for number in range(8)]
-    return tuple(
+    faults = tuple(
         Fault(number, round(at_s, 3), kind, dice.randrange(64), round(for_s, 3), strength)
         for number, at_s in enumerate(times_s)
     )
+    if not scenario.is_remote:
+        return faults
+    at_s, target, late_s = dice.uniform(3.0, 7.0), dice.randrange(scenario.num_prefill), dice.uniform(1.5, 5.0)
+    return (*faults, Fault(len(faults), round(at_s, 3), "kill with scheduler", target, round(late_s, 3), 1.0))
 
 
 def _faults(dice: random.Random, scenario: Scenario) -> tuple[Fault, ...]:
@@ -185,6 +265,9 @@ def _faults(dice: random.Random, scenario: Scenario) -> tuple[Fault, ...]:
     theme = dice.choice(themes) if dice.random() < 0.7 else everything
     kinds = [kind for kind in theme if scenario.verifies or kind not in DAMAGE]
     chosen = dice.sample(kinds, dice.randint(1, min(3, len(kinds))))
+    num_faults = dice.choice([0, 4, 8, 12, 16])
+    if not num_faults and scenario.is_remote:
+        return _late_sends(dice)
     return tuple(
         Fault(
             number=number,
@@ -194,5 +277,14 @@ def _faults(dice: random.Random, scenario: Scenario) -> tuple[Fault, ...]:
             for_s=round(dice.choice([0.05, 0.5, 2.0, 5.0]) * dice.uniform(0.5, 2), 4),
             strength=dice.choice([0.05, 0.2, 0.5, 1.0]),
         )
-        for number in range(dice.choice([0, 4, 8, 12, 16]))
+        for number in range(num_faults)
+    )
+
+
+def _late_sends(dice: random.Random) -> tuple[Fault, ...]:
+    """Lines that break with messages still on them: those come when another session has begun."""
+    times_s = [dice.uniform(0.5, 0.6 * STORM_S) for _ in range(10)]
+    return tuple(
+        Fault(number, round(at_s, 3), "late sends", dice.randrange(64), round(dice.uniform(0.1, 0.5), 3), 0.5)
+        for number, at_s in enumerate(times_s)
     )

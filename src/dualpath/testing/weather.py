@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from dualpath.core.errors import StoreError
 from dualpath.core.ids import BlockKey, PeerId
-from dualpath.store.faults import FaultPlan
+from dualpath.testing.faulty_store import FaultPlan
 from dualpath.testing.scenario import Fault
 from dualpath.traffic.contract import Op
 from dualpath.traffic.fake_transport import Fate
@@ -32,6 +32,7 @@ class Weather:
 
     def __init__(self, seed: int, nodes: Sequence[str], engines: dict[str, str]) -> None:
         self._dice = random.Random(f"weather {seed}")
+        self.directory_dice = random.Random(f"directory {seed}")  # of calls that came to the worlds later than others
         self.nodes = nodes
         self._node_of = engines  # engine -> node
         self.active: dict[Fault, None] = {}

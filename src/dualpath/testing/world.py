@@ -1,4 +1,4 @@
-"""A world from a scenario: processes, network, storage, agents and faults on one virtual loop, and what came of it."""
+"""A world from a scenario: processes, network, storage and agents on one virtual loop, and what came of it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import gc
 import hashlib
 import itertools
 import logging
-import random
 import sys
 import warnings
 from collections.abc import Coroutine, Iterator
@@ -15,26 +14,35 @@ from contextlib import contextmanager
 from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
+from dualpath.core.errors import DualPathError
 from dualpath.core.ids import BlockKey
+from dualpath.core.request import TokenEvent
+from dualpath.scheduler.job import Job
 from dualpath.store import memory
 from dualpath.store.memory import MemoryStore
 from dualpath.testing import checks
 from dualpath.testing.client import Book, Client, Violation
+from dualpath.testing.faults import Faults, objects_of
 from dualpath.testing.front import Front
-from dualpath.testing.hash_model import GEOMETRY, NAMESPACE
+from dualpath.testing.gateways import SimGateway
+from dualpath.testing.hash_model import GEOMETRY, HashModel, namespace_of
 from dualpath.testing.loop import VirtualLoop
 from dualpath.testing.nodes import SimNode
 from dualpath.testing.parts import Surroundings, engine_names, node_names, serve_config
-from dualpath.testing.scenario import NODE_FAULTS, STORM_S, Agent, Fault, Scenario, Turn
+from dualpath.testing.scenario import STORM_S, Agent, Scenario, Turn
+from dualpath.testing.server import SimServer
+from dualpath.testing.trainer import Trainer
 from dualpath.testing.weather import Weather
 from dualpath.traffic.fake_transport import FakeFabric
 
 _END_S = 1500.0  # by then all requests have ended, and all that was killed is there again
 _REST_S = 20.0  # after the last fault, everything that was held has been given back
-_MAX_STEPS = 3_000_000
+_MAX_STEPS = 500_000  # six times what a world takes
+_MAX_COLLECTIONS = 10
 _names = itertools.count()
 
 
@@ -52,7 +60,8 @@ class Outcome:
     num_hit_tokens: int = 0
     num_late: int = 0
     num_stored: int = 0
-    num_corrupt: int = 0
+    num_updates: int = 0
+    num_mixed: int = 0
     num_steps: int = 0
     virtual_s: float = 0.0
     paths: dict[str, int] = field(default_factory=dict)
@@ -66,21 +75,38 @@ class Outcome:
 def run(scenario: Scenario) -> Outcome:
     """Run a scenario to its end. Logs of the code under test are the caller's to silence."""
     outcome = Outcome(scenario.seed)
+    with _quietly():
+        _live(scenario, outcome)
+    return outcome
+
+
+def _live(scenario: Scenario, outcome: Outcome) -> None:
+    """Nothing that is left refers to the world then."""
     loop = VirtualLoop(scenario.seed)
     loop.max_steps = _MAX_STEPS
     url = f"memory://world-{next(_names)}"
     torch.set_num_threads(1)
-    with _quietly():
-        loop.set_exception_handler(lambda _, context: outcome.trace.append(f"loop: {context.get('message')}"))
-        try:
-            loop.run_until_complete(_World(scenario, loop, url, outcome).run())
-        except (AssertionError, ExceptionGroup) as error:
-            outcome.violation = _explain(error)
-        loop.wind_up()
-        loop.close()
-        memory.forget(url)
+    broken: list[BaseException] = []
+
+    def note(_: object, context: dict[str, Any]) -> None:
+        outcome.trace.append(f"loop: {context.get('message')}")
+        error = context.get("exception")
+        if "handle" in context or not isinstance(error, DualPathError | None):
+            broken.append(context["exception"])
+
+    loop.set_exception_handler(note)
+    world = _World(scenario, loop, url, outcome)
+    try:
+        with world.watching():
+            loop.run_until_complete(world.run())
+    except Exception as error:  # a block that is not what its name says, for example
+        outcome.violation = _explain(error)
+    if broken and outcome.violation is None:
+        outcome.violation = f"nobody expected {_explain(broken[0])}"
     outcome.num_steps, outcome.virtual_s = loop.num_steps, round(loop.now_s, 3)
-    return outcome
+    loop.wind_up()
+    loop.close()
+    memory.forget(url)
 
 
 @contextmanager
@@ -94,7 +120,9 @@ def _quietly() -> Iterator[None]:
             gc.freeze()  # what is there already is looked at no more: a collection takes a millisecond then
             gc.disable()
             yield
-            gc.collect()
+            for _ in range(_MAX_COLLECTIONS):  # what ends leaves things, too: its ``finally`` has begun others
+                if not gc.collect():
+                    break
     finally:
         gc.enable()
         sys.unraisablehook = hook
@@ -116,20 +144,54 @@ class _World:
             _Clock(loop), delay_s=scenario.network_delay_s, judge=weather.judge, at=self._at_in_the_world
         )
         self._around = Surroundings(scenario, fabric, weather, url)
-        self._store = MemoryStore(url, NAMESPACE.digest, GEOMETRY)
-        self._dice = random.Random(f"world {scenario.seed}")
+        self._stores = {name: MemoryStore(url, namespace_of(name).digest, GEOMETRY) for name in scenario.weights}
         self._book = Book()
-        self._excused: set[BlockKey] = set()  # objects that were lost or damaged from outside
-        self._down: checks.Downtimes = {}
+        self._trespasses: list[float] = []  # when forwards have begun in a pause
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Note what the scheduler sees of answers, also where no client reads it any more; and every forward."""
+        emit = Job.emit
+
+        def noted(job: Job, event: TokenEvent, *rest: Any) -> None:
+            num_before = len(job.generated)
+            emit(job, event, *rest)
+            if len(job.generated) > num_before:
+                self._book.asked[job.request.request_id].generated.append(event.token_id)
+
+        def begin_forward(model: HashModel) -> None:
+            if self._trainer.is_quiet:
+                self._trespasses.append(self._loop.now_s)
+
+        with patch.object(Job, "emit", noted), patch.object(HashModel, "begin_forward", begin_forward):
+            yield
 
     async def run(self) -> None:
         scenario, config = self._scenario, serve_config(self._scenario, self._around.url)
         nodes = {n.name: n for n in config.nodes if n.role != "gateway"}
         self._nodes = {name: SimNode(self._around, config, node, self._loop, self._log) for name, node in nodes.items()}
         self._front = Front(self._around, config, self._nodes, self._loop, self._log)
+        self._gateways = [
+            SimGateway(f"gateway{i}", self._around, self._front, self._nodes, self._loop, self._log)
+            for i in range(scenario.num_gateways)
+        ]
+        self._servers: list[SimServer] = [*self._gateways] or [self._front]
+        self._trainer = Trainer(self._servers, self._loop, self._log, outlives=bool(self._gateways))
+        self._faults = Faults(
+            scenario,
+            self._loop,
+            self._around,
+            self._front,
+            self._nodes,
+            self._gateways,
+            self._stores.values(),
+            self._log,
+        )
         await self._until_up()
         for fault in scenario.faults:
-            self._loop.call_later(fault.at_s, self._begin, fault)
+            self._loop.call_later(fault.at_s, self._faults.begin, fault)
+        for update in scenario.updates:
+            self._loop.call_later(update.at_s, self._trainer.bring, update)
         agents = [self._client(agent).run(self._loop.time) for agent in scenario.agents]
         await _all(agents)
         await asyncio.sleep(max(0.0, STORM_S - self._loop.now_s))
@@ -137,22 +199,27 @@ class _World:
         await self._check_that_it_serves()
         await asyncio.sleep(_REST_S)
         self._check()
-        await self._front.close()
+        for server in (*self._gateways, self._front):
+            await server.close()
         self._finish()
 
     def _client(self, agent: Agent) -> Client:
-        return Client(self._scenario.seed, agent, self._front, self._book, self._log)
+        server = self._servers[agent.number % len(self._servers)]
+        return Client(self._scenario.seed, agent, server, self._book, self._log, self._scenario.weights)
 
     async def _until_up(self) -> None:
         async with asyncio.timeout(100.0):
-            while not self._front.is_up.is_set():
+            while not self._all_up():
                 if self._front.starting.done() and self._front.starting.exception() is not None:
                     raise Violation(f"the cluster does not start: {self._front.starting.exception()!r}")
                 await asyncio.sleep(0.1)
 
+    def _all_up(self) -> bool:
+        return all(server.is_up.is_set() for server in (self._front, *self._gateways))
+
     async def _calm(self) -> None:
         """No fault any more, and every process is there."""
-        while self._around.weather.active or not self._front.is_up.is_set():
+        while self._around.weather.active or not self._all_up() or self._trainer.is_busy:
             await asyncio.sleep(0.5)
             if self._loop.now_s > _END_S:
                 raise Violation(f"the cluster is not up after {_END_S:g} s: {self._front.state}")
@@ -169,22 +236,29 @@ class _World:
             raise Violation(f"after all faults a request failed: {self._book.failures[-1].error}")
 
     def _check(self) -> None:
+        if self._trespasses:
+            raise Violation(f"a forward began in a pause, at {self._trespasses[0]:.3f} s")
         cluster = self._front.cluster
         assert cluster is not None
-        accounts = cluster.service.accounts
-        accounts.check_integrity()
-        if not accounts.is_idle:
-            raise Violation("the accounts are not zero")
+        engine_loads = cluster.desk.engine_loads
+        engine_loads.check_integrity()
+        if not engine_loads.is_idle:
+            raise Violation("the engines' loads are not zero")
+        if any(seat.stays for seat in cluster.desk.seats):
+            raise Violation("the desk knows of attempts")
         checks.check_engines(self._around.engines.values())
-        checks.check_index(cluster.index, self._store, self._excused)
-        self._outcome.num_stored = checks.check_stored(self._store, self._book, self._excused | self._torn())
-        checks.check_failures(self._scenario, self._book.failures, self._down)
+        checks.check_index(cluster.index, list(self._stores.values()), self._faults.excused)
+        damaged = self._faults.excused | self._torn()
+        for name, store in self._stores.items():
+            self._outcome.num_stored += checks.check_stored(store, self._book, damaged, name)
+        checks.check_weights(self._around.engines.values())
+        checks.check_failures(self._scenario, self._book.failures, self._faults.down)
 
     def _torn(self) -> set[BlockKey]:
         """Objects that storage itself did not keep as they were written: their checksum says so."""
         if not any(fault.kind in ("tear writes", "flip writes") for fault in self._scenario.faults):
             return set()
-        return {block.key for block in MemoryStore.list_blocks(self._store) if not self._store.is_sound(block.key)}
+        return {key for store, key in objects_of(self._stores.values()) if not store.is_sound(key)}
 
     def _finish(self) -> None:
         book, outcome = self._book, self._outcome
@@ -192,75 +266,7 @@ class _World:
         outcome.num_aborted, outcome.num_retries = book.num_aborted, book.num_retries
         outcome.num_hit_tokens, outcome.paths = book.num_hit_tokens, book.paths
         outcome.num_late = self._around.fabric.num_late
-
-    # -- faults -------------------------------------------------------------------------------------------------------
-
-    def _begin(self, fault: Fault) -> None:
-        self._log(f"fault {fault.number}: {fault.kind}, target {fault.target}, {fault.for_s} s, {fault.strength}")
-        if fault.kind in NODE_FAULTS and not self._nodes:
-            return
-        match fault.kind:
-            case "kill":
-                self._kill(self._around.weather.node(fault))
-            case "stop":
-                self._nodes[self._around.weather.node(fault)].stop(fault.for_s)
-            case "flip staging":
-                self._flip_staging(fault)
-            case "lose objects" | "damage objects":
-                self._spoil_objects(fault)
-            case "jump clock":
-                self._loop.now_s += fault.for_s
-            case "jump wall clock":
-                self._front.jump_wall_clock(self._dice.uniform(-1e5, 1e5))
-            case "restart scheduler":
-                self._front.kill()
-            case "stop scheduler":
-                self._front.stop(fault.for_s)
-            case _:
-                self._around.weather.begin(fault)
-                if fault.kind == "hang transfers":
-                    self._hang(fault, True)
-                self._loop.call_later(fault.for_s, self._end, fault)
-
-    def _end(self, fault: Fault) -> None:
-        self._around.weather.end(fault)
-        if fault.kind == "hang transfers" and not self._around.weather.strength(
-            fault.kind, self._around.weather.node(fault)
-        ):
-            self._hang(fault, False)
-
-    def _kill(self, name: str) -> None:
-        now_s = self._loop.now_s
-        self._down.setdefault(name, []).append((now_s, now_s + self._scenario.restarts_after_s + 5.0))
-        self._nodes[name].kill()
-
-    def _hang(self, fault: Fault, is_hung: bool) -> None:
-        fabric = self._around.fabric
-        for engine_id in engine_names(self._scenario, self._around.weather.node(fault)):
-            (fabric.hang if is_hung else fabric.unhang)(engine_id)
-
-    def _flip_staging(self, fault: Fault) -> None:
-        """One bit of a staging slot that is in use."""
-        engines = sorted(self._around.engines)
-        if not engines:
-            return
-        traffic = self._around.engines[engines[fault.target % len(engines)]].traffic
-        slots = traffic.slots.granted
-        if slots:
-            view = traffic.slot_view(slots[self._dice.randrange(len(slots))])
-            view[self._dice.randrange(len(view))] ^= 1 << self._dice.randrange(8)
-
-    def _spoil_objects(self, fault: Fault) -> None:
-        for block in list(MemoryStore.list_blocks(self._store)):
-            if self._dice.random() >= fault.strength:
-                continue
-            self._excused.add(block.key)
-            if fault.kind == "lose objects":
-                MemoryStore.delete(self._store, block.key)
-            else:
-                data = bytearray(self._store.raw(block.key))
-                data[self._dice.randrange(len(data))] ^= 1 << self._dice.randrange(8)
-                self._store.put_raw(block.key, bytes(data))
+        outcome.num_updates, outcome.num_mixed = self._trainer.num_updates, book.num_mixed
 
     def _at_in_the_world(self, due_s: float, call: object) -> None:
         assert callable(call)

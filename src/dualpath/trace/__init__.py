@@ -1,7 +1,7 @@
 """Agent trajectories: recorded or synthesised conversations whose lengths a benchmark replays against a server.
 
-Called by ``bench`` and ``launch``. Knows ``core`` only: no server, no model. A trace says how long things are, never
-what they say; token ids are made up, the same ones every time (``tokens``).
+Called by ``bench``, ``validation`` and ``cli``. Knows ``core`` only: no server, no model. A trace says how long
+things are, never what they say; token ids are made up, the same ones every time (``tokens``).
 """
 
 from dualpath.trace.hits import CacheHits, infinite_cache_hits

@@ -81,6 +81,11 @@ class Transport(Protocol):
         """
         ...
 
+    @property
+    def peers(self) -> tuple[PeerId, ...]:
+        """Who has been added, or has added us, and was not removed. Any thread."""
+        ...
+
     def post(
         self, op: Op, peer: PeerId, local_region: str, local_units: Units, remote_region: str, remote_units: Units
     ) -> Any:

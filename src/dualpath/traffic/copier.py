@@ -12,19 +12,20 @@ from dualpath.core.errors import TransferError
 from dualpath.core.runtime import Runtime
 from dualpath.traffic.contract import Region, Units
 from dualpath.traffic.counters import Counters
-from dualpath.traffic.jobs import Job
-
-Run = tuple[int, int, int]  # source address, destination address, bytes
+from dualpath.traffic.cuda_copies import Run, copy_grids, find_grids
+from dualpath.traffic.jobs import TransferJob
 
 
 class Copier:
     """Submit from any thread; copies run and end in order, on the copier's thread."""
 
-    def __init__(self, name: str, runtime: Runtime, counters: Counters, on_span: Callable[[str, Job], None]) -> None:
+    def __init__(
+        self, name: str, runtime: Runtime, counters: Counters, on_span: Callable[[str, TransferJob], None]
+    ) -> None:
         self._worker = runtime.worker(name)
         self._clock, self._counters, self._on_span = runtime, counters, on_span
         self._is_closing = False
-        self._streams: dict[torch.device, torch.cuda.Stream] = {}
+        self._copies = RegionCopies()
 
     def close(self) -> None:
         """Fail what has not begun. Waits for the copy under way."""
@@ -33,7 +34,7 @@ class Copier:
 
     def submit(
         self,
-        job: Job,
+        job: TransferJob,
         source: Region,
         source_units: Units,
         target: Region,
@@ -46,13 +47,13 @@ class Copier:
             if self._is_closing:
                 raise TransferError("the engine is closing")
             job.start_s = self._clock.now_s()
-            self._copy(source, source_units, target, target_units)
+            self._copies.copy(source, source_units, target, target_units)
             if after is not None:
                 after()
 
         return self._worker.run(call, lambda error: self._end(job, error))
 
-    def _end(self, job: Job, error: Exception | None) -> None:
+    def _end(self, job: TransferJob, error: Exception | None) -> None:
         if error is None:
             self._counters.local_copy_bytes += job.num_bytes
             self._on_span("copy", job)
@@ -60,7 +61,15 @@ class Copier:
         else:
             job.fail(error if isinstance(error, TransferError) else TransferError(f"local copy failed: {error}"))
 
-    def _copy(self, source: Region, source_units: Units, target: Region, target_units: Units) -> None:
+
+class RegionCopies:
+    """Copies between regions, ended on return: by the CPU, or by CUDA on a stream of its own. One thread."""
+
+    def __init__(self) -> None:
+        self._streams: dict[torch.device, torch.cuda.Stream] = {}
+
+    def copy(self, source: Region, source_units: Units, target: Region, target_units: Units) -> None:
+        """Raises TransferError."""
         runs = find_runs(source.addresses[source_units], target.addresses[target_units], source.unit_bytes)
         if not source.storage.is_cuda and not target.storage.is_cuda:
             for source_address, target_address, num_bytes in runs:
@@ -69,9 +78,7 @@ class Copier:
         device = target.storage.device if target.storage.is_cuda else source.storage.device
         stream = self._streams.get(device) or self._streams.setdefault(device, torch.cuda.Stream(device))
         with torch.cuda.stream(stream):
-            for source_address, target_address, num_bytes in runs:
-                source_bytes = _bytes_at(source.storage, source_address, num_bytes)
-                _bytes_at(target.storage, target_address, num_bytes).copy_(source_bytes, non_blocking=True)
+            copy_grids(find_grids(runs), stream.cuda_stream)
         stream.synchronize()
 
 
@@ -81,19 +88,3 @@ def find_runs(source_addresses: np.ndarray, target_addresses: np.ndarray, unit_b
     starts = np.flatnonzero(np.concatenate([[True], steps]))
     lengths = np.diff(np.append(starts, len(source_addresses))) * unit_bytes
     return zip(source_addresses[starts].tolist(), target_addresses[starts].tolist(), lengths.tolist(), strict=True)
-
-
-def pin(storage: torch.Tensor) -> None:
-    """Page-lock host memory that is copied to and from a GPU. Raises TransferError where CUDA refuses."""
-    result = torch.cuda.cudart().cudaHostRegister(storage.data_ptr(), storage.numel(), 0)
-    if int(result) != 0:
-        raise TransferError(f"CUDA cannot page-lock the staging buffer: {result}")
-
-
-def unpin(storage: torch.Tensor) -> None:
-    torch.cuda.cudart().cudaHostUnregister(storage.data_ptr())
-
-
-def _bytes_at(storage: torch.Tensor, address: int, num_bytes: int) -> torch.Tensor:
-    start = address - storage.data_ptr()
-    return storage[start : start + num_bytes]

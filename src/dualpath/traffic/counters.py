@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from dualpath.core.errors import BlockCorruptError, BlockMissingError
 from dualpath.core.ids import PeerId
+from dualpath.core.latency import NOTHING_COUNTED, Latencies, LatencyCounts
 from dualpath.core.plan import Direction, Role
 from dualpath.traffic.contract import Op
 
@@ -26,8 +27,11 @@ class TrafficStats:
     read_queue_tokens: int  # tokens of submitted, unfinished storage reads
     num_in_flight: int = 0  # transfers that somebody waits for, queued ones included
     num_lingering: int = 0  # transfers that nobody waits for any more but that may still touch memory
+    peers: tuple[PeerId, ...] = ()  # that can move bytes in or out of our memory
     broken_peers: tuple[PeerId, ...] = ()  # removed after a failure, and not known to be at rest
     storage_stalled_s: float = 0.0  # how long the oldest file-system call has had no answer
+    storage_read_latency: LatencyCounts = NOTHING_COUNTED
+    storage_write_latency: LatencyCounts = NOTHING_COUNTED
     nic_read_bytes: int = 0  # through the storage NIC of the node, by all of its engines, up to this moment
 
 
@@ -49,6 +53,8 @@ class Counters:
     kv_corrupt: int = 0
     reads_submitted: int = 0
     reads_ended: int = 0
+    read_latency: Latencies = field(default_factory=Latencies)  # of what came to an end, well or not
+    write_latency: Latencies = field(default_factory=Latencies)
 
     def count_read_failure(self, error: Exception) -> None:
         if isinstance(error, BlockMissingError):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
@@ -19,7 +19,8 @@ from dualpath.core.errors import PeerLostError, TransferError
 from dualpath.core.ids import PeerId
 from dualpath.core.runtime import Clock, SystemRuntime
 from dualpath.traffic.contract import Op, Region, TransferState, Units
-from dualpath.traffic.copier import Run, find_runs
+from dualpath.traffic.copier import find_runs
+from dualpath.traffic.cuda_copies import Run
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +96,7 @@ class FakeFabric:
         self._at = at
         self._lock = threading.RLock()
         self._regions: dict[PeerId, dict[str, Region]] = {}
+        self._met: dict[PeerId, dict[PeerId, None]] = {}  # by side: whose transfers its memory takes part in
         self._moves: dict[_Move, None] = {}  # in progress
         self._late: list[_Late] = []  # of transfers that are over for whoever began them
         self._faults = _Faults()
@@ -103,7 +105,7 @@ class FakeFabric:
     def transport(self, peer_id: PeerId) -> FakeTransport:
         """A new engine's transport."""
         with self._lock:
-            self._regions[peer_id] = {}
+            self._regions[peer_id], self._met[peer_id] = {}, {}
         return FakeTransport(self, peer_id)
 
     # -- faults -------------------------------------------------------------------------------------------------------
@@ -122,11 +124,19 @@ class FakeFabric:
         with self._lock:
             (self._faults.failing.add if failing else self._faults.failing.discard)(engine)
 
+    def detain(self, engine: str, late_s: float) -> bool:
+        """Should it end now, what it is pushing arrives so late. False: it is pushing nothing."""
+        with self._lock:
+            moves = [move for move in self._moves if move.op is Op.PUSH and _is(engine, move.initiator)]
+            for move in moves:
+                move.fate = replace(move.fate, late_s=(late_s,))
+            return bool(moves)
+
     def kill(self, engine: str) -> None:
         """The process is gone: transfers with it fail, its memory with it. What it has sent may still arrive."""
         with self._lock:
             for peer_id in [p for p in self._regions if _is(engine, p)]:
-                del self._regions[peer_id]
+                del self._regions[peer_id], self._met[peer_id]
                 for move in [m for m in self._moves if m.initiator == peer_id]:
                     self._end_badly(move, PeerLostError(f"{peer_id} is gone"))
             self._faults.hung.discard(engine)
@@ -138,6 +148,16 @@ class FakeFabric:
             if peer_id not in self._regions:
                 raise PeerLostError(f"{peer_id} is gone")
             return self._regions[peer_id]
+
+    def introduce(self, side: PeerId, peer: PeerId) -> None:
+        """``side`` adds ``peer``, and both know each other. Raises PeerLostError where either is gone."""
+        with self._lock:
+            self.regions(side), self.regions(peer)
+            self._met[side][peer] = self._met[peer][side] = None
+
+    def met(self, side: PeerId) -> tuple[PeerId, ...]:
+        with self._lock:
+            return tuple(self._met.get(side, ()))
 
     def begin(self, op: Op, initiator: PeerId, peer: PeerId, runs: list[Run], regions: tuple[Region, Region]) -> _Move:
         num_bytes = sum(num_bytes for *_, num_bytes in runs)
@@ -177,6 +197,7 @@ class FakeFabric:
         """``side`` has removed ``peer``: nothing between them moves in its memory any more."""
         with self._lock:
             self.tick()
+            self._met.get(side, {}).pop(peer, None)
             for move in list(self._moves):
                 if {move.initiator, move.peer} != {side, peer}:
                     continue
@@ -255,9 +276,12 @@ class FakeTransport:
         self.agent: Any = None
         self._fabric = fabric
         self._own: dict[str, Region] = fabric.regions(peer_id)
-        self._peers: dict[PeerId, None] = {}
+        self._peers: dict[PeerId, None] = {}  # that we have added ourselves
 
     def register(self, region: Region) -> None:
+        """Raises TransferError for device memory: this moves bytes by the CPU."""
+        if region.storage.device.type != "cpu":
+            raise TransferError(f"region {region.name!r} is on {region.storage.device}, and this transport has a CPU")
         self._own[region.name] = region
 
     def metadata(self) -> bytes:
@@ -268,7 +292,7 @@ class FakeTransport:
             peer = PeerId(msgspec.msgpack.decode(metadata, type=str))
         except msgspec.DecodeError as error:
             raise TransferError(f"not a peer's metadata: {error}") from None
-        self._fabric.regions(peer)
+        self._fabric.introduce(self.peer_id, peer)
         self._peers[peer] = None
         return peer
 
@@ -276,11 +300,17 @@ class FakeTransport:
         self._peers.pop(peer, None)
         self._fabric.cut(self.peer_id, peer)
 
+    @property
+    def peers(self) -> tuple[PeerId, ...]:
+        return self._fabric.met(self.peer_id)
+
     def post(
         self, op: Op, peer: PeerId, local_region: str, local_units: Units, remote_region: str, remote_units: Units
     ) -> _Move:
         if peer not in self._peers:
             raise PeerLostError(f"{peer} is not a peer of {self.peer_id}")
+        if self.peer_id not in self._fabric.met(peer):
+            raise PeerLostError(f"{peer} has removed {self.peer_id}")
         remote, local = self._fabric.regions(peer).get(remote_region), self._own[local_region]
         if remote is None or int(remote_units.max()) >= remote.num_units or int(remote_units.min()) < 0:
             raise TransferError(f"{peer} has no such units in region {remote_region!r}")

@@ -16,7 +16,7 @@ Hold = tuple[SlotPool, Sequence[int]]
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
-class Job:
+class TransferJob:
     """One submitted transfer. Its slots are held from submission until nothing of it can touch them."""
 
     num_bytes: int
@@ -56,7 +56,7 @@ class Job:
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
-class PeerJob(Job):
+class PeerJob(TransferJob):
     """Layer Blocks between this engine and a peer."""
 
     op: Op
@@ -70,7 +70,7 @@ class PeerJob(Job):
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
-class StorageJob(Job):
+class StorageJob(TransferJob):
     """One stored object. ``before`` and ``after`` moving it, the hash thread runs these; they raise StoreError."""
 
     request: IoRequest

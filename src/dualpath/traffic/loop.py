@@ -18,7 +18,7 @@ from dualpath.core.runtime import Command, Runtime
 from dualpath.store.contract import StoreIo
 from dualpath.traffic.contract import Transport
 from dualpath.traffic.counters import Counters
-from dualpath.traffic.jobs import Job, PeerJob, StorageJob
+from dualpath.traffic.jobs import PeerJob, StorageJob, TransferJob
 from dualpath.traffic.peer_lane import PeerLane
 from dualpath.traffic.storage_lane import StorageLane
 from dualpath.traffic.storage_nic import NicDirection, StorageNic
@@ -50,7 +50,7 @@ class TrafficLoop:
         nic: StorageNic,
         runtime: Runtime,
         counters: Counters,
-        on_span: Callable[[str, Job], None],
+        on_span: Callable[[str, TransferJob], None],
         run_check: Callable[[Callable[[], None], Callable[[Exception | None], None]], object],  # beside this thread
         max_reads_in_flight: int,
         max_writes_in_flight: int,
@@ -92,7 +92,7 @@ class TrafficLoop:
         self._driver.start()
         self._is_started = self._is_open = True
 
-    def submit(self, jobs: Sequence[Job], command: Callable[[], None]) -> None:
+    def submit(self, jobs: Sequence[TransferJob], command: Callable[[], None]) -> None:
         """Run ``command`` on the traffic thread; when that does not run (any more), fail the jobs instead."""
         with self._lock:
             if self._is_open:
@@ -206,6 +206,8 @@ class TrafficLoop:
             self._counters.storage_read_bytes += job.num_bytes
         if error is not None:
             self._counters.count_read_failure(error)
+        if job.ticket is not None:  # begun
+            self._counters.read_latency.add(self._runtime.now_s() - job.start_s)
         self._on_span("storage read" if error is None else "storage read (failed)", job)
 
     def _on_write_end(self, job: StorageJob, error: Exception | None) -> None:
@@ -216,6 +218,8 @@ class TrafficLoop:
             self._counters.kv_corrupt += isinstance(error, BlockCorruptError)
             if not isinstance(error, StoreError | TransferError):
                 log.error("writing block %s: %r", job.request.key.hex(), error)
+        if job.ticket is not None:
+            self._counters.write_latency.add(self._runtime.now_s() - job.start_s)
         self._on_span("storage write" if error is None else "storage write (failed)", job)
 
 

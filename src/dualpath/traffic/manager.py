@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import TypeVar
 
@@ -23,13 +23,15 @@ from dualpath.core.ids import BlockKey, EngineId, NodeId, PeerId
 from dualpath.core.plan import Role
 from dualpath.core.runtime import Runtime
 from dualpath.store.contract import StoreIo
-from dualpath.traffic.checks import Checks
-from dualpath.traffic.contract import Op, Transfer, Transport, Units
-from dualpath.traffic.copier import Copier, pin, unpin
+from dualpath.traffic.contract import Op, Region, Transfer, Transport, Units
+from dualpath.traffic.copier import Copier
 from dualpath.traffic.counters import Counters, TrafficStats
-from dualpath.traffic.jobs import Job, PeerJob, Trace
+from dualpath.traffic.cuda_copies import pin, unpin
+from dualpath.traffic.digests import Checks
+from dualpath.traffic.jobs import PeerJob, Trace, TransferJob
 from dualpath.traffic.loop import NOT_RUNNING, TrafficLoop
 from dualpath.traffic.memory import EngineMemory
+from dualpath.traffic.staging import device_region
 from dualpath.traffic.storage_nic import NicDirection, StorageNic
 
 B = TypeVar("B")
@@ -116,10 +118,15 @@ class TrafficManager:
 
     def register_device(self, tensor: torch.Tensor) -> None:
         """Make ``uint8 [..., layer_block_bytes]``, contiguous, on CPU or CUDA, region "device". Before ``start``."""
-        region = self._memory.add_device(tensor)
+        self.register_region(device_region(tensor, self.geometry.layer_block_bytes))
+
+    def register_region(self, region: Region) -> None:
+        """Memory that somebody else has laid out; its units must lie at multiples of their size. Before ``start``."""
+        self._memory.add(region)
         if region.storage.is_cuda:
-            pin(self._staging.region.storage)
-        self._transport.register(region)
+            pin(self._staging.region.storage, region.storage.device)
+        with torch.cuda.device(region.storage.device) if region.storage.is_cuda else nullcontext():
+            self._transport.register(region)
 
     def register_pages(self, num_pages: int) -> None:
         """Make region "pages": headers that come from a peer's region "headers", or go there. Before ``start``."""
@@ -133,6 +140,8 @@ class TrafficManager:
     def start(self) -> None:
         self._metadata = self._transport.metadata()
         self._loop.start()
+        if (device := self._memory.cuda_device) is not None:
+            self._loop.call(partial(torch.cuda.set_device, device))  # UCX takes the context of the thread that it is on
         if self._copies_by_nic:
             self.add_peer(self._metadata)  # transfers with ourselves
 
@@ -152,8 +161,8 @@ class TrafficManager:
         self.checks.close(_CHECKS_END_S)
         if not is_quiet:
             _unquiet_memory.append(self._memory)
-        elif self._memory.has_cuda:
-            unpin(self._staging.region.storage)
+        elif (device := self._memory.cuda_device) is not None:
+            unpin(self._staging.region.storage, device)
 
     # --- peers ----------------------------------------------------------------------------------------------------
 
@@ -222,9 +231,15 @@ class TrafficManager:
     # --- storage --------------------------------------------------------------------------------------------------
 
     def read_blocks(
-        self, blocks: Sequence[tuple[BlockKey, int]], deadline_s: float | None = None
+        self,
+        blocks: Sequence[tuple[BlockKey, int]],
+        deadline_s: float | None = None,
+        *,
+        namespace_digest: bytes = b"",
     ) -> list[Transfer[int]]:
         """Read each (key, slot) from storage, in this order, and verify it before its transfer completes.
+
+        They are of our own namespace, or of the one that is named.
 
         A transfer raises BlockMissingError, BlockCorruptError, another StoreError, or TransferTimeoutError.
         """
@@ -234,7 +249,7 @@ class TrafficManager:
             self._counters.reads_submitted += len(blocks)
         transfers: list[Transfer[int]] = []
         for chunk in self._chunks(blocks):
-            jobs = [self._memory.read_job(key, slot, deadline_s) for key, slot in chunk]
+            jobs = [self._memory.read_job(key, slot, deadline_s, namespace_digest) for key, slot in chunk]
             self._loop.submit(jobs, partial(self._loop.reads.add, jobs))
             transfers.extend(job.transfer for job in jobs)
         return transfers
@@ -245,6 +260,7 @@ class TrafficManager:
         deadline_s: float | None = None,
         *,
         have_headers: bool = False,
+        namespace_digest: bytes = b"",
     ) -> list[Transfer[int]]:
         """Write each (key, parent's key, slot). The header is filled in on the way; where slots ``have_headers``, only
         a block that fits its own is written.
@@ -255,7 +271,10 @@ class TrafficManager:
         self._memory.hold_slots([slot for *_, slot in blocks])
         transfers: list[Transfer[int]] = []
         for chunk in self._chunks(blocks):
-            jobs = [self._memory.write_job(*block, deadline_s, has_header=have_headers) for block in chunk]
+            jobs = [
+                self._memory.write_job(*block, deadline_s, has_header=have_headers, namespace_digest=namespace_digest)
+                for block in chunk
+            ]
             self._loop.submit(jobs, partial(self._loop.writes.add, jobs))
             transfers.extend(job.transfer for job in jobs)
         return transfers
@@ -294,7 +313,7 @@ class TrafficManager:
                 after=after,
             )
             return self._post(loop)
-        job = Job(num_bytes=len(src_units) * source.unit_bytes, holds=holds)
+        job = TransferJob(num_bytes=len(src_units) * source.unit_bytes, holds=holds)
         if not len(src_units):
             job.succeed()
         elif not self._loop.is_open or not self._copier.submit(job, source, src_units, target, dst_units, after):
@@ -317,8 +336,11 @@ class TrafficManager:
             read_queue_tokens=num_reading * self.geometry.block_tokens,
             num_in_flight=self._loop.num_active,
             num_lingering=self._loop.num_lingering,
+            peers=self._loop.peers.peers,
             broken_peers=self._loop.peers.broken_peers,
             storage_stalled_s=self._io.stalled_s(),
+            storage_read_latency=c.read_latency.snapshot(),
+            storage_write_latency=c.write_latency.snapshot(),
             nic_read_bytes=self._storage_nic.passed_bytes(NicDirection.READ),
         )
 
@@ -355,7 +377,7 @@ class TrafficManager:
             job.succeed()
         return job.transfer
 
-    def _span(self, name: str, job: Job) -> None:
+    def _span(self, name: str, job: TransferJob) -> None:
         if self.trace is not None:
             self.trace(name, job.start_s, self._runtime.now_s(), {"bytes": job.num_bytes})
 

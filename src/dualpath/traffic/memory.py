@@ -1,4 +1,4 @@
-"""An engine's registered memory, and the rule that a transfer holds the staging slots it may touch while it may."""
+"""An engine's registered memory: who holds slots while transfers may touch them, and reads that are verified."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dualpath.store.header import HEADER_BYTES, verify, write_header
 from dualpath.traffic.contract import Region, Units
 from dualpath.traffic.jobs import Hold, StorageJob
 from dualpath.traffic.slots import SlotPool
-from dualpath.traffic.staging import DEVICE, PAGES, Staging, device_region, page_region
+from dualpath.traffic.staging import DEVICE, PAGES, Staging, page_region
 
 
 class EngineMemory:
@@ -32,13 +32,16 @@ class EngineMemory:
         self.regions: dict[str, Region] = {region.name: region for region in own}
 
     @property
-    def has_cuda(self) -> bool:
-        return any(region.storage.is_cuda for region in self.regions.values())
+    def cuda_device(self) -> torch.device | None:
+        """The device of the device region, unless that is host memory."""
+        region = self.regions.get(DEVICE)
+        return region.storage.device if region is not None and region.storage.is_cuda else None
 
-    def add_device(self, tensor: torch.Tensor) -> Region:
-        region = device_region(tensor, self._geometry.layer_block_bytes)
-        self.regions[DEVICE] = region
-        return region
+    def add(self, region: Region) -> None:
+        """Raises ValueError where units are not whole steps apart: digests find them by their number in memory."""
+        if ((region.addresses - region.storage.data_ptr()) % region.unit_bytes).any():
+            raise ValueError(f"region {region.name!r} has gaps that are not whole units of {region.unit_bytes} bytes")
+        self.regions[region.name] = region
 
     def add_pages(self, num_pages: int) -> Region:
         region = self.regions[PAGES] = page_region(num_pages)
@@ -74,31 +77,38 @@ class EngineMemory:
                 raise
         return holds
 
-    def read_job(self, key: BlockKey, slot: int, deadline_s: float) -> StorageJob:
+    def read_job(self, key: BlockKey, slot: int, deadline_s: float, namespace_digest: bytes = b"") -> StorageJob:
         """Storage to slot, then verified. The slot is held already, for this job to let go of."""
-        view = self.staging.object_view(slot)
-        job = self._storage_job(key, slot, deadline_s)
-        job.after = lambda: verify(view, self._digest, key, self._geometry)
+        view, digest = self.staging.object_view(slot), namespace_digest or self._digest
+        job = self._storage_job(key, slot, deadline_s, digest)
+        job.after = lambda: verify(view, digest, key, self._geometry)
         return job
 
     def write_job(
-        self, key: BlockKey, parent: BlockKey, slot: int, deadline_s: float, *, has_header: bool
+        self,
+        key: BlockKey,
+        parent: BlockKey,
+        slot: int,
+        deadline_s: float,
+        *,
+        has_header: bool,
+        namespace_digest: bytes = b"",
     ) -> StorageJob:
         """Slot to storage. The slot is held already. Its header is made first, or is what the payload must fit."""
-        view = self.staging.object_view(slot)
-        job = self._storage_job(key, slot, deadline_s)
+        view, digest = self.staging.object_view(slot), namespace_digest or self._digest
+        job = self._storage_job(key, slot, deadline_s, digest)
         if has_header:
-            job.before = lambda: verify(view, self._digest, key, self._geometry, parent)
+            job.before = lambda: verify(view, digest, key, self._geometry, parent)
         else:
-            job.before = lambda: write_header(view, self._digest, key, parent, self._geometry)
+            job.before = lambda: write_header(view, digest, key, parent, self._geometry)
         return job
 
-    def _storage_job(self, key: BlockKey, slot: int, deadline_s: float) -> StorageJob:
+    def _storage_job(self, key: BlockKey, slot: int, deadline_s: float, namespace_digest: bytes) -> StorageJob:
         return StorageJob(
             num_bytes=self.staging.object_bytes,
             deadline_s=deadline_s,
             holds=self._by_pool([slot]),
-            request=self.staging.request(key, slot),
+            request=self.staging.request(key, slot, namespace_digest),
         )
 
     def _by_pool(self, slots: Sequence[int]) -> list[Hold]:

@@ -52,7 +52,7 @@ class HelloChannel:
         if not self._send(peer, text):
             raise PeerLostError(f"{peer} is gone")
 
-    def say_farewell(self, peer: PeerId, number: int) -> None:
+    def say_disconnected(self, peer: PeerId, number: int) -> None:
         """If there is a connection; makes none."""
         self._send(peer, self._text(number, b"", 0))
 

@@ -29,7 +29,6 @@ class Side:
     """Prepared descriptors of one region, ours or the peer's."""
 
     dlist: Any
-    num_units: int
     unit_bytes: int
 
 
@@ -64,14 +63,14 @@ class PeerAgent:
         metadata: bytes = self._agent.get_agent_metadata()
         return metadata
 
-    def connect(self, metadata: bytes) -> None:
+    def connect(self, name: str, metadata: bytes) -> None:
         """With the agent that the peer has for us; with another one than before, instead of that."""
         self._disconnect()
+        self._remote_name = name  # to be forgotten even where only half of it is learnt
         try:
-            name = self._agent.add_remote_agent(metadata)
+            self._agent.add_remote_agent(metadata)
         except Exception as error:  # the binding's exceptions share no public base class
             raise self._explain(error) from None
-        self._remote_name = name.decode() if isinstance(name, bytes) else name
 
     def connect_itself(self) -> None:
         """For copies through the NIC: NIXL needs no introduction."""
@@ -150,7 +149,7 @@ class PeerAgent:
 
     def _side(self, agent_name: str, table: RegionTable) -> Side:
         dlist = self._agent.prep_xfer_dlist(agent_name, table.rows(), table.memory_type, [BACKEND])
-        return Side(dlist, table.num_units, table.unit_bytes)
+        return Side(dlist, table.unit_bytes)
 
     def _state_of(self, call: Any, transfer: Any) -> TransferState:
         try:

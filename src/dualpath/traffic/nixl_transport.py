@@ -104,7 +104,11 @@ class NixlTransport:
         known.agent.destroy()
         for handle in known.handles:
             handle.transfer = None
-        self._hellos.say_farewell(peer, known.number)
+        self._hellos.say_disconnected(peer, known.number)
+
+    @property
+    def peers(self) -> tuple[PeerId, ...]:
+        return tuple(self._peers)
 
     def post(
         self, op: Op, peer: PeerId, local_region: str, local_units: Units, remote_region: str, remote_units: Units
@@ -213,7 +217,7 @@ class NixlTransport:
 
     def _open(self, peer: PeerId, main_agent: bytes) -> Peer:
         number = next(self._numbers)
-        agent = PeerAgent(f"{self.peer_id}>{peer}#{number}", peer, self._regions, self._ucx)
+        agent = PeerAgent(_agent_name(self.peer_id, peer, number), peer, self._regions, self._ucx)
         known = self._peers[peer] = Peer(agent, number, main_agent, self._heard.get(peer, 0))
         return known
 
@@ -234,11 +238,11 @@ class NixlTransport:
     def _hear(self) -> None:
         for peer, hello in self._hellos.hear():
             try:
-                self._greet(peer, hello)
+                self._take_hello(peer, hello)
             except TransferError as error:
                 _log.warning("%s cannot connect with %s: %s", self.peer_id, peer, error)
 
-    def _greet(self, peer: PeerId, hello: Hello) -> None:
+    def _take_hello(self, peer: PeerId, hello: Hello) -> None:
         known = self._peers.get(peer)
         if not hello.agent:
             if known is not None and known.is_left_by(hello.number):
@@ -261,7 +265,7 @@ class NixlTransport:
             if handle.transfer is not None:
                 handle.fail(PeerLostError(f"{peer} has begun anew"))
         known.their_number = 0
-        known.agent.connect(hello.agent)
+        known.agent.connect(_agent_name(peer, self.peer_id, hello.number), hello.agent)
         known.agent.prepare(list(known.regions.values()))
         known.their_number, known.has_left = hello.number, False
         for handle in known.handles:
@@ -270,3 +274,7 @@ class NixlTransport:
                     self._begin(known, handle)
                 except TransferError as error:
                     handle.fail(error)
+
+
+def _agent_name(whose: PeerId, peer: PeerId, number: int) -> str:
+    return f"{whose}>{peer}#{number}"

@@ -53,6 +53,10 @@ class PeerLane:
         return len(self._lingering) + sum(1 for _ in refused)
 
     @property
+    def peers(self) -> tuple[PeerId, ...]:
+        return tuple(peer for peer in self._transport.peers if peer != self._transport.peer_id)
+
+    @property
     def broken_peers(self) -> tuple[PeerId, ...]:
         return tuple(self._unsettled)
 

@@ -1,7 +1,7 @@
 """A pool of staging slots: first come first served, and never reissued while any transfer could still touch one.
 
-A slot is free, granted, or lingering: released by its owner, but held by a transfer that has not come to rest. Only the
-pool decides when a lingering slot is free again.
+A slot is free, granted, or lingering: released by its owner, but held by a transfer that has not come to rest. Or it is
+aside, because damage was found in it. Only the pool decides when a lingering slot, or one that is aside, is free again.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from typing import Any
 
 from dualpath.core.errors import ConfigError, DeadlineExceededError, TransferError
 from dualpath.core.runtime import Clock
+
+_ASIDE = 8  # one of so many slots at most
 
 
 @dataclass(slots=True, eq=False)
@@ -39,6 +41,8 @@ class SlotPool:
         self._free = list(range(first_slot + num_slots - 1, first_slot - 1, -1))  # a stack, lowest slot on top
         self._granted: set[int] = set()
         self._lingering: set[int] = set()
+        self._suspects: set[int] = set()  # of those two: not to be free when they come back
+        self._aside: deque[int] = deque()  # suspects that came back, the first one first
         self._holds: Counter[int] = Counter()  # transfers that may touch a slot
         self._waiters: deque[_Waiter] = deque()
         self._is_closed = False
@@ -49,8 +53,12 @@ class SlotPool:
 
     @property
     def num_used(self) -> int:
-        """Slots that cannot be granted now: granted ones and lingering ones."""
-        return self.num_slots - len(self._free)
+        """Slots that somebody owns, or that linger."""
+        return self.num_slots - len(self._free) - len(self._aside)
+
+    @property
+    def num_aside(self) -> int:
+        return len(self._aside)
 
     @property
     def granted(self) -> list[int]:
@@ -96,8 +104,17 @@ class SlotPool:
                 if self._holds[slot]:
                     self._lingering.add(slot)
                 else:
-                    self._free.append(slot)
+                    self._take_back(slot)
             self._grant()
+
+    def suspect(self, slots: Iterable[int]) -> None:
+        """Damage was found in these: bad memory, or somebody writes to them who must not. Their owner keeps them.
+
+        When they come back they are set aside, an eighth of the pool at most: then the first one returns. So does one
+        that is needed because all others together are too few.
+        """
+        with self._lock:
+            self._suspects.update(slot for slot in slots if slot in self._granted or slot in self._lingering)
 
     def hold(self, slots: Iterable[int]) -> None:
         """A transfer that may touch these slots begins. Raises ValueError for one that nobody owns."""
@@ -114,7 +131,7 @@ class SlotPool:
                 self._holds[slot] -= 1
                 if self._holds[slot] == 0 and slot in self._lingering:
                     self._lingering.remove(slot)
-                    self._free.append(slot)
+                    self._take_back(slot)
             self._grant()
 
     def close(self) -> None:
@@ -128,7 +145,9 @@ class SlotPool:
     def check_integrity(self) -> None:
         """Raise AssertionError unless every slot is in exactly one state, holds are sane and nobody waits in vain."""
         with self._lock:
-            states = [*self._free, *self._granted, *self._lingering]
+            states = [*self._free, *self._granted, *self._lingering, *self._aside]
+            assert self._suspects <= self._granted | self._lingering, "a slot is suspected that is not in use"
+            assert len(self._aside) <= self.num_slots // _ASIDE, "too many are aside"
             expected = list(range(self._first_slot, self._first_slot + self.num_slots))
             assert sorted(states) == expected, "a slot was lost or is in two states"
             assert all(count >= 0 for count in self._holds.values()), "a hold was dropped twice"
@@ -177,9 +196,25 @@ class SlotPool:
             self._grant()  # those behind may need less
             return True
 
+    def _take_back(self, slot: int) -> None:
+        """Nobody owns it, nothing touches it. Under the lock."""
+        if slot not in self._suspects:
+            self._free.append(slot)
+            return
+        self._suspects.remove(slot)
+        self._aside.append(slot)
+        if len(self._aside) > self.num_slots // _ASIDE:
+            self._free.insert(0, self._aside.popleft())  # to be used last
+
+    def _suffices(self, num_slots: int) -> bool:
+        """Are so many free? Under the lock."""
+        while num_slots > self.num_slots - len(self._aside):
+            self._free.append(self._aside.popleft())
+        return num_slots <= len(self._free)
+
     def _grant(self) -> None:
         """Serve the head of the line as long as there is enough for it, or refuse everybody. Under the lock."""
-        while self._waiters and self._waiters[0].num_slots <= len(self._free):
+        while self._waiters and self._suffices(self._waiters[0].num_slots):
             waiter = self._waiters.popleft()
             slots = [self._free.pop() for _ in range(waiter.num_slots)]
             self._granted.update(slots)

@@ -52,8 +52,8 @@ class Staging:
         """The distinct slots that these units lie in."""
         return list(set((units // self.geometry.num_layers).tolist()))
 
-    def request(self, key: BlockKey, slot: int) -> IoRequest:
-        return IoRequest(key, self._base + slot * self.slot_bytes, self.object_bytes)
+    def request(self, key: BlockKey, slot: int, namespace_digest: bytes = b"") -> IoRequest:
+        return IoRequest(key, self._base + slot * self.slot_bytes, self.object_bytes, namespace_digest)
 
     def object_view(self, slot: int) -> memoryview:
         """The slot's header and payload."""

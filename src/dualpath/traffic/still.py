@@ -1,4 +1,4 @@
-"""A traffic manager that moves nothing and says that all is done: what the oracle of the comparisons runs on.
+"""A traffic manager that ends every transfer at once and moves nothing: the oracle of the comparisons runs on it.
 
 Storage reads, host-device copies and transfers between engines end at once with zero bytes (paper section 7); nothing
 reaches the store. Staging slots are granted as ever, so requests wait for the same memory. Since history is whatever
@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 
 from dualpath.core.ids import BlockKey, PeerId
 from dualpath.traffic.contract import Transfer, Units
-from dualpath.traffic.jobs import Job
+from dualpath.traffic.jobs import TransferJob
 from dualpath.traffic.manager import TrafficManager
 
 
 def _done() -> Transfer[int]:
-    job = Job(num_bytes=0)
+    job = TransferJob(num_bytes=0)
     job.succeed()
     return job.transfer
 
@@ -25,7 +25,11 @@ class StillTrafficManager(TrafficManager):
     """Every submission succeeds before it returns."""
 
     def read_blocks(
-        self, blocks: Sequence[tuple[BlockKey, int]], deadline_s: float | None = None
+        self,
+        blocks: Sequence[tuple[BlockKey, int]],
+        deadline_s: float | None = None,
+        *,
+        namespace_digest: bytes = b"",
     ) -> list[Transfer[int]]:
         return [_done() for _ in blocks]
 
@@ -35,6 +39,7 @@ class StillTrafficManager(TrafficManager):
         deadline_s: float | None = None,
         *,
         have_headers: bool = False,
+        namespace_digest: bytes = b"",
     ) -> list[Transfer[int]]:
         return [_done() for _ in blocks]
 

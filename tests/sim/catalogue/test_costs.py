@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dualpath.core.errors import ConfigError
@@ -17,7 +17,7 @@ from dualpath.sim.catalogue.find import find_model
 from dualpath.sim.catalogue.flops import prefill_flops
 from dualpath.sim.catalogue.gpus import GPUS, find_gpu
 from dualpath.sim.catalogue.models import MODELS
-from dualpath.sim.catalogue.nics import NICS, find_nic
+from dualpath.sim.catalogue.nics import NICS
 from dualpath.sim.catalogue.weights import free_hbm_bytes, weight_bytes
 
 H800 = find_gpu("h800")
@@ -25,7 +25,6 @@ HALF = Efficiency(linear=0.5, pairs=0.25, index=0.4, hbm=0.8)
 
 
 @pytest.mark.parametrize("name", MODELS)
-@settings(deadline=None)
 @given(cached=st.integers(128, 200_000), new=st.integers(1, 4000))
 def test_a_forward_takes_its_flops_at_the_stated_rates(name: str, cached: int, new: int) -> None:
     model = find_model(name).shape
@@ -153,8 +152,6 @@ def test_hardware_that_there_is_not() -> None:
         GPUS["A100"].flops_per_s("fp8")
     with pytest.raises(ConfigError, match=r"gpu must be one of A100, .*, not 'V100'"):
         find_gpu("V100")
-    with pytest.raises(ConfigError, match=r"nic must be one of 100G, .*, not '1T'"):
-        find_nic("1T")
 
 
 def test_without_fp8_its_weights_are_multiplied_in_bf16() -> None:

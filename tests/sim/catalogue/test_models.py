@@ -12,13 +12,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from dualpath.core.errors import ConfigError
 from dualpath.models.init_config import FAMILIES as LIVE_FAMILIES
-from dualpath.models.init_config import Sizes, family_config
+from dualpath.models.init_config import ModelSizes, family_config
 from dualpath.sim.catalogue.config import FAMILIES, shape_from_config
 from dualpath.sim.catalogue.find import find_model
 from dualpath.sim.catalogue.models import MODELS
 from dualpath.sim.catalogue.shape import ModelShape
 
-SIZES = Sizes(
+SIZES = ModelSizes(
     layers=6, hidden=256, heads=8, kv_heads=4, head_dim=32, intermediate=512, vocab_size=384, max_context_tokens=4096
 )
 GLM = {
@@ -177,7 +177,5 @@ def test_a_file_that_is_no_config(content: str, tmp_path: Path) -> None:
 
 
 def test_an_unknown_name_is_answered_with_those_there_are() -> None:
-    with pytest.raises(
-        ConfigError, match=r"'gpt-5': neither a config.json nor in the catalogue, which has DeepSeek-V3,"
-    ):
+    with pytest.raises(ConfigError, match=r"'gpt-5': there is no file gpt-5, and the catalogue has DeepSeek-V3,"):
         find_model("gpt-5")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dualpath.core.errors import ConfigError
@@ -123,7 +123,6 @@ def integral_of_keys(position: int, cap: int | None) -> float:
     return position + 0.5 if cap is None or position < cap else cap
 
 
-@settings(deadline=None)
 @given(gqa | latents, st.integers(0, 3), st.integers(1, 50), st.integers(0, 80), st.integers(1, 40))
 def test_prefill_flops_are_the_sum_over_tokens_and_layers(
     attention: GroupedQuery | Latent, windowed: int, window: int, cached: int, new: int
@@ -151,7 +150,6 @@ def test_prefill_flops_are_the_sum_over_tokens_and_layers(
 
 
 @pytest.mark.parametrize("name", MODELS)
-@settings(deadline=None)
 @given(st.integers(0, 100_000), st.integers(1, 5000), st.integers(1, 5000))
 def test_work_in_two_chunks_is_work_in_one(name: str, cached: int, first: int, second: int) -> None:
     """Chunking a prefill changes no work but the logits of the chunk's last token."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dualpath.launch.cli import main
+from dualpath.cli.main import main
 
 
 def test_rows_constants_and_page(tmp_path: Path) -> None:

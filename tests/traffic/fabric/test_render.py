@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from dualpath.launch.cli import main
-from dualpath.launch.fabric_nodes import read_fabric
+from dualpath.cli.main import main
 from dualpath.traffic.fabric import Fabric, render
+from dualpath.validation.fabric_nodes import read_fabric
 
 HERE = Path(__file__).parent
 CLUSTER = HERE / "cluster.toml"

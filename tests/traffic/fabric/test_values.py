@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from tests.traffic.fabric.test_render import CLUSTER
 
-from dualpath.launch.fabric_nodes import read_fabric
 from dualpath.traffic.fabric import Fabric, FabricSpec, TrafficClass, engine_environment, render
 from dualpath.traffic.fabric.htb import two_classes
 from dualpath.traffic.fabric.lanes import HIGH_LIMIT, HIGH_LIMIT_UNIT_BYTES, ets_weights, priority
+from dualpath.validation.fabric_nodes import read_fabric
 
 MTU_BYTES = 4096
 UCX_DEFAULT_TRAFFIC_CLASS = 106  # its help on IB_TRAFFIC_CLASS

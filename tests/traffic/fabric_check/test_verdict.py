@@ -11,21 +11,21 @@ import pytest
 
 from dualpath.core.errors import ConfigError
 from dualpath.traffic.fabric_check.plan import CheckPlan, Load
-from dualpath.traffic.fabric_check.verdict import CheckResult, Phase, RankSample
+from dualpath.traffic.fabric_check.verdict import CheckResult, ClusterPhase, RankSample
 
 PLAN = CheckPlan(world=2, nic_bytes_per_s=100e6)  # collectives offer 128 KiB / 5 ms = 26.2 MB/s: 73.8 MB/s are left
 OFFERED = 128 * 1024 / 5e-3
 
 
-def phase(load: Load, p99_ms: float, kv_share: float = 0.0) -> Phase:
+def phase(load: Load, p99_ms: float, kv_share: float = 0.0) -> ClusterPhase:
     """Two ranks, of which the second moves twice the KV."""
     kv_bytes = int((PLAN.nic_bytes_per_s - OFFERED) * kv_share * PLAN.phase_s)
     latencies = (1e-3,) * 90 + (p99_ms * 1e-3,) * 10
     samples = [RankSample(latencies, PLAN.phase_s, kv_bytes * times) for times in (1, 2)]
-    return Phase.of(load, samples, PLAN)
+    return ClusterPhase.of(load, samples, PLAN)
 
 
-def result(*phases: Phase, **plan: Any) -> CheckResult:
+def result(*phases: ClusterPhase, **plan: Any) -> CheckResult:
     return CheckResult(dataclasses.replace(PLAN, **plan), phases, has_real_time=True)
 
 
@@ -40,7 +40,7 @@ def test_a_phase_pools_the_ranks_latencies_and_takes_the_slowest_direction() -> 
 def test_what_is_left_counts_from_what_collectives_really_sent() -> None:
     """Twice as long for the same collectives: they take half as much of the NIC, and the same KV is half the rate."""
     samples = [RankSample((1e-3,) * 100, PLAN.phase_s * 2, 100_000_000)] * 2
-    slow = Phase.of(Load.KV, samples, PLAN)
+    slow = ClusterPhase.of(Load.KV, samples, PLAN)
     assert slow.collective_bytes_per_s == pytest.approx(OFFERED / 2)
     assert slow.kv_share == pytest.approx(10e6 / (PLAN.nic_bytes_per_s - OFFERED / 2))
 

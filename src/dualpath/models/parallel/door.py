@@ -1,4 +1,4 @@
-"""The way of processes on other hosts to the leader's key-value store, which itself asks nobody who he is.
+"""An authenticating proxy before the leader's key-value store, for processes on other hosts.
 
 The store listens on the leader's loopback only. Before it stands a ``Door`` at the given address: who proves to know
 the secret is passed on. At a follower, ``ways_in`` takes what torch says to a loopback port there to that door.

@@ -13,7 +13,7 @@ from transformers.utils import logging as transformers_logging
 
 from dualpath.core.errors import DualPathError, EngineLostError
 from dualpath.core.parent import end_with_parent
-from dualpath.models.parallel.group import Group, LeaderGoneError, Membership, one_line
+from dualpath.models.parallel.group import GroupMember, LeaderGoneError, ProcessGroup, one_line
 from dualpath.models.parallel.load import load_shard
 from dualpath.models.parallel.shard_stream import FollowerStream, ForwardAbortedError
 from dualpath.models.seam import PrefillItem
@@ -24,7 +24,7 @@ CLOSE = b""  # the last command
 
 
 class FollowerSettings(msgspec.Struct, frozen=True):
-    membership: Membership
+    membership: GroupMember
     model_dir: str
     dtype: str
     num_threads: int
@@ -32,14 +32,14 @@ class FollowerSettings(msgspec.Struct, frozen=True):
 
 def encode_items(items: Any) -> bytes:
     """A forward as a command."""
-    return msgspec.msgpack.encode([(list(item.token_ids), item.num_cached) for item in items])
+    return msgspec.msgpack.encode([(list(item.token_ids), item.num_cached, item.num_logits) for item in items])
 
 
 def decode_items(command: bytes) -> list[PrefillItem]:
     """As ``shard_stream.packed`` lays them out."""
     items, row = [], 0
-    for token_ids, num_cached in msgspec.msgpack.decode(command, type=list[tuple[list[int], int]]):
-        items.append(PrefillItem(token_ids, num_cached, row))
+    for token_ids, num_cached, num_logits in msgspec.msgpack.decode(command, type=list[tuple[list[int], int, int]]):
+        items.append(PrefillItem(token_ids, num_cached, row, num_logits))
         row += num_cached + len(token_ids)
     return items
 
@@ -50,7 +50,7 @@ def follow(settings: FollowerSettings) -> None:
     Raises LeaderGoneError when it vanishes, EngineLostError when a forward fails, another DualPathError before that.
     """
     torch.set_num_threads(settings.num_threads)
-    group = Group(settings.membership)
+    group = ProcessGroup(settings.membership)
     try:
         group.meet("cuda" if torch.cuda.is_available() else "cpu")
         # The fingerprint is for stored blocks, which only the leader's engine has.

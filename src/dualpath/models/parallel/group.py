@@ -31,7 +31,7 @@ class LeaderGoneError(EngineLostError):
 
 
 @dataclass(frozen=True, slots=True)
-class Membership:
+class GroupMember:
     """A process's place. ``port`` 0: the leader takes a free one. Without ``secret`` all are on this host."""
 
     rank: int
@@ -46,10 +46,10 @@ class Membership:
             raise ConfigError(f"rank: must be 0 to {self.world - 1}, not {self.rank}")
 
 
-class Group:
+class ProcessGroup:
     """There can be one in a process, as torch.distributed has one default group. One thread at a time."""
 
-    def __init__(self, membership: Membership) -> None:
+    def __init__(self, membership: GroupMember) -> None:
         """Leader: listen; follower: connect. Returns before the others are there. Raises ConfigError."""
         if dist.is_initialized():
             raise ConfigError(

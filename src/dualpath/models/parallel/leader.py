@@ -16,7 +16,7 @@ from dualpath.core.errors import ConfigError, DualPathError, EngineLostError
 from dualpath.models.fingerprint import fingerprint_model_dir
 from dualpath.models.hf_model import HfModel
 from dualpath.models.parallel.follower import CLOSE, FollowerSettings, encode_items
-from dualpath.models.parallel.group import LEADER, Group, Membership, one_line
+from dualpath.models.parallel.group import LEADER, GroupMember, ProcessGroup, one_line
 from dualpath.models.parallel.interfaces import use_loopback
 from dualpath.models.parallel.load import check_parallel, load_shard
 from dualpath.models.parallel.shard_stream import LeaderStream
@@ -32,7 +32,7 @@ class ParallelModel:
 
     def __init__(
         self,
-        group: Group,
+        group: ProcessGroup,
         shard: HfModel,
         shares: Shares,
         spec: ModelSpec,
@@ -127,11 +127,11 @@ def start_leader(
     host, port = listen or ("127.0.0.1", 0)
     if listen is None:
         use_loopback()
-    group = Group(Membership(LEADER, world, host, port, timeout_s, secret))
+    group = ProcessGroup(GroupMember(LEADER, world, host, port, timeout_s, secret))
     followers: list[subprocess.Popen[bytes]] = []
     try:
         if listen is None:
-            members = [Membership(rank, world, host, group.port, timeout_s) for rank in range(1, world)]
+            members = [GroupMember(rank, world, host, group.port, timeout_s) for rank in range(1, world)]
             followers += [_start(FollowerSettings(member, str(path), dtype, num_threads)) for member in members]
         group.meet("cuda" if torch.cuda.is_available() else "cpu")
         shard, shares, spec = load_shard(

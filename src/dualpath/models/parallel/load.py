@@ -13,10 +13,10 @@ from transformers.distributed.configuration_utils import DistributedConfig
 from dualpath.core.errors import ConfigError, UnsupportedModelError
 from dualpath.models.families import MLA_FAMILIES, check_model_dir, layout_of
 from dualpath.models.hf_model import HfModel
-from dualpath.models.kernels import select_kernels
+from dualpath.models.kernels.select import select_kernels
 from dualpath.models.layout import GqaLayout
-from dualpath.models.load import load_weights, model_spec, read, torch_dtype
-from dualpath.models.parallel.group import Group
+from dualpath.models.load import check_transformers, load_weights, model_spec, read, torch_dtype
+from dualpath.models.parallel.group import ProcessGroup
 from dualpath.models.parallel.shares import Shares, shares_of
 from dualpath.models.seam import ModelSpec
 
@@ -27,6 +27,7 @@ PARALLEL_FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "mixtral
 def check_parallel(model_dir: Path, world: int, device: str) -> None:
     """Raises UnsupportedModelError or ConfigError where ``world`` ranks cannot run this model together."""
     family = check_model_dir(model_dir)
+    check_transformers(family)
     if family not in PARALLEL_FAMILIES:
         raise UnsupportedModelError(
             f"model_type {family!r} has no tensor-parallel plan that serves: one of {', '.join(PARALLEL_FAMILIES)}"
@@ -42,7 +43,7 @@ def check_parallel(model_dir: Path, world: int, device: str) -> None:
 
 
 def load_shard(
-    group: Group, model_dir: Path, *, dtype: str, name: str | None, fingerprint: str
+    group: ProcessGroup, model_dir: Path, *, dtype: str, name: str | None, fingerprint: str
 ) -> tuple[HfModel, Shares, ModelSpec]:
     """The model with this rank's weights, its share of rows, and the whole model's spec. All ranks call it together."""
     family = check_model_dir(model_dir)
@@ -54,7 +55,7 @@ def load_shard(
     shares = shares_of(whole, group.world)
     _check_heads(model, shares, model_dir)
     spec = model_spec(name or model_dir.resolve().name, family, fingerprint, model, whole)
-    return HfModel(spec, model, shares.layout, select_kernels(model.device)), shares, spec
+    return HfModel(spec, model, shares.layout, select_kernels(model.device), group.world), shares, spec
 
 
 def _check_heads(model: Any, shares: Shares, model_dir: Path) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from dualpath.models.layout import row_bytes
-from dualpath.models.parallel.group import Group
+from dualpath.models.parallel.group import ProcessGroup
 from dualpath.models.parallel.shares import Shares
 from dualpath.models.seam import LayerStream, PrefillItem
 
@@ -24,7 +24,7 @@ def packed(items: Sequence[PrefillItem]) -> list[PrefillItem]:
     """The same requests on rows without gaps: followers need no blocks."""
     out, row = [], 0
     for item in items:
-        out.append(PrefillItem(item.token_ids, item.num_cached, row))
+        out.append(PrefillItem(item.token_ids, item.num_cached, row, item.num_logits))
         row += item.num_cached + len(item.token_ids)
     return out
 
@@ -32,7 +32,7 @@ def packed(items: Sequence[PrefillItem]) -> list[PrefillItem]:
 class FollowerStream:
     """A rank's own rows (``seam.LayerStream``). ``items`` as ``packed`` has them."""
 
-    def __init__(self, group: Group, shares: Shares, items: Sequence[PrefillItem], device: torch.device) -> None:
+    def __init__(self, group: ProcessGroup, shares: Shares, items: Sequence[PrefillItem], device: torch.device) -> None:
         self._group, self._shares, self._device = group, shares, device
         self.items = items
         num_rows = sum(item.num_cached + len(item.token_ids) for item in items)
@@ -67,7 +67,12 @@ class LeaderStream(FollowerStream):
     """The leader's own rows, and between them and the engine's stream whatever the followers need or have made."""
 
     def __init__(
-        self, group: Group, shares: Shares, items: Sequence[PrefillItem], device: torch.device, stream: LayerStream
+        self,
+        group: ProcessGroup,
+        shares: Shares,
+        items: Sequence[PrefillItem],
+        device: torch.device,
+        stream: LayerStream,
     ) -> None:
         super().__init__(group, shares, packed(items), device)
         self._stream, self._engine_items = stream, items

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from dualpath.core.errors import ConfigError
-from dualpath.scheduler.cost import DecodeCost
+from dualpath.scheduler.policy.cost import DecodeCost
 from dualpath.sim.catalogue.convention import PHYSICAL, Convention, LatentForm
 from dualpath.sim.catalogue.flops import pair_flops
 from dualpath.sim.catalogue.gpus import Gpu

@@ -30,7 +30,7 @@ def find_model(name_or_path: str) -> FoundModel:
         path /= "config.json"
     if not path.is_file():
         names = ", ".join(MODELS)
-        raise ConfigError(f"model {name_or_path!r}: neither a config.json nor in the catalogue, which has {names}")
+        raise ConfigError(f"model {name_or_path!r}: there is no file {path}, and the catalogue has {names}")
     return FoundModel(_read_shape(path), FILE_KV_DTYPE)
 
 

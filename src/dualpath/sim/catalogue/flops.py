@@ -1,14 +1,14 @@
 """Work of a prefill as a function of (cached, new), in the parts that a simulated forward tells apart.
 
 Two FLOPs per weight and new token; per query-key pair what the attention's shape says; pairs are those of
-``scheduler.cost.attention_pairs``, capped by a sliding window or a sparse attention's top-k.
+``scheduler.policy.cost.attention_pairs``, capped by a sliding window or a sparse attention's top-k.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from dualpath.scheduler.cost import attention_pairs
+from dualpath.scheduler.policy.cost import attention_pairs
 from dualpath.sim.catalogue.attention import GroupedQuery
 from dualpath.sim.catalogue.convention import PHYSICAL, Convention, LatentForm
 from dualpath.sim.catalogue.shape import ModelShape

@@ -22,7 +22,6 @@ class Gpu:
     dense_flops_per_s: Mapping[str, float]  # by dtype: bf16 and what the tensor cores have below it
     hbm_bytes: float
     hbm_bytes_per_s: float
-    nvlink_bytes_per_s: float  # both directions together, as datasheets state it
     cnic: Nic  # one for each GPU
     gpus_per_node: int
     source: str
@@ -50,7 +49,6 @@ _ALL = (
         dense_flops_per_s=_tflops(bf16=312.0),
         hbm_bytes=80e9,
         hbm_bytes_per_s=2.039e12,
-        nvlink_bytes_per_s=600e9,
         cnic=NICS["200G"],
         gpus_per_node=8,
         source="NVIDIA A100 80GB SXM datasheet; NIC: DGX A100 datasheet (8 x ConnectX-6 200 Gb/s)",
@@ -60,7 +58,6 @@ _ALL = (
         dense_flops_per_s=_HOPPER,
         hbm_bytes=80e9,
         hbm_bytes_per_s=3.35e12,
-        nvlink_bytes_per_s=900e9,
         cnic=NICS["400G"],
         gpus_per_node=8,
         source="NVIDIA H100 SXM datasheet (1,979 and 3,958 TFLOPS with sparsity); NIC: DGX H100 datasheet",
@@ -70,7 +67,6 @@ _ALL = (
         dense_flops_per_s=_HOPPER,
         hbm_bytes=80e9,
         hbm_bytes_per_s=3.35e12,
-        nvlink_bytes_per_s=400e9,
         cnic=NICS["400G"],
         gpus_per_node=8,
         source="no public datasheet: an H100 SXM with 400 GB/s of NVLink; node as in DeepSeek's arXiv 2505.09343",
@@ -80,7 +76,6 @@ _ALL = (
         dense_flops_per_s=_HOPPER,
         hbm_bytes=141e9,
         hbm_bytes_per_s=4.8e12,
-        nvlink_bytes_per_s=900e9,
         cnic=NICS["400G"],
         gpus_per_node=8,
         source="NVIDIA H200 SXM datasheet; NIC: DGX H200 datasheet",
@@ -90,7 +85,6 @@ _ALL = (
         dense_flops_per_s=_tflops(bf16=148.0, fp8=296.0),
         hbm_bytes=96e9,
         hbm_bytes_per_s=4.0e12,
-        nvlink_bytes_per_s=900e9,
         cnic=NICS["400G"],
         gpus_per_node=8,
         source="no public datasheet: system vendors' tables of the HGX H20; NIC as in H100 nodes (assumed)",
@@ -100,7 +94,6 @@ _ALL = (
         dense_flops_per_s=_tflops(bf16=2250.0, fp8=4500.0, fp4=9000.0),
         hbm_bytes=180e9,
         hbm_bytes_per_s=8.0e12,
-        nvlink_bytes_per_s=1.8e12,
         cnic=NICS["400G"],
         gpus_per_node=8,
         source="NVIDIA DGX B200 datasheet (1,440 GB, 64 TB/s, FP8 72 PFLOPS with sparsity, 8 x ConnectX-7), by 8",
@@ -110,7 +103,6 @@ _ALL = (
         dense_flops_per_s=_tflops(bf16=2500.0, fp8=5000.0, fp4=10000.0),
         hbm_bytes=186e9,
         hbm_bytes_per_s=8.0e12,
-        nvlink_bytes_per_s=1.8e12,
         cnic=NICS["400G"],
         gpus_per_node=4,
         source="NVIDIA GB200 NVL72 datasheet (FP8 720 PFLOPS with sparsity, 13.4 TB), by 72; a node is a compute tray",

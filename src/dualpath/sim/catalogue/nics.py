@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dualpath.core.errors import ConfigError
-
 
 @dataclass(frozen=True, slots=True)
 class Nic:
@@ -28,11 +26,3 @@ _ALL = (
     Nic("800G", 800, "NVIDIA ConnectX-8 SuperNIC datasheet (XDR InfiniBand, 2 x 400GbE)"),
 )
 NICS = {nic.name: nic for nic in _ALL}
-
-
-def find_nic(name: str) -> Nic:
-    """Raises ConfigError for a name that is not in the catalogue."""
-    try:
-        return NICS[name.upper()]
-    except KeyError:
-        raise ConfigError(f"nic must be one of {', '.join(NICS)}, not {name!r}") from None

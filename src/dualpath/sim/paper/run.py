@@ -65,10 +65,7 @@ class Outcome:
     snic_max_avg: float | None = None  # mean over the windows of the series
     snic_traffic_max_avg: float | None = None  # of the bytes, in windows of BALANCE_WINDOW_S
     attention_first: float | None = None
-    requests: int = 0
     working_set_bytes: float = 0.0
-    agent_jct_s: float | None = None
-    steady: bool = True
     meets_slo: bool = True
     phases_s: Mapping[str, float] | None = None
     utilisation: Mapping[str, Mapping[str, float]] | None = None
@@ -92,10 +89,7 @@ def execute(run: Run) -> Outcome:
         snic_max_avg=found["snic_max_avg"],
         snic_traffic_max_avg=traffic_max_avg(found["nic_series"], round(BALANCE_WINDOW_S / spec.output.window_s)),
         attention_first=found["attention_max_avg"],
-        requests=found["requests"],
         working_set_bytes=found["working_set_bytes"]["mean"],
-        agent_jct_s=found.get("agent_jct_s"),
-        steady=found.get("steady", True),
         meets_slo=found.get("meets_slo", True),
         phases_s={name: one["mean"] for name, one in found["phases_s"].items()},
         utilisation=found["utilisation"],

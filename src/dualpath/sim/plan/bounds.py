@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 
 from dualpath.core.plan import Role
-from dualpath.scheduler.systems import SYSTEMS
+from dualpath.scheduler.policy.systems import SYSTEMS
 from dualpath.sim.cost import ModelCost
 from dualpath.sim.plan.candidates import Candidate
 from dualpath.sim.plan.demand import Demand

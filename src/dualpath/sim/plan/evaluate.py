@@ -130,14 +130,20 @@ def _spec(
         decode_nodes=candidate.decode_nodes // scale,
     )
     spec = smaller.spec(question.base)
+    spec = replace(spec, cluster=replace(spec.cluster, store_bytes=_share(spec.cluster.store_bytes, scale)))
     work = replace(spec.workload, seed=seed)
     if work.aps is None:
-        return replace(spec, workload=replace(work, agents=max(1, round(work.agents / scale))))
+        updates = replace(spec.updates, every=_share(spec.updates.every, scale))
+        return replace(spec, workload=replace(work, agents=max(1, round(work.agents / scale))), updates=updates)
     life = life_s or _life_guess_s(question, candidate)
     lives = WARM_LIVES if life_s is None else CHECK_WARM_LIVES
     warm_s = min(max(lives * life, SHORTEST_S), LONGEST_S)
     measured_s = min(max(MEASURED_LIVES * life, SHORTEST_S), LONGEST_S)
     return replace(spec, workload=replace(work, aps=work.aps / scale, warm_up_s=warm_s, duration_s=measured_s))
+
+
+def _share(whole: int | None, scale: int) -> int | None:
+    return None if whole is None else max(1, round(whole / scale))
 
 
 def _watch(simulation: Simulation) -> Gauges:

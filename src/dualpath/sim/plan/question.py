@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from dualpath.core.errors import ConfigError
-from dualpath.scheduler.systems import SYSTEMS
+from dualpath.scheduler.policy.systems import SYSTEMS
 from dualpath.sim.plan.statistics import TurnStatistics, make_trajectories
 from dualpath.sim.spec import SimSpec, WorkloadSpec
 from dualpath.sim.workload import load_trajectories

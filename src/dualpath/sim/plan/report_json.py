@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from html import escape
 from typing import Any
 
-from dualpath.bench.report_css import CSS
-from dualpath.bench.svg import Mark, stacked_bars
+from dualpath.report.page import page
+from dualpath.report.svg import Mark, stacked_bars
 from dualpath.sim.plan import report
 from dualpath.sim.plan.answer import Answer
 from dualpath.sim.plan.evaluate import Outcome
 from dualpath.sim.plan.search import Found
-
-# Bars of one kind have one colour; the last two columns are words.
-EXTRA_CSS = """
-body{max-width:1100px} .use{max-width:760px} .use rect{fill:var(--k3)}
-td:nth-last-child(-n+3),th:nth-last-child(-n+3){text-align:left}
-"""
 
 
 def answer_json(found: Answer) -> dict[str, Any]:
@@ -46,28 +39,23 @@ def answer_json(found: Answer) -> dict[str, Any]:
 
 def answer_html(found: Answer) -> str:
     """One page without external resources."""
-    parts = [f"<h1>Cluster plan</h1><p>{escape(report.sentence(found))}</p>"]
-    parts += [f'<p class="dim">{escape(text)}</p>' for text in report.assumptions(found)]
-    if found.best is not None:
-        used = sorted(found.best.utilisation.items(), key=lambda one: -one[1])
-        bars = {name: [100 * value] for name, value in used if value >= 0.001}
-        drawing = stacked_bars(bars, ["used"], "%", [Mark(100, "full")], label="use of every resource")
-        parts.append(
-            f"<section><h2>Use of the recommendation's resources</h2><figure class='use'>{drawing}</figure></section>"
-        )
-    parts.append(f"<section><h2>Clusters considered</h2>{_table(found)}</section>")
-    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
-    head += f"<title>Cluster plan</title><style>{CSS}{EXTRA_CSS}</style>"
-    return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>\n'
+    head, *rows = report.table(found)
+    return page(
+        "plan.html",
+        title="Cluster plan",
+        sentence=report.sentence(found),
+        assumptions=report.assumptions(found),
+        use=None if found.best is None else _use(found.best),
+        head=head,
+        rows=rows,
+        notes=report.notes(found),
+    )
 
 
-def _table(found: Answer) -> str:
-    first, *rest = report.table(found)
-    head = "".join(f"<th>{escape(name)}</th>" for name in first)
-    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rest)
-    below = "".join(f'<p class="dim">{escape(text)}</p>' for text in report.notes(found))
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-    return f'<div class="scroll">{table}</div>{below}'
+def _use(best: Outcome) -> str:
+    used = sorted(best.utilisation.items(), key=lambda one: -one[1])
+    bars = {name: [100 * value] for name, value in used if value >= 0.001}
+    return stacked_bars(bars, ["used"], "%", [Mark(100, "full")], label="use of every resource")
 
 
 def _system(found: Answer, one: Found) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """What keeps model execution apart from KV on the compute network: files for its operator, environment for engines.
 
-Pure: descriptions in, text out; nothing here touches a device. Called by ``launch`` only; imports ``core`` only. The
-split into two classes, and why hardware and not software makes it, is section 5 of the paper (arXiv 2602.21548).
+Pure: descriptions in, text out; nothing here touches a device. Called by ``testbed`` and ``validation``; imports
+``core`` only. The split into two classes, and why hardware and not software makes it, is section 5 of the paper
+(arXiv 2602.21548).
 """
 
 from dualpath.traffic.fabric.environment import engine_environment

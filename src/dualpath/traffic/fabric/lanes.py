@@ -16,13 +16,11 @@ HIGH_LIMIT = 240  # units of HIGH_LIMIT_UNIT_BYTES that high priority may send b
 VLARB_HIGH: Mapping[int, int] = {0: 192, 1: 192, 2: 0, 3: 192}  # virtual lane -> weight
 VLARB_LOW: Mapping[int, int] = {0: 192, 1: 192, 2: 64, 3: 192}
 HIGH_LIMIT_UNIT_BYTES = 4096  # InfiniBand Architecture Specification, volume 1, 7.6.9: LimitOfHighPriority
-WEIGHT_UNIT_BYTES = 64  # same place: an arbitration table's weight
 
 # Which lane is whose. Lane 0 stays with the fabric's own datagrams (subnet administration, connection management),
 # which use service level 0 and must not wait behind KV; lane 3 is the paper's third high-priority lane, free for other
 # use.
 LANE: Mapping[TrafficClass, int] = {TrafficClass.MODEL: 1, TrafficClass.KV: 2}
-FABRIC_LANE = 0
 NUM_SERVICE_LEVELS = 16  # service levels 0-3 are the lanes; those that nobody gave a meaning are low priority
 
 # Ethernet. Lane n is 802.1p priority n + 1: priority 0 stays lossy, since it is what unmarked packets have. DSCP is

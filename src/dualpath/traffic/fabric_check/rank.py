@@ -15,7 +15,7 @@ from dualpath.core.errors import DualPathError
 from dualpath.traffic.fabric_check.collective import Collective, Store, take_real_time
 from dualpath.traffic.fabric_check.kv_load import KvLoad
 from dualpath.traffic.fabric_check.plan import CheckPlan, Load
-from dualpath.traffic.fabric_check.verdict import CheckResult, Phase, RankSample
+from dualpath.traffic.fabric_check.verdict import CheckResult, ClusterPhase, RankSample
 
 OnPhase = Callable[[int, Load], None]
 _SETTLE_S = 0.3  # TCP's windows open, or the last packets leave
@@ -55,7 +55,7 @@ class _Member:
     store: Store
     on_phase: OnPhase
 
-    def phase(self, number: int, load: Load) -> Phase:
+    def phase(self, number: int, load: Load) -> ClusterPhase:
         if self.rank == 0:
             self.on_phase(number, load)
         self.collective.barrier()
@@ -65,7 +65,7 @@ class _Member:
         sample = self._measure()
         if load is not Load.IDLE:
             self.kv.stop()
-        return Phase.of(load, self._exchange(number, sample), self.plan)
+        return ClusterPhase.of(load, self._exchange(number, sample), self.plan)
 
     def _measure(self) -> RankSample:
         self.collective.barrier()

@@ -25,7 +25,7 @@ class RankSample:
 
 
 @dataclass(frozen=True, slots=True)
-class Phase:
+class ClusterPhase:
     """All ranks together."""
 
     load: Load
@@ -37,7 +37,7 @@ class Phase:
     kv_share: float | None  # of what the collectives left of the NIC, the slowest direction; None without KV
 
     @classmethod
-    def of(cls, load: Load, samples: Sequence[RankSample], plan: CheckPlan) -> Phase:
+    def of(cls, load: Load, samples: Sequence[RankSample], plan: CheckPlan) -> ClusterPhase:
         """A sample for every rank. All latencies count alike: each is one rank's wait."""
         latencies = np.concatenate([sample.latencies_s for sample in samples])
         duration_s = statistics.mean(sample.duration_s for sample in samples)
@@ -54,14 +54,14 @@ class Phase:
 @dataclass(frozen=True, slots=True)
 class CheckResult:
     plan: CheckPlan
-    phases: tuple[Phase, ...]
+    phases: tuple[ClusterPhase, ...]
     has_real_time: bool  # collectives ran with real-time priority; without, the tail is the CPU's too
 
     def median_p99_s(self, load: Load) -> float:
         """Over the phases, not over all samples: one phase that something else disturbed does not decide."""
         return statistics.median(phase.p99_s for phase in self.of(load))
 
-    def of(self, load: Load) -> list[Phase]:
+    def of(self, load: Load) -> list[ClusterPhase]:
         return [phase for phase in self.phases if phase.load is load]
 
     def p99_ratio(self, load: Load = Load.KV) -> float:

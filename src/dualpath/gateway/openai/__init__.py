@@ -1,0 +1,1 @@
+"""The API in OpenAI's shape: bodies, checks, answers, routes."""

@@ -1,1 +1,0 @@
-"""Composition root and CLI: the only place that names concrete backends."""

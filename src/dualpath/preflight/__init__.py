@@ -1,0 +1,1 @@
+"""What would fail or be slow later, found out before a model is loaded: a line for each thing, with what to do."""

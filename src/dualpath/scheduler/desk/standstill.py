@@ -1,0 +1,79 @@
+"""Pauses placement and resumes it; freezes what engines compute where requests are to be kept."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+from dualpath.core.ids import EngineId
+from dualpath.scheduler.config import SchedulerConfig
+from dualpath.scheduler.engine_call import ask
+from dualpath.scheduler.health import Engine
+from dualpath.scheduler.membership import Membership
+from dualpath.scheduler.placer import Placer
+
+
+class Standstill:
+    """Event loop only. All of it may be asked again, at any time."""
+
+    def __init__(
+        self, engines: Mapping[EngineId, Engine], membership: Membership, placer: Placer, config: SchedulerConfig
+    ) -> None:
+        self._engines, self._membership = engines, membership
+        self._placer, self._config = placer, config
+        self._turn = asyncio.Lock()
+        self._is_paused = False
+        self._is_frozen: bool | None = False  # None: as a former scheduler left them
+
+    def leave(self) -> None:
+        """Place no request, and leave engines as they are, until ``begin`` or ``end``."""
+        self._is_paused, self._is_frozen = True, None
+        self._placer.hold("pause")
+
+    async def begin(self, *, freezes: bool) -> bool:
+        """Place no request from now on. Engines compute nothing on return, or go on if they had been kept from it.
+
+        Whether they stand still; False also where it is over already.
+        """
+        self._is_paused = True
+        self._placer.hold("pause")
+        if not freezes:
+            await self._resume_engines()
+            return False
+        async with self._turn:
+            if not self._is_paused:
+                return False
+            self._is_frozen = True
+            await asyncio.gather(*(self._order(e, is_paused=True) for e in self._membership.there))
+        return True
+
+    async def end(self) -> None:
+        self._is_paused = False
+        try:
+            await self._resume_engines()
+        finally:
+            if not self._is_paused:
+                self._placer.go_on("pause")
+
+    async def ready(self, engine_id: EngineId) -> None:
+        """Before an engine is given requests, bring it to where the others are. Raises EngineFailure."""
+        engine = self._engines[engine_id]
+        if self._is_frozen is not None:
+            await self._ask(engine_id, engine.pause() if self._is_frozen else engine.resume())
+
+    async def _resume_engines(self) -> None:
+        async with self._turn:
+            self._is_frozen = False
+            await asyncio.gather(*(self._order(e, is_paused=False) for e in self._membership.there))
+
+    async def _order(self, engine_id: EngineId, *, is_paused: bool) -> None:
+        """An engine that does not do it is lost: before it is given requests again, ``ready`` tells it."""
+        engine = self._engines[engine_id]
+        try:
+            await self._ask(engine_id, engine.pause() if is_paused else engine.resume())
+        except Exception as error:
+            self._membership.mark_lost(engine_id, error)
+
+    async def _ask(self, engine_id: EngineId, call: object) -> None:
+        """A forward may have to end first."""
+        await ask(engine_id, call, self._config.prefill_timeout_s)  # type: ignore[arg-type]

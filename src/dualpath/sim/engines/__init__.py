@@ -1,0 +1,1 @@
+"""The hardware of a simulated cluster: engines, nodes, links."""

@@ -1,0 +1,1 @@
+"""The life of a simulated request, as events in time."""

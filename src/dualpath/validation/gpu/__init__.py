@@ -1,0 +1,1 @@
+"""``dualpath gpu check``: everything about a GPU that cannot be known without one, in ten minutes; each step a file."""

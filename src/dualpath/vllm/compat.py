@@ -1,0 +1,106 @@
+"""What of vLLM DualPath works with. Everything else is refused when the server starts, in one line that says why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from vllm.v1.kv_cache_interface import FullAttentionSpec, MLAAttentionSpec
+
+import vllm
+from dualpath.core.errors import ConfigError
+from dualpath.vllm import identity
+
+TESTED = "0.32"  # the interface of KV connectors changes between minor versions
+_NON_CAUSAL = "attention to later tokens: a block's KV would depend on what follows it"
+
+
+def check_server(config: Any, kv_cache_config: Any) -> None:
+    """``config``: a ``VllmConfig``. Raises ConfigError."""
+    version = vllm.__version__
+    _refuse(not version.startswith(f"{TESTED}."), f"vLLM {version}: this connector was made for vLLM {TESTED}")
+    _check_transfer(config.kv_transfer_config)
+    _check_model(config)
+    identity.mode(config)  # raises where a setting cannot be part of blocks' name
+    _check_parallel(config.parallel_config)
+    _check_steps(config)
+    _check_groups(kv_cache_config.kv_cache_groups)
+
+
+def _refuse(is_wrong: bool, text: str) -> None:
+    if is_wrong:
+        raise ConfigError(f"DualPath cannot serve this: {text}")
+
+
+def _check_transfer(transfer: Any) -> None:
+    policy = transfer.kv_load_failure_policy
+    _refuse(transfer.kv_role != "kv_both", f'--kv-transfer-config: kv_role must be "kv_both", not {transfer.kv_role}')
+    _refuse(
+        policy != "recompute",
+        f'--kv-transfer-config: kv_load_failure_policy must be "recompute", not "{policy}": what does not arrive is'
+        " computed, and the request goes on",
+    )
+
+
+def _check_model(config: Any) -> None:
+    model = config.model_config
+    _refuse(config.lora_config is not None, "an adapter's KV must not meet other requests; leave out --enable-lora")
+    _refuse(
+        model.is_multimodal_model,
+        f"{model.model} is multimodal: its KV depends on more than token ids, and those are what blocks are named by",
+    )
+    _refuse(model.is_encoder_decoder, f"{model.model} is an encoder-decoder")
+    _refuse(model.runner_type != "generate", f"--runner {model.runner_type}: DualPath is for generation")
+    _refuse(model.enable_prompt_embeds, "--enable-prompt-embeds: blocks are named by token ids")
+    _refuse(bool(model.hf_config_path), "--hf-config-path: blocks are named by the config.json beside the weights")
+    changing = config.weight_transfer_config is not None
+    _refuse(changing, "--weight-transfer-config: blocks are named by the weights of the start")
+    _refuse(model.enable_sleep_mode, "--enable-sleep-mode: transfers reach KV memory, which must not be given up")
+    _refuse(config.attention_config.use_non_causal, _NON_CAUSAL)
+
+
+def _check_parallel(parallel: Any) -> None:
+    for name in ("tensor", "pipeline", "data", "decode_context", "prefill_context"):
+        size = getattr(parallel, f"{name}_parallel_size", 1)
+        _refuse(size != 1, f"--{name.replace('_', '-')}-parallel-size {size}: a server may have one worker")
+
+
+def _check_steps(config: Any) -> None:
+    scheduler = config.scheduler_config
+    _refuse(
+        bool(scheduler.async_scheduling),
+        "a step must not begin before the loads of the last one are known to have succeeded; add --no-async-scheduling",
+    )
+    _refuse(config.speculative_config is not None, "speculative decoding fills blocks with tokens that are rejected")
+    _refuse(config.diffusion_config is not None, "a diffusion model writes over the KV of its blocks")
+    threshold = scheduler.long_prefill_token_threshold
+    _refuse(
+        threshold > 0,
+        f"--long-prefill-token-threshold {threshold}: after a load has failed, a request could use blocks that another"
+        " one has not computed yet",
+    )
+
+
+def _check_groups(groups: Any) -> None:
+    _refuse(
+        len(groups) != 1,
+        f"a hybrid model with {len(groups)} groups of KV caches: all layers must keep the KV of all tokens",
+    )
+    spec = groups[0].kv_cache_spec
+    whole = type(spec) in (FullAttentionSpec, MLAAttentionSpec)
+    _refuse(not whole, f"layers of kind {type(spec).__name__}: all layers must keep the KV of all tokens")
+    limited = getattr(spec, "sliding_window", None) or getattr(spec, "attention_chunk_size", None)
+    _refuse(bool(limited), f"attention over the last {limited} tokens only")
+    _refuse(bool(getattr(spec, "non_causal", False)), _NON_CAUSAL)
+
+
+def model_dir(config: Any) -> Path:
+    """Where the weights lie that vLLM has loaded. Raises ConfigError."""
+    name = config.model_config.model
+    if Path(name).is_dir():
+        return Path(name)
+    try:
+        return Path(snapshot_download(name, revision=config.model_config.revision, local_files_only=True))
+    except Exception as error:
+        raise ConfigError(f"cannot find the weights of {name} on this host: {error}") from None

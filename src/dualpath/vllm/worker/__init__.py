@@ -1,0 +1,5 @@
+"""What lives in a vLLM worker: the node with its engine, and the connector's half that moves what a step needs.
+
+Two threads meet here: vLLM's, in ``half`` and what it calls, and the node's event loop, in ``staged_prefill`` and
+``staged_decode``. ``tasks`` says what either may do to a request. Knows no vLLM.
+"""

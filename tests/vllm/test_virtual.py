@@ -1,0 +1,277 @@
+"""Scheduler, links, nodes and both halves of the connector under seeded faults on virtual time: never a wrong token."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+from collections.abc import Sequence
+from contextlib import AsyncExitStack, suppress
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import xxhash
+from tests.protocol.line import Line
+from tests.vllm.virtual_vllm import BLOCK, BLOCKS, CONTENT, LAYERS, VirtualVllm, next_token, rows
+
+from dualpath.core.errors import DualPathError
+from dualpath.core.exchange import Exchanges
+from dualpath.core.ids import EngineId, NodeId, PeerId, RequestId, peer_id
+from dualpath.core.keys import Namespace, chain_keys, root_key
+from dualpath.core.plan import Role
+from dualpath.core.request import Request, SamplingParams
+from dualpath.protocol.host import EngineServer, Served
+from dualpath.protocol.node_link import LinkConfig, NodeLink
+from dualpath.scheduler.config import SchedulerConfig
+from dualpath.scheduler.scheduler import Scheduler
+from dualpath.store.header import object_bytes, parse_header
+from dualpath.store.index import BlockIndex
+from dualpath.store.memory import MemoryStore, forget
+from dualpath.testing.faulty_store import FaultyIo
+from dualpath.testing.loop import VirtualLoop
+from dualpath.testing.runtime import VirtualRuntime
+from dualpath.traffic.contract import Op
+from dualpath.traffic.fake_transport import FakeFabric, Fate
+from dualpath.traffic.manager import TrafficManager
+from dualpath.traffic.storage_nic import StorageNic
+from dualpath.vllm.engine_client import VllmDecodeEngine, VllmPrefillEngine
+from dualpath.vllm.line import DecodeNodeLine, PrefillNodeLine
+from dualpath.vllm.scheduler_half import SchedulerHalf
+from dualpath.vllm.settings import ConnectorSettings
+from dualpath.vllm.worker.half import DecodeWorkerHalf, PrefillWorkerHalf
+from dualpath.vllm.worker.kv_region import find_kv
+from dualpath.vllm.worker.parts import NodeParts, WholeBlocks
+from dualpath.vllm.worker.staged_decode import StagedDecode
+from dualpath.vllm.worker.staged_prefill import StagedPrefill
+
+pytest.importorskip("greenlet")
+NUM_SEEDS = 6
+MAX_TOKENS = 6 * BLOCK
+_names = itertools.count()
+
+
+class World:
+    """One prefill and one decode server, their scheduler, and clients that ask, listen and give up."""
+
+    def __init__(self, seed: int, loop: VirtualLoop) -> None:
+        self.chance = random.Random(f"world {seed}")
+        self.runtime, self.loop = VirtualRuntime(loop, seed), loop
+        self.url, self.trouble = f"memory://vllm-{next(_names)}", 0.0
+        self.fabric = FakeFabric(self.runtime, delay_s=0.001, judge=self.judge, at=loop.call_later)
+        self.ios: list[FaultyIo] = []
+        self.engines: dict[Role, StagedPrefill | StagedDecode] = {}
+        self.servers: dict[Role, VirtualVllm] = {}
+        self.conversations = [self._tokens(self.chance.randrange(1, 3 * BLOCK)) for _ in range(3)]
+        self.answered: list[tuple[int, ...]] = []
+
+    def judge(self, op: Op, initiator: PeerId, peer: PeerId, num_bytes: int) -> Fate:
+        late_s = tuple(self.chance.choice([None, 0.0, 0.05, 0.5, 2.0]) for _ in range(3))
+        delay_s = self.chance.choice([0.0, 0.0, self.chance.uniform(0, 0.01)])
+        dice = self.chance.random()
+        if dice < self.trouble:
+            return Fate(delay_s, fails=True, late_s=late_s, num_moved=self.chance.randint(0, 3))
+        if dice < 1.5 * self.trouble:
+            return Fate(delay_s, late_s=late_s, flips=[self.chance.randrange(8 * num_bytes)])
+        return Fate(delay_s, late_s=late_s)
+
+    def _tokens(self, count: int) -> list[int]:
+        return [self.chance.randrange(1000) for _ in range(count)]
+
+    # -- what it is made of -------------------------------------------------------------------------------------------
+
+    async def start(self, stack: AsyncExitStack) -> None:
+        links = []
+        for role, line in ((Role.PREFILL, PrefillNodeLine), (Role.DECODE, DecodeNodeLine)):
+            engine = await self._node(role)
+            host = EngineServer({engine.info.engine_id: Served(engine, line)}, self.runtime)
+            link = NodeLink(
+                NodeId(role.value),
+                Line(host, (engine.info,)),
+                LinkConfig(),
+                lambda *_: None,
+                lambda _: None,
+                self.runtime,
+            )
+            await link.start()
+            stack.push_async_callback(link.close)
+            links.append(link)
+            running = asyncio.create_task(self.servers[role].run())
+            stack.callback(running.cancel)
+        self.store = MemoryStore(self.url, self.namespace.digest, self.namespace.geometry)
+        self.index = BlockIndex(object_bytes(self.namespace.geometry), self.runtime)
+        servers: Any = self.servers
+        config = SchedulerConfig(
+            path_policy=self.chance.choice(["prefill", "decode", "split", "shorter"]),
+            max_retries=50,
+            retry_budget_s=1000.0,
+            durable_timeout_s=3.0,
+            read_timeout_s=12.0,
+            prefill_timeout_s=30.0,
+            decode_timeout_s=30.0,
+            expected_output_tokens=8,
+        )
+        self.scheduler = Scheduler(
+            prefill_engines=[VllmPrefillEngine(links[0], EngineId("prefill"), servers[Role.PREFILL])],
+            decode_engines=[VllmDecodeEngine(links[1], EngineId("decode"), servers[Role.DECODE], Exchanges())],
+            index=self.index,
+            store=self.store,
+            namespace=self.namespace,
+            model_name="m",
+            max_context_tokens=MAX_TOKENS,
+            config=config,
+            runtime=self.runtime,
+        )
+        await self.scheduler.start()
+
+    async def _node(self, role: Role) -> StagedPrefill | StagedDecode:
+        whole = torch.zeros((LAYERS, BLOCKS, 1, BLOCK, CONTENT))
+        caches = {f"model.layers.{layer}.attn": whole[layer] for layer in range(LAYERS)}
+        kv = find_kv(caches, BLOCK)
+        self.namespace = namespace = Namespace("f" * 32, kv.dtype, kv.geometry, "test", kv.layout)
+        settings = ConnectorSettings(
+            role=role.value, engine_id=role.value, port=0, store_url=self.url, num_slots=24, num_write_slots=3,
+            slot_s=5.0, storage_s=0.4, transfer_s=0.7,
+        )  # fmt: skip
+        traffic = TrafficManager(
+            engine_id=EngineId(role.value),
+            node_id=NodeId(role.value),
+            role=role,
+            geometry=kv.geometry,
+            namespace_digest=namespace.digest,
+            num_slots=settings.num_slots,
+            num_write_slots=0 if role is Role.PREFILL else settings.num_write_slots,
+            transport=self.fabric.transport(peer_id(EngineId(role.value), "1")),
+            open_io=lambda _: self._io(),
+            storage_nic=StorageNic(5e6, self.runtime),
+            runtime=self.runtime,
+            storage_deadline_s=settings.storage_s,
+            transfer_deadline_s=settings.transfer_s,
+        )
+        traffic.register_region(kv.region)
+        traffic.register_pages(kv.num_blocks)
+        await self.runtime.to_thread(traffic.start)
+        integrity = WholeBlocks(traffic, namespace)
+        parts = NodeParts(
+            settings, namespace, kv, traffic, integrity, self.runtime, self.loop, self.runtime.worker("kernels")
+        )
+        half: PrefillWorkerHalf | DecodeWorkerHalf
+        if role is Role.PREFILL:
+            engine = self.engines[role] = StagedPrefill(parts, MAX_TOKENS)
+            half = PrefillWorkerHalf(engine)
+        else:
+            engine = self.engines[role] = StagedDecode(parts, MAX_TOKENS)
+            half = DecodeWorkerHalf(engine)
+        scheduler = SchedulerHalf(role, BLOCK)
+        self.servers[role] = VirtualVllm(role.value, self.runtime, scheduler, half, caches, self.chance)
+        return engine
+
+    def _io(self) -> FaultyIo:
+        inner = MemoryStore(self.url, self.namespace.digest, self.namespace.geometry).open_io(None, self.runtime)
+        self.ios.append(FaultyIo(inner, self.runtime, default_delay_s=0.002))
+        return self.ios[-1]
+
+    # -- what happens in it -------------------------------------------------------------------------------------------
+
+    async def ask(self) -> None:
+        """A turn of one of the conversations, to its end or to some moment."""
+        await asyncio.sleep(self.chance.uniform(0, 3))
+        known = self.chance.choice(self.conversations)
+        prompt = (known + self._tokens(self.chance.randrange(1, 60)))[: MAX_TOKENS - 90]
+        request = Request(RequestId(f"r{next(_names)}"), tuple(prompt), SamplingParams(self.chance.randrange(1, 80)))
+        patience_s = self.chance.choice([1000.0, 1000.0, self.chance.uniform(0, 0.5)])
+        answer: list[int] = []
+        with suppress(TimeoutError, DualPathError):  # what came before must be right all the same
+            async with asyncio.timeout(patience_s):
+                async for event in self.scheduler.service.generate(request):
+                    answer.append(event.token_id)
+        tokens = list(prompt)
+        for token in answer:
+            assert token == next_token(tokens), f"{request.request_id}: wrong after {len(tokens)} tokens"
+            tokens.append(token)
+        if len(answer) == request.sampling.max_tokens and len(tokens) < MAX_TOKENS - 150:
+            self.conversations.append(tokens)
+        self.answered.append(tuple(tokens))
+
+    async def weather(self) -> None:
+        while True:
+            await asyncio.sleep(self.chance.uniform(0.1, 1))
+            self.trouble = self.chance.choice([0.0, 0.0, 0.02, 0.2])
+            for io in self.ios:
+                for plan in (io.reads, io.writes):
+                    plan.failing = _Some(self.chance.choice([0.0, 0.0, 0.3]), self.chance.random())
+                    plan.hanging = _Some(self.chance.choice([0.0, 0.0, 0.2]), self.chance.random())
+                    plan.corrupt = _Some(self.chance.choice([0.0, 0.0, 0.1]), self.chance.random())
+                    plan.leak_after_s = self.chance.uniform(0.3, 1.5)
+
+    def clear_up(self) -> None:
+        self.trouble = 0.0
+        for io in self.ios:
+            for plan in (io.reads, io.writes):
+                plan.failing, plan.hanging, plan.corrupt = set(), set(), set()
+        for server in self.servers.values():
+            server.preempts = False
+
+    async def run(self, num_requests: int) -> None:
+        async with AsyncExitStack() as stack:
+            await self.start(stack)
+            weather = asyncio.create_task(self.weather())
+            await asyncio.gather(*(self.ask() for _ in range(num_requests)))
+            weather.cancel()
+            self.clear_up()
+            await asyncio.sleep(30)
+            await self.ask()
+            await asyncio.sleep(30)
+            self.check()
+            await self.scheduler.close(5.0)
+
+    def check(self) -> None:
+        for role, server in self.servers.items():
+            assert server.violations == []
+            assert server.num_blocks_used == 0, f"{role}: vLLM's blocks are held"
+            engine = self.engines[role]
+            engine.check_idle()
+            engine.parts.traffic.slots.check_integrity()
+            assert engine.parts.traffic.slots.num_used == 0, f"{role}: slots are held"
+            assert engine.parts.traffic.write_slots.num_used == 0, f"{role}: write slots are held"
+        self._check_store()
+
+    def _check_store(self) -> None:
+        expected: dict[bytes, tuple[int, ...]] = {}
+        for tokens in self.answered:
+            keys = chain_keys(root_key(self.namespace), tokens, BLOCK)
+            expected |= {key: tokens[: (number + 1) * BLOCK] for number, key in enumerate(keys)}
+        stored = [block.key for block in self.store.list_blocks()]
+        assert len(stored) > 3
+        for key in stored:
+            digests = parse_header(self.store.read_header(key)).digests.tolist()
+            assert digests == _digests(expected[key]), "a stored block is not what its key says"
+
+
+class _Some:
+    """Holds a part of all keys."""
+
+    def __init__(self, part: float, salt: float) -> None:
+        self._part, self._salt = part, salt
+
+    def __contains__(self, key: object) -> bool:
+        return self._part > 0 and random.Random(f"{key!r} {self._salt}").random() < self._part
+
+
+def _digests(tokens: Sequence[int]) -> list[int]:
+    layers = [np.ascontiguousarray(rows(tokens, layer)[-BLOCK:]) for layer in range(LAYERS)]
+    return [xxhash.xxh3_64_intdigest(layer.tobytes()) for layer in layers]
+
+
+@pytest.mark.parametrize("seed", range(NUM_SEEDS))
+def test_whatever_fails_no_token_is_wrong_and_nothing_is_held(seed: int) -> None:
+    loop = VirtualLoop(seed)
+    loop.max_steps = 2_000_000
+    world = World(seed, loop)
+    try:
+        loop.run_until_complete(world.run(14))
+    finally:
+        loop.wind_up()
+        loop.close()
+        forget(world.url)

@@ -1,0 +1,325 @@
+"""A vLLM that is not there, on virtual time: its order of calls on both halves, over a model of hashes.
+
+A row of KV is a hash of all tokens up to it, so a forward can tell whether what it computes from is right. Blocks that
+nobody owns hold poison: whoever writes them, or uses what was there before, is found out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import struct
+import zlib
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+
+from dualpath.core.errors import EngineLostError
+from dualpath.testing.runtime import VirtualRuntime
+from dualpath.vllm.scheduler_half import SchedulerHalf
+from dualpath.vllm.worker.half import DecodeWorkerHalf, PrefillWorkerHalf
+
+LAYERS, BLOCKS, BLOCK, CONTENT = 3, 40, 64, 2
+BUDGET = 192  # new tokens of a step
+_POISON = -1.0
+_LAYER_S = 1e-3
+
+
+def rows(token_ids: Sequence[int], layer: int) -> np.ndarray:
+    """float32 [tokens, content]: the KV of a layer."""
+    crc, found = 0, []
+    for token in token_ids:
+        crc = zlib.crc32(struct.pack("<i", token), crc)
+        found.append((crc & 0xFFFF, crc >> 16))
+    return np.array(found, dtype=np.float32).reshape(-1, CONTENT) + layer
+
+
+def next_token(token_ids: Sequence[int]) -> int:
+    crc = 0
+    for token in token_ids:
+        crc = zlib.crc32(struct.pack("<i", token), crc)
+    return crc % 1000
+
+
+@dataclass(eq=False)
+class _Asked:
+    """A ``Request`` of vLLM's."""
+
+    request_id: str
+    all_token_ids: list[int]
+    num_prompt_tokens: int
+    max_tokens: int
+    kv_transfer_params: dict[str, Any] | None
+    made: asyncio.Queue[int | None] = field(default_factory=asyncio.Queue)  # None: there are no more
+    num_computed: int = 0
+    blocks: list[int] = field(default_factory=list)
+    status: str = "waiting"  # or taking, running, ended
+    was_preempted: bool = False
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.all_token_ids)
+
+
+class VirtualVllm:
+    """Server and engine. ``url``, ``check``, ``ask`` and ``events`` are those of ``vllm.api_server.ApiServer``."""
+
+    def __init__(
+        self,
+        name: str,
+        runtime: VirtualRuntime,
+        scheduler: SchedulerHalf,
+        worker: PrefillWorkerHalf | DecodeWorkerHalf,
+        kv: dict[str, torch.Tensor],
+        chance: random.Random,
+    ) -> None:
+        self.url, self.violations = name, list[str]()
+        self.preempts = True
+        self._runtime, self._scheduler, self._worker, self._chance = runtime, scheduler, worker, chance
+        self._kv = [layer.numpy() for layer in kv.values()]  # each [blocks, heads, tokens, content]
+        for layer in self._kv:
+            layer[:] = _POISON
+        self._free = list(range(1, BLOCKS))
+        self._requests: dict[str, _Asked] = {}
+        self._new_blocks: dict[str, list[int]] = {}
+        self._ended: set[str] = set()  # since the last step
+        self._work = asyncio.Event()
+        self._loads_synchronously = isinstance(worker, PrefillWorkerHalf)
+        self._num_asked = 0
+        self._given_up: list[_Asked] = []  # looked at between steps, as vLLM does
+        self._is_short = False  # of blocks
+
+    # -- the API server -----------------------------------------------------------------------------------------------
+
+    async def check(self) -> None: ...
+
+    async def ask(self, path: str, body: dict[str, Any]) -> bytes:
+        tokens = [token async for token in self._answer(body)]
+        return msgspec.json.encode({"choices": [{"token_ids": tokens, "finish_reason": "length"}]})
+
+    async def events(self, path: str, body: dict[str, Any]) -> AsyncGenerator[bytes, None]:
+        num_left = body["sampling_params"]["max_tokens"]
+        async for token in self._answer(body):
+            num_left -= 1
+            choice = {"token_ids": [token], "finish_reason": None if num_left else "length"}
+            yield b"data: " + msgspec.json.encode({"choices": [choice]}) + b"\n\n"
+
+    async def _answer(self, body: dict[str, Any]) -> AsyncGenerator[int, None]:
+        tokens, params = list(body["token_ids"]), body["sampling_params"]
+        self._num_asked += 1
+        name = f"{body['request_id']}-{self._num_asked}"
+        request = _Asked(name, tokens, len(tokens), params["max_tokens"], body["kv_transfer_params"])
+        self._requests[name] = request
+        self._work.set()
+        try:
+            while (token := await request.made.get()) is not None:
+                yield token
+        finally:
+            self._given_up.append(request)
+            self._work.set()
+
+    # -- the engine ---------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        while True:
+            await self._work.wait()
+            self._work.clear()
+            while self._requests:
+                try:
+                    await self._runtime.to_thread(self._step)
+                except Exception as error:
+                    self.violations.append(f"{self.url}: the engine has ended: {error!r}")
+                    for request in self._requests.values():
+                        request.made.put_nowait(None)
+                    raise EngineLostError(self.url) from error
+                await asyncio.sleep(_LAYER_S)
+
+    @property
+    def num_blocks_used(self) -> int:
+        return BLOCKS - 1 - len(self._free)
+
+    def _step(self) -> None:
+        given_up, self._given_up = self._given_up, []
+        for request in given_up:
+            if request.status != "ended":
+                self._end(request)
+        self._new_blocks = {}
+        preempted = self._preempt()
+        scheduled = self._continue()
+        before = {name: self._requests[name].num_computed for name in scheduled}
+        new = self._admit(scheduled, before)
+        ended, self._ended = self._ended, set()
+        work = self._scheduler.step(self._output(scheduled, before, new, preempted))
+        self._worker.preempted(work.preempted)
+        self._worker.begin(work)
+        is_sync = self._loads_synchronously and bool(work.loads)
+        if is_sync:
+            self._worker.start_load()
+        wrong = self._forward(scheduled, before) if scheduled else {}
+        if not is_sync:
+            self._worker.start_load()
+        self._worker.end_step()
+        self._update(scheduled, before, wrong, self._worker.finished(ended))
+
+    def _preempt(self) -> list[str]:
+        running = [r for r in self._requests.values() if r.status == "running"]
+        if not (running and (self._is_short or (self.preempts and self._chance.random() < 0.03))):
+            return []
+        self._is_short = False
+        request = running[-1]
+        self._give_back(request)
+        request.num_computed, request.status, request.was_preempted = 0, "waiting", True
+        return [request.request_id]
+
+    def _continue(self) -> dict[str, int]:
+        scheduled: dict[str, int] = {}
+        for request in [r for r in self._requests.values() if r.status == "running"]:
+            num_new = min(BUDGET - sum(scheduled.values()), request.num_tokens - request.num_computed)
+            if num_new > 0 and self._allocate(request, request.num_computed + num_new):
+                scheduled[request.request_id] = num_new
+        return scheduled
+
+    def _admit(self, scheduled: dict[str, int], before: dict[str, int]) -> set[str]:
+        new: set[str] = set()
+        for request in [r for r in self._requests.values() if r.status == "waiting"]:
+            left = BUDGET - sum(scheduled.values())
+            if left <= 0:
+                break
+            num_external, is_async = 0, False
+            if request.num_computed == 0:
+                num_external, is_async = self._scheduler.matched(request, 0)
+            done = request.num_computed + num_external
+            num_new = 0 if is_async else min(left, request.num_tokens - done)
+            if not self._allocate(request, done + num_new):
+                break
+            self._scheduler.allocated(request, request.blocks, num_external)
+            request.num_computed, request.status = done, "taking" if is_async else "running"
+            if not is_async:
+                scheduled[request.request_id], before[request.request_id] = num_new, done
+                new.add(request.request_id)
+        return new
+
+    def _output(
+        self, scheduled: dict[str, int], before: dict[str, int], new: set[str], preempted: list[str]
+    ) -> SimpleNamespace:
+        again = {name for name in new if self._requests[name].was_preempted}
+        first = [
+            SimpleNamespace(req_id=n, block_ids=(list(self._requests[n].blocks),), num_computed_tokens=before[n])
+            for n in scheduled
+            if n in new - again
+        ]
+        others = [name for name in scheduled if name not in new - again]
+        whole = {name: list(self._requests[name].blocks) for name in again}
+        ids = [whole.get(name) or self._new_blocks.get(name) for name in others]
+        return SimpleNamespace(
+            preempted_req_ids=set(preempted),
+            scheduled_new_reqs=first,
+            scheduled_cached_reqs=SimpleNamespace(
+                req_ids=others,
+                new_block_ids=[(found,) if found else None for found in ids],
+                num_computed_tokens=[before[name] for name in others],
+                resumed_req_ids=again,
+            ),
+            num_scheduled_tokens=dict(scheduled),
+        )
+
+    def _forward(self, scheduled: dict[str, int], before: dict[str, int]) -> dict[str, str]:
+        """What was computed from wrong KV, and why."""
+        wrong: dict[str, str] = {}
+        for layer in range(LAYERS):
+            if isinstance(self._worker, PrefillWorkerHalf):
+                self._worker.wait_layer(layer)
+            self._runtime.block_s(_LAYER_S * self._chance.random())
+            for name, num_new in scheduled.items():
+                request, start = self._requests[name], before[name]
+                expected = rows(request.all_token_ids[: start + num_new], layer)
+                found = self._rows_of(request, layer, start + num_new)
+                if not np.array_equal(found[:start], expected[:start]):
+                    wrong.setdefault(name, f"layer {layer} of {name} has wrong KV before token {start}")
+                for position in range(start, start + num_new):
+                    place = request.blocks[position // BLOCK], 0, position % BLOCK
+                    self._kv[layer][place] = expected[position]
+            if isinstance(self._worker, PrefillWorkerHalf):
+                self._worker.layer_computed(layer)
+        return wrong
+
+    def _rows_of(self, request: _Asked, layer: int, num_tokens: int) -> np.ndarray:
+        blocks = request.blocks[: -(-num_tokens // BLOCK)]
+        return self._kv[layer][blocks, 0].reshape(-1, CONTENT)[:num_tokens]
+
+    def _update(self, scheduled: dict[str, int], before: dict[str, int], wrong: dict[str, str], left: set[str]) -> None:
+        failed: set[str] = set()
+        if isinstance(self._worker, PrefillWorkerHalf):
+            errors = self._worker.load_errors
+            for name in scheduled:
+                request = self._requests[name]
+                bad = [number for number, block in enumerate(request.blocks) if block in errors]
+                if bad and bad[0] * BLOCK < before[name]:
+                    failed.add(name)
+                    request.num_computed = bad[0] * BLOCK
+            self._scheduler.failed(self._worker.failures.req_ids)
+        else:
+            self._take_in(*self._worker.taken())
+        self.violations += [text for name, text in wrong.items() if name not in failed]
+        for name in left:
+            self._give_back(self._requests.pop(name))
+        for name, num_new in scheduled.items():
+            request = self._requests.get(name)
+            if name not in failed and request is not None and request.status == "running":
+                self._advance(request, before[name] + num_new)
+
+    def _take_in(self, received: set[str], failed: set[str]) -> None:
+        for name in received:
+            request = self._requests[name]
+            if request.status == "ended":
+                self._give_back(self._requests.pop(name))
+                continue
+            request.status = "waiting"
+            if name in failed:
+                self._give_back(request)
+                request.num_computed = 0
+            request.num_computed = min(request.num_computed, request.num_tokens - 1)
+
+    def _advance(self, request: _Asked, num_computed: int) -> None:
+        request.num_computed = num_computed
+        if num_computed < request.num_tokens:
+            return
+        token = next_token(request.all_token_ids)
+        request.all_token_ids.append(token)
+        request.made.put_nowait(token)
+        if request.num_tokens - request.num_prompt_tokens == request.max_tokens:
+            request.made.put_nowait(None)
+            self._end(request)
+
+    def _end(self, request: _Asked) -> None:
+        was_taking, request.status = request.status == "taking", "ended"
+        self._ended.add(request.request_id)
+        if not (self._scheduler.finished(request.request_id) | was_taking):
+            self._give_back(self._requests.pop(request.request_id))
+
+    # -- blocks -------------------------------------------------------------------------------------------------------
+
+    def _allocate(self, request: _Asked, num_tokens: int) -> bool:
+        num_wanted = -(-num_tokens // BLOCK) - len(request.blocks)
+        if num_wanted > len(self._free):
+            self._is_short = True
+            return False
+        for _ in range(max(0, num_wanted)):
+            block = self._free.pop(0)
+            if any((layer[block] != _POISON).any() for layer in self._kv):
+                self.violations.append(f"{self.url}: somebody has written block {block}, which was free")
+            request.blocks.append(block)
+            self._new_blocks.setdefault(request.request_id, []).append(block)
+        return True
+
+    def _give_back(self, request: _Asked) -> None:
+        for block in request.blocks:
+            for layer in self._kv:
+                layer[block] = _POISON
+        self._free += request.blocks
+        request.blocks = []
