@@ -11,12 +11,13 @@ import time
 import types
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dualpath.cli.main import main
 from dualpath.cluster import signals
-from dualpath.cluster.signals import INTERRUPTED, SAME_WISH_S, Stopper, sigterm_as_interrupt
+from dualpath.cluster.signals import INTERRUPTED, SAME_WISH_S, Stopper, interrupted_by_signals
 
 
 @pytest.fixture(autouse=True)
@@ -117,22 +118,32 @@ def test_an_error_is_not_mistaken_for_an_interruption() -> None:
         asyncio.run(Stopper(lambda _: None, 1.0).guard(fail()))
 
 
-def test_sigterm_unwinds_a_command_as_ctrl_c_does() -> None:
+@pytest.mark.parametrize("earlier", [signal.default_int_handler, signal.SIG_IGN])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_both_signals_unwind_a_command(number: signal.Signals, earlier: Any) -> None:
+    """Wherever they come: in a callback they must not break the loop, which has to wait for what is let go."""
     unwound = False
 
     async def work() -> None:
         nonlocal unwound
+        asyncio.get_running_loop().call_soon(_send, number)
         try:
-            _send(signal.SIGTERM)
             await asyncio.sleep(60)
         finally:
+            await asyncio.sleep(0.01)
             unwound = True
 
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt), sigterm_as_interrupt():
-        asyncio.run(work())
-    assert unwound
-    assert signal.getsignal(signal.SIGTERM) is before
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        signal.signal(signal.SIGINT, earlier)  # a shell's background command ignores it
+        with pytest.raises(KeyboardInterrupt), interrupted_by_signals():
+            asyncio.run(work())
+        assert unwound
+        assert signal.getsignal(signal.SIGINT) is earlier
+        assert signal.getsignal(signal.SIGTERM) is before[signal.SIGTERM]
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 @pytest.mark.parametrize(

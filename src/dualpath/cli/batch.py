@@ -8,7 +8,7 @@ from typing import Any
 from dualpath.cli.bench import check_writable
 from dualpath.cli.command import Given, add_command
 from dualpath.cluster.setup import quiet_process
-from dualpath.cluster.signals import sigterm_as_interrupt
+from dualpath.cluster.signals import interrupted_by_signals
 from dualpath.config import ServeConfig, load_config
 from dualpath.config.fields import Options, setting
 from dualpath.core.errors import ConfigError
@@ -50,5 +50,5 @@ def _batch(options: _Options, given: Given) -> int:
     quiet_process()
     from dualpath.serving.batch import run
 
-    with sigterm_as_interrupt():
+    with interrupted_by_signals():
         return run(config, options.source, options.target, options.max_concurrent)

@@ -19,7 +19,7 @@ from dualpath.bench.settings import (
 )
 from dualpath.cli.command import Given, add_command, add_group
 from dualpath.cluster.setup import quiet_process
-from dualpath.cluster.signals import sigterm_as_interrupt
+from dualpath.cluster.signals import interrupted_by_signals
 from dualpath.config import load_config
 from dualpath.core.errors import ConfigError
 
@@ -67,7 +67,7 @@ def _rollout(given: Given) -> int:
     settings = read_settings(given, RolloutSettings)
     from dualpath.bench.run_rollout import run
 
-    with sigterm_as_interrupt():
+    with interrupted_by_signals():
         return run(settings)
 
 
@@ -84,7 +84,7 @@ def _serving(given: Given) -> int:
         from dualpath.bench.run_serving import run
     except ModuleNotFoundError as error:
         raise ConfigError(f"bench serving needs {error.name}: pip install 'dualpath[demo]'") from None
-    with sigterm_as_interrupt():
+    with interrupted_by_signals():
         return run(settings)
 
 

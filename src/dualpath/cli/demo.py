@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dualpath.cli.command import add_command
-from dualpath.cluster.signals import sigterm_as_interrupt
+from dualpath.cluster.signals import interrupted_by_signals
 from dualpath.config.fields import Options, setting
 from dualpath.core.errors import ConfigError
 
@@ -29,5 +29,5 @@ def _demo(options: _Options) -> int:
         from dualpath.bench.demo import run, run_rollout
     except ModuleNotFoundError as error:
         raise ConfigError(f"the demo needs {error.name}: pip install 'dualpath[demo]'") from None
-    with sigterm_as_interrupt():
+    with interrupted_by_signals():
         return run(options.work_dir, download=not options.random) or run_rollout(options.work_dir)

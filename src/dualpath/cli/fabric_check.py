@@ -70,8 +70,8 @@ def _check(options: _Options) -> int:
 
 
 def _in_testbed(options: _Options) -> tuple[CheckResult, list[str]]:
+    from dualpath.cluster.signals import interrupted_by_signals
     from dualpath.testbed import Testbed
-    from dualpath.testbed.signals import interrupted_by_signals
     from dualpath.validation.fabric_check import check_testbed, testbed_hosts
 
     for flag in ("fabric", "rank", "world", "master"):

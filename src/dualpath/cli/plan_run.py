@@ -7,7 +7,7 @@ import sys
 import textwrap
 from pathlib import Path
 
-from dualpath.cluster.signals import sigterm_as_interrupt
+from dualpath.cluster.signals import interrupted_by_signals
 from dualpath.report.outputs import check_outputs, write_output
 from dualpath.sim.plan import report
 from dualpath.sim.plan.answer import answer
@@ -20,7 +20,7 @@ WIDTH = 110  # characters
 def run(question: Question, num_workers: int, json_file: Path | None, html_file: Path | None) -> int:
     """0: there is a recommendation; 1: nothing holds the limits."""
     check_outputs({"--json": json_file, "--html": html_file})
-    with sigterm_as_interrupt():
+    with interrupted_by_signals():
         found = answer(question, num_workers, lambda line: print(line, file=sys.stderr, flush=True))
     text = textwrap.wrap(report.sentence(found), WIDTH)
     text += ["", *report.lines(found), "", *report.resource_lines(found)]

@@ -39,14 +39,14 @@ def _run(options: _Options) -> int:
     from dualpath.sim.compiled import require_current
 
     require_current()
-    from dualpath.cluster.signals import sigterm_as_interrupt
+    from dualpath.cluster.signals import interrupted_by_signals
     from dualpath.sim.paper.catalogue import choose
     from dualpath.sim.paper.constants import constants_json
     from dualpath.sim.paper.page import render
 
     chosen = choose(options.only)
     check_outputs({"--json": options.json, "--html": options.html})
-    with sigterm_as_interrupt():
+    with interrupted_by_signals():
         reports = _run_all(chosen, options.full)
     rows = [row for _, report in reports for row in report.rows]
     if options.json is not None:

@@ -104,8 +104,8 @@ def _rollout(given: Given) -> int:
 
 
 def _up(options: _UpOptions) -> int:
+    from dualpath.cluster.signals import interrupted_by_signals
     from dualpath.testbed import Testbed, TestbedSpec
-    from dualpath.testbed.signals import interrupted_by_signals
 
     spec = TestbedSpec(
         nodes=options.nodes,

@@ -1,4 +1,4 @@
-"""Signals: the first asks a server for an orderly end, the second takes it; SIGTERM ends other commands as Ctrl-C."""
+"""Signals: the first asks a server for an orderly end, the second takes it; both end other commands as Ctrl-C does."""
 
 from __future__ import annotations
 
@@ -78,11 +78,20 @@ class Stopper:
 
 
 @contextmanager
-def sigterm_as_interrupt() -> Iterator[None]:
-    """For a command that ends by KeyboardInterrupt: SIGTERM ends it the same way, instead of at once, which would leave
-    child processes and temporary directories behind. Main thread only."""
-    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+def interrupted_by_signals() -> Iterator[None]:
+    """For a command that ends by KeyboardInterrupt, and by it takes away its children and scratch files: SIGINT and
+    SIGTERM raise it, also where they were ignored. Main thread only."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    interrupt_on_signals()
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def interrupt_on_signals() -> None:
+    """``interrupted_by_signals`` for good. SIGTERM comes as SIGINT: ``asyncio.run`` makes of that a cancellation of its
+    main task, where an exception in the midst of any callback would leave transports and children open."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from dualpath.cluster.signals import interrupt_on_signals
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -26,9 +28,3 @@ def first_signal() -> Iterator[threading.Event]:
         yield came
     finally:
         interrupt_on_signals()
-
-
-def interrupt_on_signals() -> None:
-    """Both signals raise KeyboardInterrupt, so that a start that is cut short cleans up."""
-    for number in _SIGNALS:
-        signal.signal(number, signal.default_int_handler)

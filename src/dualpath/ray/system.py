@@ -10,13 +10,14 @@ from pathlib import Path
 from types import ModuleType
 
 from dualpath.cluster.node_process import check_shared_store
+from dualpath.cluster.signals import interrupt_on_signals
 from dualpath.cluster.threads import share_cores
 from dualpath.config import ServeConfig
 from dualpath.core.errors import ConfigError, DualPathError
 from dualpath.preflight.run import quick
 from dualpath.ray.actors import start_node
 from dualpath.ray.ending import end_actors
-from dualpath.ray.foreground import first_signal, interrupt_on_signals
+from dualpath.ray.foreground import first_signal
 from dualpath.ray.fronts import Look, start_fronts
 from dualpath.ray.local import start_ray
 from dualpath.ray.placing import GatewayPlace, gateway_places

@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from dualpath.cluster.signals import interrupted_by_signals
 from dualpath.cluster.vllm.environment import find_environment
 from dualpath.testbed.lifecycle import Testbed
 from dualpath.testbed.rollout_driver import DriverOrder
 from dualpath.testbed.rollout_processes import find_rclone
 from dualpath.testbed.rollout_settings import TestbedRolloutSettings, check, testbed_spec
-from dualpath.testbed.signals import interrupted_by_signals, undisturbed
+from dualpath.testbed.signals import undisturbed
 from dualpath.testbed.spec import SWITCH, TestbedSpec
 from dualpath.testbed.system import require_tools
 

@@ -1,24 +1,23 @@
-"""SIGINT and SIGTERM while a testbed is made or removed: both undo what was begun, and nothing disturbs that."""
+"""SIGINT and SIGTERM while a testbed is made or removed: nothing disturbs the undoing of what was begun."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from types import FrameType
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-def interrupted_by_signals() -> AbstractContextManager[None]:
-    """Both raise KeyboardInterrupt."""
-    return _handled_by(signal.default_int_handler)
-
-
-def undisturbed() -> AbstractContextManager[None]:
+@contextmanager
+def undisturbed() -> Iterator[None]:
     """An impatient second Ctrl-C must not leave half a testbed; it takes seconds."""
-    return _handled_by(signal.SIG_IGN)
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
@@ -29,13 +28,3 @@ def held_back() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextmanager
-def _handled_by(handler: Callable[[int, FrameType | None], Any] | signal.Handlers) -> Iterator[None]:
-    before = {number: signal.signal(number, handler) for number in _SIGNALS}
-    try:
-        yield
-    finally:
-        for number, earlier in before.items():
-            signal.signal(number, earlier)

@@ -135,6 +135,7 @@ async def _end(process: Process) -> None:
         except TimeoutError:
             os.kill(process.pid, signal.SIGKILL)
             await process.wait()
+    process._transport.close()  # type: ignore[attr-defined]  # else its pipes may outlive the loop
 
 
 def cluster_nodes(file: Path, fabric: Fabric) -> list[FabricNode]:
