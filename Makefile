@@ -40,7 +40,12 @@ demo: $(READY) ## see it work on this machine (about 3 minutes)
 
 test: $(READY) ## run all tests (10 to 17 minutes; ARGS="-k name" for some)
 	@echo "== tests (10 to 17 minutes on 2 cores)"
-	@$(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	@code=0; $(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS) || code=$$?; \
+	if [ $$code = 1 ]; then \
+	  echo "== the failed tests once more, alone: what passes now disturbs others or is disturbed, and is to be mended"; \
+	  code=0; $(PY) -m pytest --last-failed --last-failed-no-failures none $(ARGS) || code=$$?; \
+	fi; \
+	exit $$code
 
 test-vllm: $(READY) $(VLLM_READY) ## run the tests with real vLLM servers on this CPU (ARGS="-k name" for some)
 	@echo "== tests with vLLM (about 20 minutes on 2 cores)"

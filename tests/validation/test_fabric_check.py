@@ -13,11 +13,13 @@ from collections.abc import Callable, Iterator
 import pytest
 from tests.testbed.classes import sent_by_class
 
+from dualpath.cluster.signals import interrupted_by_signals
 from dualpath.core.errors import ConfigError
 from dualpath.testbed import Testbed, TestbedSpec
 from dualpath.testbed.system import missing_kernel_features, processes_in
 from dualpath.traffic.fabric_check.plan import CheckPlan, Load
 from dualpath.traffic.fabric_check.verdict import CheckResult
+from dualpath.validation import fabric_check
 from dualpath.validation.fabric_check import check_testbed
 
 pytestmark = pytest.mark.root
@@ -93,13 +95,29 @@ def test_the_command_prints_a_verdict_that_its_exit_code_repeats(testbed: Testbe
 def test_an_interruption_leaves_no_process_and_the_classes_on(number: signal.Signals, testbed: Testbed) -> None:
     before = filters(testbed)
     process = start("--phase-s", "1", "--rounds", "9", "--contrast")
-    wait_until(lambda: filters(testbed) != before)  # in the middle of a phase without classes
+    assert process.stderr is not None
+    while "unclassed" not in (line := process.stderr.readline()):  # it takes the classes away next
+        assert line
+    wait_until(lambda: filters(testbed) != before)
     process.send_signal(number)
     _, error = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130
     assert error.endswith("dualpath: error: interrupted\n")
     wait_until(lambda: not processes_in(SPEC.namespaces))
     assert filters(testbed) == before
+
+
+def test_an_interruption_waits_for_classes_that_are_being_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = []
+
+    def set_classes(_: Testbed, on: bool) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        done.append(on)
+
+    monkeypatch.setattr(fabric_check, "set_classes", set_classes)
+    with pytest.raises(KeyboardInterrupt), interrupted_by_signals():
+        check(SPEC)
+    assert done == [True]
 
 
 def test_a_rank_that_dies_ends_the_check(testbed: Testbed) -> None:

@@ -18,7 +18,7 @@ from dualpath.cluster.setup import Progress
 from dualpath.core.errors import ConfigError, DualPathError
 from dualpath.testbed import Testbed, TestbedSpec
 from dualpath.testbed.classes import set_classes
-from dualpath.testbed.signals import undisturbed
+from dualpath.testbed.signals import held_back, undisturbed
 from dualpath.testbed.spec import COMPUTE_NETWORK
 from dualpath.traffic.fabric import Fabric, FabricNode, engine_environment
 from dualpath.traffic.fabric_check.plan import CheckPlan, Load
@@ -44,7 +44,8 @@ def check_testbed(testbed: Testbed, plan: CheckPlan, progress: Progress) -> Chec
     if plan.contrast and not testbed.spec.classes:
         raise ConfigError("--contrast: this testbed has no classes to switch off; up it with --classes on")
     if testbed.spec.classes:
-        set_classes(testbed, on=True)  # a check that was killed may have left them off
+        with held_back():  # half of them would stay
+            set_classes(testbed, on=True)  # a check that was killed may have left them off
     try:
         return asyncio.run(_TestbedCheck(testbed, plan, progress).run())
     finally:
