@@ -209,7 +209,7 @@ def test_a_step_that_is_interrupted_has_ended_all_the_same(tmp_path: Path) -> No
     begun, ended = tmp_path / "begun", tmp_path / "ended"
     step = ["sh", "-c", f"touch {begun}; kill -INT $PPID; sleep 0.6; touch {ended}"]
     program = (
-        "from dualpath.testbed import signals, system\n"
+        "from dualpath.cluster import signals\nfrom dualpath.testbed import system\n"
         f"with signals.interrupted_by_signals():\n    system.run({step!r})\n    print('went on')"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE_S)
