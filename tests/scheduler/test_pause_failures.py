@@ -11,7 +11,7 @@ from tests.scheduler.fixtures import NAMESPACE, make_request
 from tests.scheduler.test_opaque import ANSWER, Speaker, events_of, opaque
 from tests.scheduler.virtual_time import LoopRuntime, run_virtual
 
-from dualpath.core.errors import EngineLostError, RequestAbortedError
+from dualpath.core.errors import EngineGoneError, EngineLostError, RequestAbortedError
 from dualpath.core.pause import PauseMode
 from dualpath.protocol.wire import NodeReport
 from dualpath.scheduler.desk.server import DeskServer
@@ -74,6 +74,42 @@ def test_silence_counts_anew_only_from_when_engines_may_compute_again() -> None:
         assert gate.counts_from_s() == thawed_s
         gate.open()
         assert gate.counts_from_s() == thawed_s
+
+    run_virtual(scenario())
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+@pytest.mark.parametrize("mode", PauseMode)
+def test_a_pause_waits_for_a_lost_engine_while_that_may_compute(mode: PauseMode, comes_back: bool) -> None:
+    async def scenario() -> None:
+        async with cluster() as it:
+            config, loop = it.desk.config, asyncio.get_running_loop()
+            it.decode[0].trouble = EngineLostError("no line")
+            await it.desk.health.check(it.decode[0].info.engine_id)
+            asked_s = loop.time()
+            pausing = asyncio.create_task(it.service.control.pause(mode))
+            await asyncio.sleep(config.lease_s / 2)
+            assert not pausing.done()
+            if comes_back:
+                it.decode[0].trouble = None
+            await pausing
+            waited_s = loop.time() - asked_s
+            assert waited_s == pytest.approx(config.lease_s / (2 if comes_back else 1), abs=2 * config.probe_interval_s)
+            it.decode[0].trouble = None
+            await it.service.control.resume()
+            await _check_serves(it)
+
+    run_virtual(scenario())
+
+
+def test_a_pause_does_not_wait_for_an_engine_whose_process_has_ended() -> None:
+    async def scenario() -> None:
+        async with cluster() as it:
+            it.decode[0].trouble = EngineGoneError("killed")
+            await it.desk.health.check(it.decode[0].info.engine_id)
+            asked_s = asyncio.get_running_loop().time()
+            await it.service.control.pause(PauseMode.KEEP)
+            assert asyncio.get_running_loop().time() - asked_s < 1.0
 
     run_virtual(scenario())
 

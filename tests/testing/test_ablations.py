@@ -32,6 +32,7 @@ SEEN_AT = {
     "requests-are-placed-again-while-being-given-back": 200169,
     "gateways-wait-for-news-of-a-desk-that-is-gone": 200147,
     "gateways-never-hear-of-the-end-of-a-pause": 17,
+    "pauses-are-answered-while-lost-engines-compute": 548,
     "new-schedulers-know-of-no-pause": 84,
     "gateways-tell-new-schedulers-of-no-pause": 123,
 }

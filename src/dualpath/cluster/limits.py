@@ -99,6 +99,7 @@ class LimitsFinder:
             durable_timeout_s=config.deadlines.storage_read_s,
             max_retries=config.scheduler.max_retries,
             retry_budget_s=config.scheduler.retry_budget_s,
+            lease_s=config.ray.lease_s,
             # The oracle's index names blocks that were never stored; it must not evict those of others.
             capacity_bytes=None if self.system.skips_io else config.store.capacity_bytes,
             capacity_fraction=None if self.system.skips_io else config.store.capacity_fraction,

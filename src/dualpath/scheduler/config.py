@@ -45,6 +45,7 @@ class SchedulerConfig:
     peer_timeout_s: float = 30.0  # for an engine to learn or forget another
     stats_timeout_s: float = 10.0  # an engine that does not answer in time is taken for lost
     watch_interval_s: float = 5.0  # how often every engine is asked for its status
+    lease_s: float = 60.0  # how long an engine that is lost may go on computing; then its process has ended itself
     probe_interval_s: float = 1.0  # how often a lost engine is asked whether it is back
     storage_stalled_s: float = 5.0  # a node whose storage has not answered for so long is spared reads
     # bookkeeping

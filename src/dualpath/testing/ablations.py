@@ -25,6 +25,7 @@ from dualpath.scheduler.desk.broadcast import Broadcast
 from dualpath.scheduler.desk.desk import Desk
 from dualpath.scheduler.desk.remote import RemoteDesk
 from dualpath.scheduler.desk.shared_control import SharedControl
+from dualpath.scheduler.desk.standstill import Standstill
 from dualpath.scheduler.engine_loads import EngineLoads
 from dualpath.scheduler.holding import Hold
 from dualpath.scheduler.job import Job
@@ -239,6 +240,12 @@ def _gateways_never_hear_of_the_end_of_a_pause() -> AbstractContextManager[Any]:
     return patch.object(SharedControl, "_follow_pause", hear_half)
 
 
+def _pauses_are_answered_while_lost_engines_compute() -> AbstractContextManager[Any]:
+    async def at_once(self: Standstill, is_on: Any) -> None: ...
+
+    return patch.object(Standstill, "until_none_runs_unseen", at_once)
+
+
 def _new_schedulers_know_of_no_pause() -> AbstractContextManager[Any]:
     return patch.object(Broadcast, "expect", _nothing)
 
@@ -288,6 +295,7 @@ ABLATIONS: dict[str, Ablation] = {
         _dead_gateways_calls_go_on,
         _notes_are_not_sent_again,
         _gateways_never_hear_of_the_end_of_a_pause,
+        _pauses_are_answered_while_lost_engines_compute,
         _new_schedulers_know_of_no_pause,
         _gateways_tell_new_schedulers_of_no_pause,
         _requests_are_placed_again_while_being_given_back,

@@ -30,7 +30,7 @@ from dualpath.traffic.storage_nic import StorageNic
 T = TypeVar("T")
 
 MAX_CONTEXT_TOKENS = 4096
-HEARTBEAT_S, GATEWAY_LEASE_S = 1.0, 3.0
+HEARTBEAT_S, LEASE_S, GATEWAY_LEASE_S = 1.0, 10.0, 3.0
 SLOT_S, STORAGE_S, TRANSFER_S = 5.0, 0.4, 0.7  # engines' deadlines
 _NIC_BYTES_PER_S = 5e5
 
@@ -72,6 +72,7 @@ def scheduler_config(scenario: Scenario) -> SchedulerConfig:
         decode_timeout_s=30.0,
         release_timeout_s=3.0,
         stats_timeout_s=3.0,
+        lease_s=LEASE_S,
         capacity_bytes=None if scenario.capacity_blocks is None else scenario.capacity_blocks * object_bytes(GEOMETRY),
         max_finished_records=200,
     )
@@ -84,7 +85,7 @@ def serve_config(scenario: Scenario, url: str) -> ServeConfig:
         model=ModelConfig(dir=Path("/hash")),
         store=StoreConfig(url=url, block_tokens=BLOCK_TOKENS),
         cluster=ClusterConfig(path=scenario.path),
-        ray=RayConfig(heartbeat_s=HEARTBEAT_S, kill_silent_s=5.0, lease_s=10.0, start_s=300.0),
+        ray=RayConfig(heartbeat_s=HEARTBEAT_S, kill_silent_s=5.0, lease_s=LEASE_S, start_s=300.0),
         nodes=(gateway, *nodes) if scenario.is_remote else (),
     )
 

@@ -30,10 +30,16 @@ class Trainer:
         self._asked: dict[int, tuple[SimServer, bool]] = {}  # who, and whether for a pause
         self._num_pauses = 0  # that nobody has been asked yet to end
         self._num_turns = self._num_open = 0  # calls for a pause or its end, and those that were not answered
-        self.is_quiet = False  # a pause has been answered, and nobody has asked for anything else since
+        self._keepers: dict[SimServer, None] = {}  # of a pause that is answered, with nothing else asked since
+        self._quiet_from_s = 0.0
         self.num_updates = 0
         for server in servers:
             server.on_killed = self._lost
+
+    @property
+    def is_quiet(self) -> bool:
+        """A pause holds. What was given to models in the very moment of its answer had been given before that."""
+        return bool(self._keepers) and self._loop.now_s > self._quiet_from_s
 
     @property
     def is_busy(self) -> bool:
@@ -69,13 +75,15 @@ class Trainer:
 
     async def _turn(self, control: Control, mode: PauseMode | None) -> None:
         """None: go on. Calls that fail or whose server dies may take effect at any time."""
-        self.is_quiet = False
+        self._keepers.clear()
         self._num_turns += 1
+        number, is_alone = self._num_turns, not self._num_open  # of two at once either may be the later one
         self._num_open += 1
-        number = self._num_turns
         await (control.resume() if mode is None else control.pause(mode))
         self._num_open -= 1
-        self.is_quiet = mode is not None and number == self._num_turns and not self._num_open
+        if mode is not None and is_alone and number == self._num_turns:
+            self._keepers = {server: None for server in self._servers if server.is_up.is_set()}
+            self._quiet_from_s = self._loop.now_s
 
     async def _resume(self, number: int, server: SimServer) -> None:
         try:
@@ -87,7 +95,7 @@ class Trainer:
             self._asked.pop(number, None)
 
     def _lost(self, server: SimServer) -> None:
-        self.is_quiet &= self._outlives
+        self._keepers.pop(server, None)  # when the last one goes the pause may be forgotten
         for number in [number for number, (asked, _) in self._asked.items() if asked is server]:
             self._end_pause_later(number)
             self._asked.pop(number, None)

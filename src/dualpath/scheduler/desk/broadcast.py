@@ -76,6 +76,8 @@ class Broadcast:
         state = self._state = PauseState(self._next_number(), mode, is_frozen=False)
         is_frozen = await self._carry_out(state)
         await self._until(lambda seat: seat.num_paused >= state.number or not self._is_on(state))
+        if mode is not None:
+            await self._standstill.until_none_runs_unseen(lambda: self._is_on(state))
         return is_frozen
 
     async def _carry_out(self, state: PauseState) -> bool:

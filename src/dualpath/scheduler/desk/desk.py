@@ -79,7 +79,7 @@ class Desk:
         self.health = Health(self._engines, membership, config, runtime, self.tasks, self.peering.engine_asked)
         reach = (self.peering.is_connected, membership.is_lost)
         self.placer = Placer(prefill_infos, self.engine_loads, config, *reach)
-        self.standstill = Standstill(self._engines, membership, self.placer, config)
+        self.standstill = Standstill(self._engines, membership, self.peering.is_gone, self.placer, config, runtime)
         self.updates = Updates(
             self._engines, membership, self.placer, index, namespace, open_namespace, config, runtime, self.tasks
         )

@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 
 from dualpath.core.ids import EngineId
+from dualpath.core.runtime import Runtime
 from dualpath.scheduler.config import SchedulerConfig
 from dualpath.scheduler.engine_call import ask
 from dualpath.scheduler.health import Engine
 from dualpath.scheduler.membership import Membership
 from dualpath.scheduler.placer import Placer
 
+_log = logging.getLogger(__name__)
+_LOOK_S = 0.02
+
 
 class Standstill:
     """Event loop only. All of it may be asked again, at any time."""
 
     def __init__(
-        self, engines: Mapping[EngineId, Engine], membership: Membership, placer: Placer, config: SchedulerConfig
+        self,
+        engines: Mapping[EngineId, Engine],
+        membership: Membership,
+        is_gone: Callable[[EngineId], bool],
+        placer: Placer,
+        config: SchedulerConfig,
+        runtime: Runtime,
     ) -> None:
-        self._engines, self._membership = engines, membership
-        self._placer, self._config = placer, config
+        self._engines, self._membership, self._is_gone = engines, membership, is_gone
+        self._placer, self._config, self._runtime = placer, config, runtime
         self._turn = asyncio.Lock()
         self._is_paused = False
         self._is_frozen: bool | None = False  # None: as a former scheduler left them
@@ -46,6 +57,22 @@ class Standstill:
             self._is_frozen = True
             await asyncio.gather(*(self._order(e, is_paused=True) for e in self._membership.there))
         return True
+
+    async def until_none_runs_unseen(self, is_on: Callable[[], bool]) -> None:
+        """After ``begin``: lost engines go on with what they had. Each has come back and been told, or its process has
+        ended; after ``lease_s`` it has ended itself. ``is_on``: whether that is still wanted."""
+        unseen = [engine_id for engine_id in self._engines if self._membership.is_lost(engine_id)]
+        end_s = self._runtime.now_s() + self._config.lease_s
+        while unseen and is_on():
+            if self._runtime.now_s() > end_s:
+                _log.warning("paused; engines that have not answered for long may still compute: %s", unseen)
+                return
+            await self._runtime.sleep_s(_LOOK_S)
+            for engine_id in [engine_id for engine_id in unseen if not self._membership.is_lost(engine_id)]:
+                async with self._turn:
+                    if self._is_paused:
+                        await self._order(engine_id, is_paused=self._is_frozen is True)
+            unseen = [e for e in unseen if self._membership.is_lost(e) and not self._is_gone(e)]
 
     async def end(self) -> None:
         self._is_paused = False
