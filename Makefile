@@ -32,7 +32,7 @@ endef
 .PHONY: help demo test test-clients test-vllm test-oldest gpu-check lint format bench mutants compiled plain clean
 
 help: ## show this
-	@echo "make TARGET; the first one also installs what is needed into .venv (2-5 minutes, about 1.5 GB)"
+	@echo "make TARGET; the first one also installs what is needed into .venv (2-5 minutes, 6 GB with PyPI's torch, which brings CUDA)"
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 12
 
 demo: $(READY) ## see it work on this machine (about 3 minutes)
