@@ -42,6 +42,7 @@ class ScriptedModel(FakeBackend):
     seen: list[bytes] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.script = lambda request: [*answer(_text(request.prompt_token_ids), request).encode(), EOS_ID]
 
     async def _stream(self, request: Request) -> AsyncGenerator[TokenEvent, None]:

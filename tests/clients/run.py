@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import traceback
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -160,6 +161,9 @@ def try_all(names: Sequence[str], url: str, home: Path) -> dict[str, str]:
             outcomes[name] = f"FAILED: not done in {error.timeout:g} s"
         except AssertionError as error:
             outcomes[name] = f"FAILED: {error}"
+        except Exception as error:  # one that breaks in a way nobody foresaw must not take the others with it
+            traceback.print_exc()
+            outcomes[name] = f"FAILED: {type(error).__name__}: {error}"
         print(f"{name}: {outcomes[name]}", flush=True)
     return outcomes
 
