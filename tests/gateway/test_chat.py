@@ -12,6 +12,8 @@ from openai import AsyncOpenAI
 from tests.gateway.fakes import EOS_ID, FakeBackend, says
 
 from dualpath.gateway.app import create_app
+from dualpath.gateway.json_size import ContainerLimit
+from dualpath.gateway.openai.messages import _message
 from dualpath.gateway.settings import GatewaySettings
 from dualpath.gateway.text.tokenizer import Tokenizer
 
@@ -82,6 +84,36 @@ async def test_content_parts_and_history(openai: AsyncOpenAI, backend: FakeBacke
         f"{CALLING}<|im_end|>\n<|im_start|>user\n<tool_response>\nsunny\n</tool_response><|im_end|>\n"
         "<|im_start|>assistant\n"
     )
+
+
+async def test_parts_by_all_their_names(openai: AsyncOpenAI, backend: FakeBackend) -> None:
+    """A tool's picture becomes a line, as the conversation has to go on; a user's is refused (test_errors)."""
+    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,eA=="}}
+    messages: list[Any] = [
+        {"role": "user", "content": [{"type": "input_text", "text": "one"}]},
+        {"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}, {"type": "output_text", "text": "or"}]},
+        {"role": "user", "content": "do"},
+        {"role": "tool", "tool_call_id": "c1", "content": [{"type": "text", "text": "see"}, picture]},
+    ]
+    await openai.chat.completions.create(model="fake", messages=messages)
+    prompt = prompt_of(backend)
+    for said in ("user\none<", "assistant\nno\nor<", "see\n[image_url: not shown, this model takes text only]\n"):
+        assert said in prompt
+
+
+@pytest.mark.parametrize("thinking", ["hm", [{"type": "text", "text": "h"}, {"type": "text", "text": "m"}]])
+def test_reasoning_among_the_parts_is_reasoning(tokenizer: Tokenizer, thinking: Any) -> None:
+    parts = [{"type": "thinking", "thinking": thinking}, {"type": "text", "text": "Yes"}]
+    said = _message(tokenizer.template_needs, {"role": "assistant", "content": parts}, ContainerLimit(9), "m")
+    assert said == {"role": "assistant", "content": "Yes", "reasoning_content": "hm", "reasoning": "hm"}
+    twice = {"role": "assistant", "content": parts, "reasoning_content": "ha"}
+    assert _message(tokenizer.template_needs, twice, ContainerLimit(9), "m")["reasoning"] == "ha"
+
+
+async def test_no_tools_may_be_chosen_from(openai: AsyncOpenAI, backend: FakeBackend) -> None:
+    """As with vLLM; without the field it is refused (test_errors)."""
+    answer = await openai.chat.completions.create(model="fake", messages=USER, tools=[], tool_choice="auto")
+    assert answer.choices[0].message.content == "Hello"
 
 
 async def test_a_history_with_calls_repeats_the_tokens_that_made_it(openai: AsyncOpenAI, backend: FakeBackend) -> None:

@@ -82,6 +82,12 @@ BAD_CHATS = [
     ({"tools": [{"type": "function"}]}, "tools[0].function"),
     ({"tools": [{"type": "retrieval"}]}, "tools[0].type"),
     ({"tool_choice": "auto"}, "tool_choice"),
+    ({"tool_choice": "required", "tools": []}, "tool_choice"),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "thinking", "thinking": "x"}]}]},
+        "messages[0].content[0].type",
+    ),
+    ({"messages": [{"role": "assistant", "content": [{"type": "image_url"}]}]}, "messages[0].content[0].type"),
     ({"tool_choice": "sometimes"}, "tool_choice"),
     ({"functions": [{"name": "f"}]}, "functions"),
     ({"echo": True}, "echo"),

@@ -80,6 +80,21 @@ def test_an_assistants_blocks_are_one_message() -> None:
     ]
 
 
+def test_what_other_servers_left_in_an_answer_does_not_end_the_conversation() -> None:
+    left: list[dict[str, Any]] = [
+        {"type": "fallback", "from": {"model": "a"}, "to": {"model": "b"}},
+        {"type": "mcp_tool_listing", "mcp_server_name": "m", "tools": []},
+        {"type": "compaction", "content": None},
+    ]
+    summary = {"type": "compaction", "content": "So far: x. "}
+    assert assistant(summary, *left, {"type": "text", "text": "y"}) == [
+        {"role": "assistant", "content": "So far: x. y"}
+    ]
+    for block in ({"type": "compaction", "content": 5}, {"type": "spell"}):
+        with pytest.raises(InvalidRequestError, match=r"messages\.0\.content\.0"):
+            assistant(block)
+
+
 def test_results_of_anthropics_own_tools_stay_in_the_conversation() -> None:
     use = {"type": "server_tool_use", "id": "t1", "name": "f", "input": {"a": 1}}
     result = {"type": "web_search_tool_result", "tool_use_id": "t1", "content": {"type": "none"}}

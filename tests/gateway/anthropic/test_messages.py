@@ -56,6 +56,15 @@ async def test_a_whole_answer_and_a_streamed_one_are_the_same(anthropic: AsyncAn
     assert backend.requests[0].sampling.max_tokens == 300
 
 
+async def test_no_tokens_are_a_prompt_that_is_only_computed(anthropic: AsyncAnthropic, backend: FakeBackend) -> None:
+    whole = await anthropic.messages.create(**ASK | {"max_tokens": 0})
+    assert (whole.content, whole.stop_reason, whole.usage.output_tokens) == ([], "max_tokens", 0)
+    assert plain(whole) == plain(await streamed(anthropic, max_tokens=0))
+    assert [request.sampling.max_tokens for request in backend.requests] == [1, 1]
+    with pytest.raises(sdk.BadRequestError, match="max_tokens must be at least 0"):
+        await anthropic.messages.create(**ASK | {"max_tokens": -1})
+
+
 @pytest.mark.parametrize("fields", [{}, {"disable_parallel_tool_use": True}])
 async def test_calls(anthropic: AsyncAnthropic, backend: FakeBackend, fields: Any) -> None:
     backend.script = says(CALLING + "\n" + CALLING[12:])
@@ -167,7 +176,7 @@ async def test_sampling(anthropic: AsyncAnthropic, backend: FakeBackend) -> None
             "messages.0.role",
         ),
         ({"temperature": 3}, sdk.BadRequestError, "invalid_request_error", "temperature"),
-        ({"max_tokens": 0}, sdk.BadRequestError, "invalid_request_error", "max_tokens"),
+        ({"max_tokens": -1}, sdk.BadRequestError, "invalid_request_error", "max_tokens"),
         ({"tools": [{"name": "f"}]}, sdk.BadRequestError, "invalid_request_error", "tools.0.input_schema"),
         ({"tool_choice": {"type": "tool", "name": "g"}}, sdk.BadRequestError, "invalid_request_error", "tool_choice"),
         ({"messages": [{"role": "user", "content": "x" * 9000}]}, sdk.BadRequestError, "invalid_request_error", "4096"),

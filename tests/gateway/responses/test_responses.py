@@ -95,6 +95,29 @@ async def test_calls_into_namespaces(openai: AsyncOpenAI, backend: FakeBackend) 
     assert list(backend.requests[1].prompt_token_ids[: len(first)]) == first
 
 
+async def test_every_event_of_a_call_has_the_name_of_its_item(openai: AsyncOpenAI, backend: FakeBackend) -> None:
+    backend.script = says(CALLING.replace("weather", "mcp__sky__weather"))
+    tools: list[Any] = [{"type": "namespace", "name": "mcp__sky__", "description": "d", "tools": TOOLS}]
+    stream = await openai.responses.create(**ASK, tools=tools, stream=True)
+    events = [event.model_dump() async for event in stream]
+    told = [event.get("name") or event.get("item", {}).get("name") for event in events]
+    assert [name for name in told if name] == ["weather"] * 3
+
+
+async def test_what_other_servers_left_in_the_input(openai: AsyncOpenAI, backend: FakeBackend) -> None:
+    left: list[Any] = [
+        {"type": "program", "id": "p", "call_id": "c", "code": "x()", "fingerprint": "f"},
+        {"type": "program_output", "id": "o", "call_id": "c", "result": "x", "status": "completed"},
+        {"type": "local_shell_call", "id": "l", "call_id": "s", "status": "completed", "action": {"command": ["ls"]}},
+        {"type": "local_shell_call_output", "id": "s", "output": "a.txt"},  # it has no call_id
+    ]
+    await openai.responses.create(model="fake", input=[{"role": "user", "content": "hi"}, *left])
+    prompt = prompt_of(backend)
+    assert "x()" not in prompt
+    assert '"name": "local_shell"' in prompt
+    assert prompt.count("<tool_response>\na.txt\n</tool_response>") == prompt.count("<tool_response>") == 1
+
+
 @pytest.mark.parametrize("carries", ["content", "encrypted_content"])
 async def test_reasoning_is_carried_to_the_next_turn(model_dir: Path, backend: FakeBackend, carries: str) -> None:
     inner = Tokenizer.load(model_dir)._inner
@@ -168,7 +191,9 @@ async def test_items_may_be_referred_to_by_their_id(openai: AsyncOpenAI, backend
         {"role": "user", "content": "hi"},
         {"type": "function_call_output", "call_id": "c", "output": "sunny"},
     )
-    items: list[Any] = [user, *({"type": "item_reference", "id": item.id} for item in whole.output), result]
+    first_item, *others = [{"type": "item_reference", "id": item.id} for item in whole.output]
+    del first_item["type"]  # it may be left out
+    items: list[Any] = [user, first_item, *others, result]
     first = [*backend.requests[0].prompt_token_ids, *backend.script(backend.requests[0])]
     await openai.responses.create(model="fake", input=items, **ask)
     assert list(backend.requests[1].prompt_token_ids[: len(first)]) == first
@@ -203,10 +228,13 @@ IMAGE = {"type": "input_image", "image_url": "data:image/png;base64,eA=="}
         ({"tool_choice": {"type": "function", "name": "g"}, "tools": TOOLS}, "tool_choice"),
         ({"tool_choice": {"type": "web_search"}}, "tool_choice"),
         ({"input": "x" * 9000}, "input"),
+        ({"text": {"format": {"type": "grammar"}}}, "text.format.type"),
+        ({"text": {"format": {"type": "json_schema", "name": "p"}}}, "text.format"),
     ],
 )
 async def test_errors(http: httpx.AsyncClient, backend: FakeBackend, fields: Any, param: str) -> None:
-    check(await http.post("/v1/responses", json=ASK | fields), 400, param)
+    said = check(await http.post("/v1/responses", json=ASK | fields), 400, param)
+    assert not said.startswith(("messages", "max_tokens", "response_format")), "these are names of the chat API"
     assert backend.requests == []
 
 

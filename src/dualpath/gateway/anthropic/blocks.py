@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from dualpath.gateway.errors import invalid
+from dualpath.gateway.openai.messages import not_shown
 
 INVALID_JSON = "INVALID_JSON"  # Anthropic's own name for arguments that are none
 
@@ -58,7 +59,7 @@ def _result_part(part: object, where: str) -> str:
     if part.get("type") == "text":
         return text_of(part, where)
     text = _shown(part)
-    return f"[{part.get('type')}: not shown, this model takes text only]" if text is None else text
+    return not_shown(part.get("type")) if text is None else text
 
 
 def _shown(block: dict[str, Any]) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from dualpath.gateway.anthropic.blocks import call_of, result_text, text_of, user_text
 from dualpath.gateway.anthropic.bodies import CountBody, MessagesBody
@@ -12,7 +12,15 @@ from dualpath.gateway.openai.bodies import ChatBody
 # Claude Code's first system block: it has a hash of the conversation, so no two conversations would share a prompt.
 _BILLING = "x-anthropic-billing-header"
 _ROLES = ("user", "assistant", "system")
+# What only Anthropic's servers can read, or need: it is in no prompt there either.
+_LEFT_OUT = ("redacted_thinking", "fallback", "mcp_tool_listing")
 _EFFORTS = {"xhigh": "high", "max": "high"}
+
+
+class _Conversation(ChatBody, kw_only=True):
+    """None asks for no answer: the prompt is computed and kept, and the next request finds it."""
+
+    MIN_MAX_TOKENS: ClassVar[int] = 0
 
 
 def chat_body(body: CountBody) -> ChatBody:
@@ -20,7 +28,7 @@ def chat_body(body: CountBody) -> ChatBody:
     messages = _system(body) + [
         turn for i, message in enumerate(body.messages) for turn in _turns(message, f"messages.{i}")
     ]
-    chat = ChatBody(messages=messages, model=body.model)
+    chat = _Conversation(messages=messages, model=body.model)
     _choose_tools(chat, body)
     _think(chat, body)
     # An answer that has begun is continued.
@@ -76,7 +84,9 @@ def _add_block(turns: list[dict[str, Any]], role: str, block: dict[str, Any], wh
         turn.setdefault("tool_calls", []).append(call_of(block, where))
     elif kind == "thinking":
         turn["reasoning_content"] = turn.get("reasoning_content", "") + text_of(block, where, "thinking")
-    elif kind != "redacted_thinking":  # which nobody here can read
+    elif kind == "compaction":
+        turn["content"] += text_of(block, where, "content") if block.get("content") else ""
+    elif kind not in _LEFT_OUT:
         turn["content"] += user_text(block, where)
 
 

@@ -69,6 +69,8 @@ class StructuredOutputs(msgspec.Struct, kw_only=True):
 class Generation(Refused, kw_only=True):
     """What completions and chat have in common."""
 
+    MIN_MAX_TOKENS: ClassVar[int] = 1
+
     model: str | None = None
     max_tokens: int | None = None
     temperature: float | None = None

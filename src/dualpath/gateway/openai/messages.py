@@ -13,6 +13,10 @@ from dualpath.gateway.openai.roles import fit_roles
 from dualpath.gateway.text.template import TemplateNeeds
 from dualpath.gateway.text.tokenizer import Tokenizer
 
+_RESULT_ROLES = ("tool", "function")
+# The field of a part that has its text: OpenAI's, by the names of both its APIs.
+_TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
+
 
 def conversation_text(tokenizer: Tokenizer, body: ChatBody | TokenizeBody, max_containers: int) -> str:
     """The prompt's text: messages and tools through the model's chat template.
@@ -59,7 +63,10 @@ def _message(needs: TemplateNeeds, message: dict[str, Any], limit: ContainerLimi
     # Clients send back what they got, empty fields included; templates often only ask whether a key exists.
     out = {key: value for key, value in message.items() if value is not None}
     content = out.get("content")
-    out["content"] = content if isinstance(content, str) else _joined_text(content, f"{where}.content")
+    if role == "assistant" and isinstance(content, list):
+        content = _without_reasoning(content, out)
+    is_result = role in _RESULT_ROLES
+    out["content"] = content if isinstance(content, str) else _joined_text(content, is_result, f"{where}.content")
     if role == "assistant":
         _name_reasoning(needs, out)
     if "tool_calls" in out:
@@ -86,25 +93,54 @@ def _name_reasoning(needs: TemplateNeeds, message: dict[str, Any]) -> None:
         message.setdefault("thinking", reasoning)
 
 
-def _joined_text(content: object, where: str) -> str:
+def _without_reasoning(content: list[Any], message: dict[str, Any]) -> list[Any]:
+    """The parts but for reasoning, which goes where other clients send it, unless it is there already."""
+    thoughts = [part["thinking"] for part in content if _is_thought(part)]
+    if thoughts and not (message.get("reasoning_content") or message.get("reasoning")):
+        message["reasoning_content"] = "".join(_thought(thought) for thought in thoughts)
+    return [part for part in content if not _is_thought(part)]
+
+
+def _is_thought(part: object) -> bool:
+    return isinstance(part, dict) and part.get("type") == "thinking" and "thinking" in part
+
+
+def _thought(thinking: object) -> str:
+    """Text, or parts of it."""
+    if isinstance(thinking, list):
+        return "".join(_thought(part.get("text")) for part in thinking if isinstance(part, dict))
+    return thinking if isinstance(thinking, str) else ""
+
+
+def _joined_text(content: object, is_result: bool, where: str) -> str:
     if content is None:
         return ""
     if not isinstance(content, list):
         raise invalid(f"{where} must be a string or an array of parts", where)
-    return "\n".join(_part_text(part, f"{where}[{i}]") for i, part in enumerate(content))
+    return "\n".join(_part_text(part, is_result, f"{where}[{i}]") for i, part in enumerate(content))
 
 
-def _part_text(part: object, where: str) -> str:
+def _part_text(part: object, is_result: bool, where: str) -> str:
+    """What a tool has found need not be text: the model is told so, as the conversation has to go on."""
     if isinstance(part, str):
         return part
     if not isinstance(part, dict):
         raise invalid(f"{where} must be an object", where)
-    if part.get("type") != "text":
+    kind = part.get("type")
+    field = _TEXT_PARTS.get(kind) if isinstance(kind, str) else None
+    if field is None:
+        if is_result:
+            return not_shown(kind)
         raise invalid(f"{where}.type must be 'text': this model takes text only", f"{where}.type")
-    text = part.get("text")
+    text = part.get(field)
     if not isinstance(text, str):
-        raise invalid(f"{where}.text must be a string", f"{where}.text")
+        raise invalid(f"{where}.{field} must be a string", f"{where}.{field}")
     return text
+
+
+def not_shown(kind: object) -> str:
+    """What a model is told in place of what it cannot be shown."""
+    return f"[{kind}: not shown, this model takes text only]"
 
 
 def _call(needs: TemplateNeeds, call: object, limit: ContainerLimit, where: str) -> dict[str, Any]:

@@ -216,7 +216,8 @@ def _parse_tools(body: ChatBody) -> bool:
     """Whether the answer may hold tool calls. The tools stay in the prompt in any case: its cached KV stays valid."""
     choice = body.tool_choice
     if not body.tools:
-        if choice not in (None, "none"):
+        asks_for_nothing = choice in (None, "none") or (choice == "auto" and body.tools is not None)
+        if not asks_for_nothing:
             raise invalid("tool_choice is only allowed when tools are given", "tool_choice")
         return False
     return choice != "none"

@@ -63,7 +63,7 @@ def check_ranges(body: Generation, settings: GatewaySettings, tokenizer: Tokeniz
     _check_range("min_p", body.min_p, 0, 1)
     _check_range("n", body.n, 1, settings.max_choices)
     echoes = isinstance(body, CompletionBody) and body.echo
-    _check_range("max_tokens", body.max_tokens, 0 if echoes else 1, None)
+    _check_range("max_tokens", body.max_tokens, 0 if echoes else body.MIN_MAX_TOKENS, None)
     _check_range("min_tokens", body.min_tokens, 0, None)
     _check_range("presence_penalty", body.presence_penalty, -MAX_PENALTY, MAX_PENALTY)
     _check_range("frequency_penalty", body.frequency_penalty, -MAX_PENALTY, MAX_PENALTY)

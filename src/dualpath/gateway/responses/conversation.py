@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from dualpath.core.errors import InvalidRequestError
@@ -16,7 +17,13 @@ _SAME = (
     *("stream", "temperature", "top_p", "top_k", "min_p", "seed", "stop", "ignore_eos", "cache_salt"),
     *("presence_penalty", "frequency_penalty", "repetition_penalty"),
 )
-_PARAMS = {"messages": "input", "max_tokens": "max_output_tokens", "response_format": "text.format"}
+_PARAMS = {
+    "messages": "input",
+    "max_tokens": "max_output_tokens",
+    "response_format.json_schema": "text.format",
+    "response_format": "text.format",
+}
+_FIELD = re.compile(rf"({'|'.join(map(re.escape, _PARAMS))})(?!\[)\b")
 
 
 def chat_body(body: InputBody, recall: Recall) -> tuple[ChatBody, Tools]:
@@ -51,8 +58,14 @@ def chat_body(body: InputBody, recall: Recall) -> tuple[ChatBody, Tools]:
 
 def renamed(error: InvalidRequestError) -> InvalidRequestError:
     """With the names that fields have in this API."""
-    param = error.param and _PARAMS.get(error.param, error.param)
-    return invalid(str(error), param, error.code)
+    param = error.param and _renamed(error.param)
+    return invalid(_renamed(str(error)), param, error.code)
+
+
+def _renamed(text: str) -> str:
+    """``text`` begins with a field's name, or has none."""
+    name = _FIELD.match(text)
+    return text if name is None else _PARAMS[name[0]] + text[name.end() :]
 
 
 def _response_format(given: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dualpath.gateway.errors import invalid
+from dualpath.gateway.openai.messages import not_shown
 from dualpath.gateway.responses.reasoning import reasoning_of
 from dualpath.gateway.responses.tools import flat_name
 
@@ -18,6 +19,7 @@ _DROPPED = frozenset(
         *("web_search_call", "file_search_call", "image_generation_call", "code_interpreter_call", "mcp_list_tools"),
         *("mcp_call", "mcp_approval_request", "mcp_approval_response", "tool_search_call", "tool_search_output"),
         *("compaction", "compaction_summary", "context_compaction", "ghost_snapshot", "additional_tools", "other"),
+        *("program", "program_output"),
     )
 )
 
@@ -29,12 +31,18 @@ def messages_of(items: list[dict[str, Any]], recall: Recall) -> list[dict[str, A
     messages: list[dict[str, Any]] = []
     for i, item in enumerate(items):
         where = f"input[{i}]"
-        found = recall(item.get("id")) if item.get("type") == "item_reference" else item
+        found = recall(item.get("id")) if _is_reference(item) else item
         if found is None:
             message = f"{where}: the item {item.get('id')!r} is not kept here: send it whole, as with store: false"
             raise invalid(message, where, "item_not_found")
         _add_item(messages, found, where)
     return messages
+
+
+def _is_reference(item: dict[str, Any]) -> bool:
+    """A reference need not say that it is one: whatever else has no type is a message, and has a role."""
+    kind = item.get("type")
+    return kind == "item_reference" or (kind is None and "role" not in item and "id" in item)
 
 
 def _add_item(messages: list[dict[str, Any]], item: dict[str, Any], where: str) -> None:
@@ -49,7 +57,8 @@ def _add_item(messages: list[dict[str, Any]], item: dict[str, Any], where: str) 
     elif isinstance(kind, str) and kind in _DROPPED:
         return
     elif isinstance(kind, str) and kind.endswith("_output"):
-        call_id, output = _string(item, "call_id", where), item.get("output")
+        name = "id" if kind == "local_shell_call_output" and "call_id" not in item else "call_id"
+        call_id, output = _string(item, name, where), item.get("output")
         messages.append({"role": "tool", "tool_call_id": call_id, "content": _output_text(output)})
     elif isinstance(kind, str) and kind.endswith("_call"):
         _turn(messages).setdefault("tool_calls", []).append(_call(kind, item, where))
@@ -119,7 +128,7 @@ def _output_text(output: object) -> str:
     for part in output:
         text = _part_text(part)
         kind = part.get("type") if isinstance(part, dict) else None
-        texts.append(f"[{kind}: not shown, this model takes text only]" if text is None else text)
+        texts.append(not_shown(kind) if text is None else text)
     return "\n".join(texts)
 
 

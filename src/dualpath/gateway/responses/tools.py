@@ -53,8 +53,10 @@ def choice_of(choice: str | dict[str, Any] | None, tools: Tools) -> tuple[Tools,
         return tools, choice
     if not isinstance(choice, dict):
         raise invalid("tool_choice.mode must be a string", "tool_choice")
+    if choice.get("type") != "function":
+        raise invalid(f"tool_choice: tools of type {choice.get('type')!r} are not served here", "tool_choice")
     name = _name_in(choice)
-    if choice.get("type") != "function" or name not in tools.names():
+    if name not in tools.names():
         raise invalid(f"tool_choice: there is no function {name!r}", "tool_choice")
     return tools, {"type": "function", "function": {"name": name}}
 

@@ -75,8 +75,9 @@ class ResponseWriter(AnswerWriter):
             if step.move is Move.ADD:
                 return emit(f"{name}.delta", **part_at, delta=step.text)
             if step.move is Move.CLOSE:
-                done = emit(f"{name}.done", **part_at, name=block.name, arguments=block.text)
-                return done + emit("response.output_item.done", **at, item=output.item(block, self._is_cut(block)))
+                item = output.item(block, self._is_cut(block))
+                done = emit(f"{name}.done", **part_at, name=item["name"], arguments=block.text)
+                return done + emit("response.output_item.done", **at, item=item)
             return emit("response.output_item.added", **at, item=output.begun(block))
         part_at["content_index"] = 0
         name = f"response.{_PART_NAMES[block.kind]}"
