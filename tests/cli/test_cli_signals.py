@@ -6,7 +6,9 @@ import asyncio
 import logging
 import os
 import signal
+import subprocess
 import sys
+import threading
 import time
 import types
 from collections.abc import Iterator
@@ -17,7 +19,7 @@ import pytest
 
 from dualpath.cli.main import main
 from dualpath.cluster import signals
-from dualpath.cluster.signals import INTERRUPTED, SAME_WISH_S, Stopper, interrupted_by_signals
+from dualpath.cluster.signals import INTERRUPTED, SAME_WISH_S, Stopper, held_back, interrupted_by_signals
 
 
 @pytest.fixture(autouse=True)
@@ -144,6 +146,30 @@ def test_both_signals_unwind_a_command(number: signal.Signals, earlier: Any) -> 
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_another_thread_takes_is_held_back_too(number: signal.Signals) -> None:
+    reached: list[str] = []
+    other = threading.Thread(target=time.sleep, args=(0.2,))  # masks nothing, so the kernel gives it the signal
+    other.start()
+
+    def step() -> None:
+        with interrupted_by_signals(), held_back():
+            _send(number)
+            other.join()
+            reached.append("the end of the step")
+
+    with pytest.raises(KeyboardInterrupt):
+        step()
+    assert reached == ["the end of the step"]
+
+
+def test_a_process_that_is_started_inside_is_not_interrupted_either() -> None:
+    with held_back():
+        child = subprocess.Popen(["sleep", "0.2"])
+        child.send_signal(signal.SIGINT)
+        assert child.wait() == 0
 
 
 @pytest.mark.parametrize(

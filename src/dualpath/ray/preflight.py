@@ -11,7 +11,7 @@ from dualpath.preflight.host import available_bytes
 from dualpath.preflight.ports import check_ports, gateway_is_elsewhere
 from dualpath.preflight.run import HostReport, check_host
 from dualpath.ray.actors import gpus_of, node_environment
-from dualpath.ray.runtime import check_resources, connect
+from dualpath.ray.runtime import check_resources, connected
 
 _LIMIT_S = 300.0
 
@@ -22,8 +22,7 @@ def check_cluster(config: ServeConfig) -> list[HostReport]:
     Takes the resources of nodes for the time being: before a start, not beside one.
     """
     assert config.ray.address is not None
-    ray = connect(config.ray.address, "dualpath-check")
-    try:
+    with connected(config.ray.address, "dualpath-check") as ray:
         check_resources(ray, config)
         asked = [_ask(ray, config, node) for node in config.nodes]
         _, late = ray.wait(asked, num_returns=len(asked), timeout=_LIMIT_S)
@@ -32,8 +31,6 @@ def check_cluster(config: ServeConfig) -> list[HostReport]:
             raise DualPathError(f"no answer from {names} within {_LIMIT_S:g} s")
         reports: list[HostReport] = ray.get(asked)
         return reports if gateway_is_elsewhere(config) else [*reports, _gateway_here(config)]
-    finally:
-        ray.shutdown()
 
 
 def _gateway_here(config: ServeConfig) -> HostReport:

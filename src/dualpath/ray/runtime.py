@@ -6,12 +6,15 @@ import importlib
 import importlib.util
 import os
 import socket
+import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
+from dualpath.cluster.signals import held_back
 from dualpath.config import NodeConfig, RayConfig, ServeConfig
 from dualpath.core.errors import ConfigError, DualPathError
 
@@ -53,6 +56,18 @@ def connect(address: str, namespace: str) -> ModuleType:
     except Exception as error:  # of many kinds
         raise DualPathError(f"cannot reach Ray at {address}: {error}") from None
     return ray
+
+
+@contextmanager
+def connected(address: str, namespace: str) -> Iterator[ModuleType]:
+    """``connect``, until the inside ends. Signals do not break off the parting: Ray ends a process that is half its
+    driver when the raylet goes, whatever that process has left to clean up."""
+    try:
+        yield connect(address, namespace)
+    finally:
+        if (ray := sys.modules.get("ray")) is not None:
+            with held_back():
+                ray.shutdown()
 
 
 def _knock(address: str) -> None:

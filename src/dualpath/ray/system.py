@@ -17,7 +17,7 @@ from dualpath.core.errors import ConfigError, DualPathError
 from dualpath.preflight.run import quick
 from dualpath.ray.actors import start_node
 from dualpath.ray.ending import end_actors
-from dualpath.ray.foreground import first_signal
+from dualpath.ray.foreground import first_signal, one_more_signal
 from dualpath.ray.fronts import Look, start_fronts
 from dualpath.ray.local import start_ray
 from dualpath.ray.placing import GatewayPlace, gateway_places
@@ -27,7 +27,7 @@ from dualpath.ray.runtime import (
     LOOPBACK,
     Handle,
     check_resources,
-    connect,
+    connected,
     gateway_names,
     require_ray,
     warn_if_open,
@@ -38,6 +38,7 @@ from dualpath.store.open import parse_url
 Say = Callable[[str], None]
 
 _LOOK_WAIT_S = 5.0
+_AT_ONCE_S = 0.5  # from SIGTERM to SIGKILL, for whoever asks twice
 _FRONT_S = 120.0  # until its process has started; from then on it answers within _LOOK_WAIT_S
 
 
@@ -65,8 +66,7 @@ class System:
         try:
             return self._up(config)
         except BaseException:
-            self._say("ending what was started")
-            self.down(0.0)
+            self.clean_up("ending what was started")
             raise
 
     def _is_up(self) -> ConfigError:
@@ -87,10 +87,9 @@ class System:
         config, logs = _with_logs(config, namespace)
         gateways = gateway_names(config.ray.gateways)
         state = State(self._name, address, namespace, is_own, nodes, gateways, vllm_logs=logs)
-        ray = connect(address, namespace)
-        interrupt_on_signals()  # Ray has set its own
-        self._run_dir.write(state)
-        try:
+        with connected(address, namespace) as ray:
+            interrupt_on_signals()  # Ray has set its own
+            self._run_dir.write(state)
             check_resources(ray, config, self._say)
             places = gateway_places(ray, config)
             if warning := _warn_if_apart(config, places):
@@ -102,8 +101,6 @@ class System:
                     start_node(config, node, namespace)
             fronts = start_fronts(config, namespace, places)
             found = [self._follow(ray, name, front) for name, front in fronts.items()]
-        finally:
-            ray.shutdown()
         urls = tuple(url for url in found if url is not None)
         self._run_dir.write(dataclasses.replace(state, urls=urls))
         return urls
@@ -135,6 +132,24 @@ class System:
             self._end_in_order(state, drain_s)
         self._run_dir.end_processes()
         self._run_dir.remove()
+
+    def clean_up(self, line: str) -> None:
+        """``down`` without a drain, which one more signal shortens and none breaks off."""
+        with one_more_signal():
+            try:
+                self._say(line)
+                self.down(0.0)
+            except KeyboardInterrupt:
+                self._end_at_once()
+
+    def _end_at_once(self) -> None:
+        """What is on this machine. Actors on a Ray of others are left to ``down``, which has to know them."""
+        self._run_dir.end_processes(_AT_ONCE_S)
+        state = self._run_dir.read()
+        if state is None or state.is_own_ray:
+            self._run_dir.remove()
+        else:
+            self._say(f"nodes may still run: dualpath down --cluster-name {self._name} ends them")
 
     def _end_in_order(self, state: State, drain_s: float) -> None:
         """Where that is possible; a Ray of our own is ended with all its processes anyway."""
@@ -197,8 +212,7 @@ def run_in_foreground(config: ServeConfig, say: Say) -> int:
         say(f"stopping: running requests get up to {drain_s:g} s; Ctrl-C again stops at once")
         system.down(drain_s)
     except BaseException:
-        say("stopping at once")
-        system.down(0.0)
+        system.clean_up("stopping at once")
         raise
     say("stopped")
     return 0

@@ -11,8 +11,8 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from dualpath.cluster.signals import held_back
 from dualpath.core.errors import ConfigError, DualPathError
-from dualpath.testbed.signals import held_back
 
 NETNS_DIR = Path("/run/netns")  # where iproute2 keeps named namespaces
 _PROC = Path("/proc")

@@ -15,10 +15,11 @@ from typing import Any
 import msgspec
 
 from dualpath.cluster.setup import Progress
+from dualpath.cluster.signals import held_back
 from dualpath.core.errors import ConfigError, DualPathError
 from dualpath.testbed import Testbed, TestbedSpec
 from dualpath.testbed.classes import set_classes
-from dualpath.testbed.signals import held_back, undisturbed
+from dualpath.testbed.signals import undisturbed
 from dualpath.testbed.spec import COMPUTE_NETWORK
 from dualpath.traffic.fabric import Fabric, FabricNode, engine_environment
 from dualpath.traffic.fabric_check.plan import CheckPlan, Load
