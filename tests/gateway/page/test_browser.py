@@ -64,7 +64,7 @@ class BusyBackend(FakeBackend):
                 phases_s={"queued": 0.1, "placed": 0.2, "reading": 0.4, "ready": 0.1, "prefilling": 0.2,
                           "handed_over": 0.1, "decoding": 0.9},
             )
-            for number in range(3 * self.num_looks)
+            for number in range(3 * self.num_looks + 3)
         ]  # fmt: skip
         failed = replace(done[0], request_id=RequestId("f"), outcome="failed", ttft_s=None, error="<i>gone</i>" * 20)
         return [failed, *reversed(done)][:limit]
