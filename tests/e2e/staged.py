@@ -71,7 +71,7 @@ STAGES = {
     "little-staging": Stage(
         "staging slots",
         "",
-        {"pe0": 12.0, "de0": 12.0},
+        {"pe0": 80.0, "de0": 80.0},
         memory={"max_context_tokens": CONTEXT, "decode_staging_bytes": CONTEXT * 1100},
         num_agents=8,
         new_tokens=200,  # so that a NIC rests while a prompt is computed and written
