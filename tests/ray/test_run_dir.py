@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import pytest
 from tests.e2e.ray_kit import is_alive
 
 from dualpath.cli.main import main
-from dualpath.core.errors import ConfigError
-from dualpath.ray.run_dir import MARKER, RunDir
+from dualpath.core.errors import ConfigError, DualPathError
+from dualpath.ray import ending
+from dualpath.ray.run_dir import MARKER, RunDir, State
 
 # A child without the mark in its environment, as Ray's agents are once they have written their title over it; then both
 # wait for the end of stdin.
@@ -41,6 +45,37 @@ def test_what_is_no_name_reaches_no_directory(
     assert main([verb, "--cluster-name", name]) == 2
     assert "[ray] name: must" in capsys.readouterr().err
     assert victim.is_dir()
+
+
+@pytest.mark.parametrize("verb", ["down", "status"])
+def test_who_forgets_the_name_is_told_those_there_are(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("two", "one"):
+        RunDir.of(name).create()
+    assert main([verb]) == 1
+    assert "no system of the name dualpath was started on this machine; there is one, two" in capsys.readouterr().err
+
+
+def test_status_of_a_start_that_was_broken_off_says_how_to_end_it(capsys: pytest.CaptureFixture[str]) -> None:
+    RunDir.of("half").create()
+    assert main(["status", "--cluster-name", "half"]) == 1
+    assert "broken off: dualpath down --cluster-name half ends it" in capsys.readouterr().err
+
+
+def test_down_asks_with_a_token_where_up_did_whatever_the_shell_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    def connect(*_: str) -> None:
+        raise DualPathError(f"mode {os.environ['RAY_AUTH_MODE']}")
+
+    monkeypatch.setattr(ending, "connect", connect)
+    monkeypatch.setattr(signal, "alarm", lambda _: 0)
+    monkeypatch.setenv("RAY_AUTH_MODE", "")
+    monkeypatch.delenv("RAY_AUTH_MODE")
+    run_dir = RunDir.of("test")
+    run_dir.create()
+    run_dir.write(State("test", "127.0.0.1:1", "n", False, (), (), auth_mode="token"))
+    said = StringIO()
+    with redirect_stdout(said):
+        ending.main([str(run_dir.path), "0.0"])
+    assert said.getvalue() == "mode token\n"
 
 
 def test_a_folder_that_others_can_use_is_refused(tmp_path: Path) -> None:

@@ -105,11 +105,13 @@ def _known_of(name: str) -> tuple[tuple[str, ...], str | None]:
     """Gateways' URLs, and where vLLM servers log."""
     from dualpath.ray.run_dir import RunDir
 
-    state = RunDir.of(name).read()
-    if state is None:
-        raise DualPathError(f"no system of the name {name} was started on this machine; name a gateway with --url")
-    if not state.urls:
-        raise DualPathError(f"{name} is not ready yet")
+    run_dir = RunDir.of(name)
+    if not run_dir.is_there:
+        raise DualPathError(f"{run_dir.why_not_there()}; name a gateway with --url")
+    state = run_dir.read()
+    if state is None or not state.urls:
+        hint = f"dualpath down{_name_flag(name)} ends it"
+        raise DualPathError(f"{name} is not ready yet, or its start was broken off: {hint}")
     return state.urls, state.vllm_logs
 
 

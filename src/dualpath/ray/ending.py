@@ -7,6 +7,7 @@ good, deaf to signals: neither may happen to whoever has to clean up.
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from types import ModuleType
 from dualpath.core.errors import DualPathError
 from dualpath.ray.local import use_token
 from dualpath.ray.run_dir import RunDir, State
-from dualpath.ray.runtime import SCHEDULER, Handle, connect, find_actor, node_actor_name
+from dualpath.ray.runtime import SCHEDULER, TOKEN_HINT, Handle, connect, find_actor, node_actor_name
 
 Say = Callable[[str], None]
 
@@ -43,7 +44,8 @@ def end_actors(run_dir: RunDir, state: State, drain_s: float, say: Say) -> None:
     except subprocess.TimeoutExpired:
         raise DualPathError(f"Ray at {state.address} does not answer within {deadline_s:g} s") from None
     lines = done.stdout.splitlines()
-    reason = lines.pop() if done.returncode == _REFUSED else f"no connection to Ray at {state.address}"
+    unreached = f"no connection to Ray at {state.address}{'' if state.is_own_ray else f'; {TOKEN_HINT}'}"
+    reason = lines.pop() if done.returncode == _REFUSED else unreached
     for line in lines:
         say(line)
     if done.returncode:
@@ -56,6 +58,8 @@ def main(arguments: Sequence[str]) -> int:
     assert state is not None
     if state.is_own_ray:
         use_token(run_dir)
+    elif state.auth_mode is not None:
+        os.environ.setdefault("RAY_AUTH_MODE", state.auth_mode)
     signal.alarm(_CONNECT_S)  # ends this process: Ray would look for a dead raylet for a minute
     try:
         ray = connect(state.address, state.namespace)

@@ -30,6 +30,7 @@ class State:
     nodes: tuple[str, ...]
     gateways: tuple[str, ...]  # their actors
     urls: tuple[str, ...] = ()  # of the gateways; none: not ready yet
+    auth_mode: str | None = None  # RAY_AUTH_MODE where ``up`` was typed: ``down`` may be typed in another shell
     vllm_logs: str | None = None  # the directory where vLLM servers log, each on its node's host
 
 
@@ -57,6 +58,12 @@ class RunDir:
     @property
     def is_there(self) -> bool:
         return self.path.exists()
+
+    def why_not_there(self) -> str:
+        """In words, with the systems that are."""
+        others = ", ".join(sorted(path.name for path in self.path.parent.glob("*")))
+        is_none = f"no system of the name {self.path.name} was started on this machine"
+        return f"{is_none}; there is {others} (--cluster-name)" if others else is_none
 
     def create(self) -> None:
         """For this user only. Raises FileExistsError."""

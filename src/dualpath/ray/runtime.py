@@ -24,6 +24,7 @@ GATEWAY, SCHEDULER = "gateway", "scheduler"
 _KNOCK_S = 5.0
 _LOOK_S = 0.5
 _FREE_S = 10.0  # a system that has just ended gives its resources back within
+TOKEN_HINT = "where Ray asks for a token: RAY_AUTH_MODE=token, and the head's ~/.ray/auth_token here too"
 LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 
 
@@ -54,7 +55,7 @@ def connect(address: str, namespace: str) -> ModuleType:
             configure_logging=False,
         )
     except Exception as error:  # of many kinds
-        raise DualPathError(f"cannot reach Ray at {address}: {error}") from None
+        raise DualPathError(f"cannot reach Ray at {address}: {error}; {TOKEN_HINT}") from None
     return ray
 
 

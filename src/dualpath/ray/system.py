@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import secrets
 import tempfile
 from collections.abc import Callable, Sequence
@@ -86,7 +87,8 @@ class System:
         nodes = tuple(node.name for node in config.nodes if node.role != GATEWAY)
         config, logs = _with_logs(config, namespace)
         gateways = gateway_names(config.ray.gateways)
-        state = State(self._name, address, namespace, is_own, nodes, gateways, vllm_logs=logs)
+        mode = os.environ.get("RAY_AUTH_MODE")
+        state = State(self._name, address, namespace, is_own, nodes, gateways, auth_mode=mode, vllm_logs=logs)
         with connected(address, namespace) as ray:
             interrupt_on_signals()  # Ray has set its own
             self._run_dir.write(state)
@@ -126,7 +128,7 @@ class System:
     def down(self, drain_s: float) -> None:
         """End everything, running requests after ``drain_s``. Raises DualPathError where nothing is up."""
         if not self._run_dir.is_there:
-            raise DualPathError(f"no system of the name {self._name} was started on this machine")
+            raise DualPathError(self._run_dir.why_not_there())
         state = self._run_dir.read()
         if state is not None:
             self._end_in_order(state, drain_s)
