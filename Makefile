@@ -78,7 +78,7 @@ bench: $(READY) ## time storage reads, layer streaming, kernels of every family,
 mutants: $(READY) ## change single places of the code, see what neither tests nor worlds notice (about a minute each)
 	@$(PY) -m dualpath.testing.mutants $(ARGS)
 
-test-clients: $(READY) ## run SDKs and agents from PyPI and npm against the gateway (about 20 minutes, 5 GB)
+test-clients: $(READY) ## run SDKs and agents from PyPI and npm against the gateway (about 20 minutes, 8 GB)
 	@PYTHONPATH=. $(PY) -m tests.clients.run $(ARGS)
 
 compiled: $(READY) ## compile the simulator for large clusters (about a minute, needs gcc; make plain undoes it)

@@ -59,6 +59,14 @@ def _qwen(home: Path, work: Path, url: str) -> Environment:
     return {"HOME": str(home), "OPENAI_BASE_URL": f"{url}/v1", "OPENAI_API_KEY": "-", "OPENAI_MODEL": "scripted"}
 
 
+def _pi(home: Path, work: Path, url: str) -> Environment:
+    (home / ".pi" / "agent").mkdir(parents=True)
+    model = {"id": "scripted", "contextWindow": 1_000_000, "maxTokens": 8192}
+    provider = {"baseUrl": f"{url}/v1", "api": "openai-completions", "apiKey": "-", "models": [model]}
+    (home / ".pi" / "agent" / "models.json").write_text(json.dumps({"providers": {"dualpath": provider}}))
+    return {"HOME": str(home), "PI_OFFLINE": "1"}
+
+
 AGENTS = (
     Agent("claude_code", "@anthropic-ai/claude-code", ("claude", "-p", TASK, "--allowedTools", "Bash"), _claude),
     Agent(
@@ -69,4 +77,10 @@ AGENTS = (
     ),
     Agent("opencode", "opencode-ai", ("opencode", "run", TASK), _opencode),
     Agent("qwen_code", "@qwen-code/qwen-code", ("qwen", "-p", TASK, "--yolo", "--auth-type", "openai"), _qwen),
+    Agent(
+        "pi",
+        "@mariozechner/pi-coding-agent",
+        ("pi", "-p", TASK, "--provider", "dualpath", "--model", "scripted"),
+        _pi,
+    ),
 )

@@ -1,7 +1,7 @@
 """Run clients as they come from PyPI and npm against the gateway: ``make test-clients``, or ``--only NAME``.
 
 Each gets an environment of its own. The model is the scripted one, unless ``--url`` names a server that runs. Those
-that measure get ``dualpath serve`` with a small random model, whose answers transformers knows, too.
+that measure, or train, get ``dualpath serve`` with a small random model, whose answers transformers knows, too.
 """
 
 from __future__ import annotations
@@ -34,13 +34,16 @@ PYPI = {
     "litellm_client": ["litellm"],
     "instructor_client": ["instructor[anthropic]"],
     "smolagents_client": ["smolagents[openai]"],
+    "inspect_ai_client": ["inspect-ai", "openai", "anthropic"],
+    "mini_swe_agent_client": ["mini-swe-agent", "litellm"],
     "skyrl_client": ["aiohttp", "pydantic"],
     "aider_client": ["aider-chat"],
+    "verifiers_client": ["verifiers"],
     "lm_eval_client": ["lm-eval[api]"],
     "guidellm_client": [f"torch=={version('torch').partition('+')[0]}", "guidellm"],  # the torch that is here, too
     "aiperf_client": ["aiperf"],
 }
-MEASURING = ("lm_eval_client", "guidellm_client", "aiperf_client")
+MEASURING = ("verifiers_client", "lm_eval_client", "guidellm_client", "aiperf_client")
 ALONE = {"skyrl_client": ["skyrl"]}  # installed without what they depend on: models and GPUs
 NPM = {
     "openai_node": ["openai"],
