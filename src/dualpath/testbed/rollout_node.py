@@ -41,6 +41,7 @@ async def _serve(order: NodeOrder) -> None:
     await stop.wait()
     await server.close()
     await process.close()
+    await server.end()  # cut off by the loop's end, each connection that is still there would log a traceback
 
 
 if __name__ == "__main__":
