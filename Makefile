@@ -61,14 +61,14 @@ gpu-check: $(READY) ## try kernels, exactness and speed on this machine's GPU (t
 lint: $(READY) ## style, types and import contracts (about a minute)
 	@code=0; \
 	run() { echo "== $$*"; "$$@" || code=1; }; \
-	run $(PY) -m ruff check src tests; \
-	run $(PY) -m ruff format --check src tests; \
+	run $(PY) -m ruff check src tests benchmarks examples; \
+	run $(PY) -m ruff format --check src tests benchmarks examples; \
 	run $(PY) -m mypy; \
 	run .venv/bin/lint-imports; \
 	exit $$code
 
 format: $(READY) ## let ruff fix what it can
-	@$(PY) -m ruff check --fix src tests && $(PY) -m ruff format src tests
+	@$(PY) -m ruff check --fix src tests benchmarks examples && $(PY) -m ruff format src tests benchmarks examples
 
 bench: $(READY) ## time storage reads, layer streaming, kernels of every family, a server (about 15 minutes)
 	@for name in storage_read layer_streaming model_kernels server; do \

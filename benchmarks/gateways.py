@@ -16,8 +16,9 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from pathlib import Path
+from typing import Any
 
 from scheduler_scale import BLOCK_TOKENS, GEOMETRY, NAMESPACE, IdleDecode, IdlePrefill
 
@@ -242,7 +243,12 @@ def main() -> None:
     args = parser.parse_args()
     if args.child:
         kind, *rest = json.loads(args.child)
-        asyncio.run({"node": node, "scheduler": scheduler, "gateway": gateway}[kind](*rest))
+        children: dict[str, Callable[..., Coroutine[Any, Any, None]]] = {
+            "node": node,
+            "scheduler": scheduler,
+            "gateway": gateway,
+        }
+        asyncio.run(children[kind](*rest))
         return
     print("gateways  tokens  requests/s  gateway us/tok  decode us/tok  desk ms/req  desk CPU, %")
     for tokens, num_gateways in itertools.product(args.tokens, args.gateways):

@@ -80,7 +80,8 @@ def main() -> None:
             overrides = _long_selections(family)
             path = init_model(family, Path(directory) / family, preset="demo", layers=args.layers, **overrides)
             model = load_model(path, dtype=args.dtype, fingerprint="00", device=args.device)
-            reference = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[args.dtype]).eval().to(args.device)
+            reference = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[args.dtype]).to(args.device)
+            reference.eval()
             with torch.no_grad():  # inference-mode workspaces could not be written by the copy thread
                 prefill = _interleaved(_prefill_runs(model, reference, args), args)
                 decode = _interleaved(_decode_runs(model, reference, args), args)

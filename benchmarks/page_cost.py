@@ -27,6 +27,7 @@ from pathlib import Path
 from scheduler_scale import IdleEngine, _scheduler
 
 from dualpath.core.geometry import KvGeometry
+from dualpath.core.ids import PeerId
 from dualpath.core.latency import Latencies
 from dualpath.core.stats import EngineStats
 from dualpath.store.header import object_bytes
@@ -47,7 +48,7 @@ async def _stats(engine: IdleEngine) -> EngineStats:
     return replace(
         empty, storage_read_latency=counted.snapshot(), storage_write_latency=counted.snapshot(),
         prefill_stall_s=stalls, prefill_forward_s=time.monotonic(), kv_transfer_bytes={"decode_to_prefill": 1},
-        peers=tuple(f"peer{number}" for number in range(16)),
+        peers=tuple(PeerId(f"peer{number}") for number in range(16)),
     )  # fmt: skip
 
 
@@ -58,7 +59,7 @@ async def _serve(model_dir: Path, num_engines: int) -> None:
     from dualpath.gateway.text.tokenizer import Tokenizer
     from dualpath.serving.replay import replay
 
-    IdleEngine.stats = _stats  # type: ignore[method-assign]
+    IdleEngine.stats = _stats  # type: ignore[assignment, method-assign]
     geometry = KvGeometry(num_layers=1, block_tokens=64, bytes_per_token_layer=16)
     scheduler = _scheduler(num_engines, BlockIndex(object_bytes(geometry)))
     await scheduler.start()

@@ -33,7 +33,7 @@ def main() -> None:
     for size in map(int, args.batch.split(",")):
         logits = torch.randn(size, args.vocab, device=args.device) * 3
         for name, fields in KINDS.items():
-            params = SamplingParams(max_tokens=1, seed=1, **fields)
+            params = SamplingParams(max_tokens=1, seed=1, **fields)  # type: ignore[arg-type]  # each of them takes a float
             jobs = [SampleJob(params, position) for position in range(size)]
             times_s = []
             for _ in range(args.repeats):

@@ -21,7 +21,7 @@ import pstats
 import resource
 import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dualpath.core.geometry import KvGeometry
 from dualpath.core.ids import BlockKey, EngineId, NodeId, PeerId, RequestId
@@ -65,6 +65,13 @@ class IdleEngine:
 
     async def weights(self) -> tuple[Weights, str]:
         return Weights(), NAMESPACE.model_fingerprint
+
+    async def load_weights(self, weights: Weights) -> str:
+        return NAMESPACE.model_fingerprint
+
+    async def use_weights(self, weights: Weights) -> None: ...
+
+    async def drop_weights(self, weights: Weights) -> None: ...
 
     async def read(
         self, request_id: RequestId, blocks: Sequence[tuple[int, BlockKey]], digest: bytes = b""
@@ -113,7 +120,7 @@ def _info(role: Role, number: int) -> EngineInfo:
 
 def _scheduler(num_engines: int, index: BlockIndex) -> Scheduler:
     num_prefill = num_engines // 3
-    limits = {"alpha_tokens": 1 << 22, "beta_tokens": 1 << 22, "max_queued_requests": 1 << 20}
+    limits = SchedulerConfig(alpha_tokens=1 << 22, beta_tokens=1 << 22, max_queued_requests=1 << 20)
     return Scheduler(
         prefill_engines=[IdlePrefill(_info(Role.PREFILL, i)) for i in range(num_prefill)],
         decode_engines=[IdleDecode(_info(Role.DECODE, i)) for i in range(num_engines - num_prefill)],
@@ -122,7 +129,7 @@ def _scheduler(num_engines: int, index: BlockIndex) -> Scheduler:
         namespace=NAMESPACE,
         model_name="idle",
         max_context_tokens=1 << 20,
-        config=SchedulerConfig(path_policy="split", **limits),
+        config=replace(limits, path_policy="split"),
         runtime=SystemRuntime(),
     )
 
@@ -138,8 +145,7 @@ async def place_and_look_up(seat: Seat, number: int, prompt: tuple[int, ...], ke
     """What a request's coordinator asks of the desk, and tells it."""
     request_id = RequestId(f"c{number}")
     placement = await seat.place(Demand(request_id, number, len(prompt), len(prompt) + 256))
-    found = await seat.look_up(request_id, keys)
-    await seat.plan_reading(request_id, found.num_stored)
+    await seat.plan_reading(request_id, await seat.look_up(request_id, keys))
     await asyncio.sleep(0)
     for read in range(2):
         seat.read_ends(request_id, read)

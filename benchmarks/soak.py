@@ -239,14 +239,15 @@ class Killer:
     async def held(self) -> list[str]:
         """What engines still hold, once all requests are over."""
         found: list[str] = []
-        async with asyncio.timeout(60):
-            while True:
-                engines = (await self._http.get("/v1/dualpath/stats")).json()["engines"]
-                names = ("num_requests", "staging_slots_used", "device_kv_used_bytes", "transfers_lingering")
-                found = [f"{e['engine_id']}: {name} {e[name]}" for e in engines for name in names if e.get(name)]
-                if not found:
-                    return found
-                await asyncio.sleep(0.5)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(60):
+                while True:
+                    engines = (await self._http.get("/v1/dualpath/stats")).json()["engines"]
+                    names = ("num_requests", "staging_slots_used", "device_kv_used_bytes", "transfers_lingering")
+                    found = [f"{e['engine_id']}: {name} {e[name]}" for e in engines for name in names if e.get(name)]
+                    if not found:
+                        break
+                    await asyncio.sleep(0.5)
         return found
 
     async def all_up(self) -> None:

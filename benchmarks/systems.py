@@ -16,8 +16,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from dualpath.bench.demo import MODEL_SIZES
-from dualpath.models.init import init_model
+from rich.console import Console
+
+from dualpath.bench.demo_model import random_model
 
 TRACE = "--trace synth:64K --scale 0.03 --seed 1"
 RUNS = {  # name: (flags, systems)
@@ -92,7 +93,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         out_dir = arguments.out_dir or Path(scratch)
         out_dir.mkdir(parents=True, exist_ok=True)
-        model_dir = init_model("llama", Path(scratch) / "model", **MODEL_SIZES)
+        model_dir = random_model(Console(), Path(scratch))
         reports = {name: rollout(model_dir, out_dir, name, arguments.storage_nic_mbps) for name in RUNS}
     print(f"\n{'what':<52}{'measured':>9}  expected")
     for what, measured, expected in claims(reports):

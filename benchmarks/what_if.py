@@ -58,6 +58,7 @@ def main() -> None:
         print(f"\nfrom {origin} ({time.perf_counter() - start_s:.1f} s of simulation)", answer.refusal or "")
         rows += _rows(origin, answer, found)
         for outcome in answer.helps:
+            assert answer.recorded is not None
             print(f"  would help: {outcome.what}: {outcome.latency_s:.2f} s instead of {answer.recorded.latency_s:.2f}")
     if args.json is not None:
         args.json.write_text(json.dumps(rows, indent=1) + "\n")
