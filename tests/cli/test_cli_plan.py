@@ -96,6 +96,7 @@ def test_weights_that_change_ask_for_more(tmp_path: Path) -> None:
         ([*STATISTICS, "--turns", "9", "--context", "inf"], "--context: must be a finite number, not inf"),
         ([*STATISTICS, "--turns", "9", "--context", "nan"], "--context: must be a finite number, not nan"),
         (["--model", "DeepSeek-V3", "--gpu", "H800", "--aps", "1", "--max-nodes", "2"], "impossible cluster"),
+        (["--model", "DS-28B", "--gpu", "H800", "--aps", "1"], "error: model 'DS-28B': there is no file DS-28B"),
     ],
 )
 def test_a_wrong_question_is_one_line_and_exit_code_2(

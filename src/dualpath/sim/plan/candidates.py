@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from dualpath.core.errors import ConfigError
+from dualpath.sim.catalogue.find import find_model
 from dualpath.sim.model_choice import resolve
 from dualpath.sim.plan.question import Prices, Space
 from dualpath.sim.spec import SimSpec
@@ -79,6 +80,8 @@ def groups(base: SimSpec, space: Space, longest_tokens: int) -> list[int]:
     """
     if space.group_engines:
         return [size for size in space.group_engines if _fits(base, space, size, longest_tokens)]
+    if base.model.name is not None:
+        find_model(base.model.name)  # one that is unknown is not one that does not fit
     why = ConfigError("impossible cluster")
     group_nodes = 1
     while group_nodes <= min(space.max_nodes // 2, MAX_GROUP_NODES):
