@@ -24,6 +24,11 @@ BAD_INPUT = [
     (["serve", "--model", "/m"], "--store is required"),
     (["serve", "--model"], "argument --model: expected one argument"),
     (["serve", *OK, "--prot", "1"], "unrecognized arguments: --prot 1"),
+    (
+        ["up", "--config", "F", "--gateway", "2"],
+        "unrecognized arguments: --gateway 2 (did you mean --gateways?) (see dualpath up --help)",
+    ),
+    (["store", "ls", "--store", "kv"], "unrecognized arguments: --store (see dualpath store ls --help)"),
     (["serve", *OK, "--pre", "1"], "unrecognized arguments: --pre 1"),  # no abbreviations
     (["serve", *OK, "--port", "70000"], "--port: must be at most 65535, not 70000"),
     (["serve", *OK, "--port", "x\ny"], "--port: must be a whole number, not 'x\\ny'"),

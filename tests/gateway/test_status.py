@@ -61,6 +61,8 @@ async def test_health_and_version(http: httpx.AsyncClient, backend: FakeBackend)
     backend.found = ("the storage of 1 nodes does not answer",)
     response = await http.get("/health")
     assert (response.status_code, response.json()) == (200, {"problems": list(backend.found)})
+    await backend.control.pause()
+    assert (await http.get("/health")).json()["problems"][1:] == ["paused: requests wait until POST /resume"]
     assert (await http.get("/version")).json() == {"version": __version__}
     backend.is_ready = False
     assert (await http.get("/health")).status_code == 503

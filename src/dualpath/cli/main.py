@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from dualpath import __version__
+from dualpath.config.load import suggestion
 from dualpath.core.errors import ConfigError, DualPathError
 
 TRACEBACK_VARIABLE = "DUALPATH_TRACEBACK"
@@ -28,6 +29,13 @@ class _Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: object) -> None:
         super().__init__(allow_abbrev=False, **options)  # type: ignore[arg-type]
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Every verb refuses what it does not know itself: else ``dualpath`` would, whose --help has none of it."""
+        found, extra = super().parse_known_args(args, namespace)
+        if extra:
+            self.error(f"unrecognized arguments: {' '.join(extra)}{suggestion(extra[0], self._option_string_actions)}")
+        return found, extra
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message} (see {self.prog} --help)")

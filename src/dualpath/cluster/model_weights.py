@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import MutableMapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from dualpath.cluster.places import Place, Progress
@@ -106,8 +106,8 @@ class ModelUpdates:
         fingerprint = self._fingerprint(directory)
         model = load_model(directory, dtype=self._config.dtype, name=self._start.name, fingerprint=fingerprint)
         own = _as_hf(next(iter(self._models.values())))
-        if not _are_alike(model.spec, own.spec) or model.tensors() != own.tensors():
-            raise UnsupportedModelError(f"{directory}: a model of another kind: {model.spec}, not {own.spec}")
+        if kind := _differences(model.spec, own.spec) or _different_tensors(model, own):
+            raise UnsupportedModelError(f"{directory}: a model of another kind: {kind}")
         new, old = model.config(), own.config()
         if differ := sorted(key for key in new.keys() | old.keys() if new.get(key) != old.get(key)):
             raise UnsupportedModelError(
@@ -131,8 +131,15 @@ def _as_hf(model: Model) -> HfModel:
     return model
 
 
-def _are_alike(one: ModelSpec, other: ModelSpec) -> bool:
-    return replace(one, fingerprint=other.fingerprint) == other
+def _differences(new: ModelSpec, own: ModelSpec) -> str:
+    """In words, the weights themselves left out; empty where there are none."""
+    names = [each.name for each in fields(ModelSpec) if each.name != "fingerprint"]
+    differ = [name for name in names if getattr(new, name) != getattr(own, name)]
+    return ", ".join(f"{name} is {getattr(new, name)}, not {getattr(own, name)}" for name in differ)
+
+
+def _different_tensors(new: HfModel, own: HfModel) -> str:
+    return "" if new.tensors() == own.tensors() else "its weights have other names or shapes"
 
 
 def _signature(directory: Path) -> _Signature:

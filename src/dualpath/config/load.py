@@ -71,7 +71,7 @@ def _read_item(file: Path, where: str, table: type[Table], content: Mapping[str,
     values = {}
     for key, value in content.items():
         if key not in settings:
-            raise ConfigError(f"{file}: {where} {key}: unknown key{_suggestion(key, settings)}")
+            raise ConfigError(f"{file}: {where} {key}: unknown key{suggestion(key, settings)}")
         values[key] = _file_value(file, settings[key], value, where)
     for entry in settings.values():
         if entry.default is REQUIRED and entry.name not in values:
@@ -85,13 +85,13 @@ def _read_file(root: type, file: Path, tables_in_file: Mapping[str, Any]) -> dic
     for table_name, content in tables_in_file.items():
         if table_name not in known:
             kind = "table" if isinstance(content, dict) else "key outside a table"
-            raise ConfigError(f"{file}: unknown {kind} [{table_name}]{_suggestion(table_name, known)}")
+            raise ConfigError(f"{file}: unknown {kind} [{table_name}]{suggestion(table_name, known)}")
         if not isinstance(content, dict):
             raise ConfigError(f"{file}: [{table_name}] must be a table, not {content!r}")
         settings = {entry.name: entry for entry in entries(known[table_name])}
         for key, value in content.items():
             if key not in settings:
-                raise ConfigError(f"{file}: [{table_name}] {key}: unknown key{_suggestion(key, settings)}")
+                raise ConfigError(f"{file}: [{table_name}] {key}: unknown key{suggestion(key, settings)}")
             values[table_name, key] = _file_value(file, settings[key], value)
     return values
 
@@ -116,6 +116,6 @@ def _file_value(file: Path, entry: Entry, given: Any, where: str | None = None) 
     return value
 
 
-def _suggestion(word: str, known: Iterable[str]) -> str:
+def suggestion(word: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(word, list(known), n=1)
     return f" (did you mean {close[0]}?)" if close else ""

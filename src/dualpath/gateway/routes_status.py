@@ -17,6 +17,7 @@ from dualpath.gateway.http.auth import require_admin, tenant_of
 from dualpath.gateway.openapi import openapi_document
 
 LIVENESS_S = 4.0  # probes wait 5
+_PAUSED = "paused: requests wait until POST /resume"
 DEFAULT_RECENT, MAX_RECENT = 100, 10_000
 
 
@@ -28,7 +29,8 @@ def status_router(gateway: Gateway) -> APIRouter:
     async def health() -> Response:
         if not gateway.backend.ready():
             raise not_ready()
-        return json_response({"problems": gateway.backend.problems()})
+        paused = (_PAUSED,) if gateway.backend.control.is_paused else ()
+        return json_response({"problems": [*gateway.backend.problems(), *paused]})
 
     @router.get("/liveness")
     async def liveness() -> Response:
