@@ -160,9 +160,10 @@ async def measure(num_engines: int, context: int, num_tokens: int | None, num_re
     """CPU seconds for each request; two agents for each node. ``num_tokens`` None: the central part alone."""
     index = BlockIndex(object_bytes(GEOMETRY))
     prompts = [tuple(range(agent, agent + context + NEW_TOKENS)) for agent in range(16)]
-    for prompt in prompts:
+    chains = [tuple(chain_keys(root_key(NAMESPACE), prompt[:context], BLOCK_TOKENS)) for prompt in prompts]
+    for chain in chains:
         parent = None
-        for key in chain_keys(root_key(NAMESPACE), prompt[:context], BLOCK_TOKENS):
+        for key in chain:
             index.begin_write(key, parent)
             index.publish(key)
             parent = key
@@ -173,8 +174,7 @@ async def measure(num_engines: int, context: int, num_tokens: int | None, num_re
     start_s = time.process_time() - started_s
     numbers = itertools.count()
 
-    async def agent(prompt: tuple[int, ...], until: int) -> None:
-        keys = tuple(chain_keys(root_key(NAMESPACE), prompt[:context], BLOCK_TOKENS))
+    async def agent(prompt: tuple[int, ...], keys: tuple[BlockKey, ...], until: int) -> None:
         while (number := next(numbers)) < until:
             if num_tokens is None:
                 await place_and_look_up(seat, number, prompt, keys)
@@ -185,7 +185,8 @@ async def measure(num_engines: int, context: int, num_tokens: int | None, num_re
 
     async def run(until: int) -> None:
         num_agents = 2 * num_engines // ENGINES_PER_NODE
-        await asyncio.gather(*(agent(prompts[i % len(prompts)], until) for i in range(num_agents)))
+        kinds = itertools.islice(itertools.cycle(zip(prompts, chains, strict=True)), num_agents)
+        await asyncio.gather(*(agent(*kind, until) for kind in kinds))
 
     await run(num_requests // 10)
     gc.collect()

@@ -121,7 +121,9 @@ async def test_a_prompt_that_the_decode_server_holds_itself_keeps_no_slots(
     pair: VllmPair, stored: list[list[Turn]]
 ) -> None:
     """vLLM asks for nothing then: what was staged for it is free while it decodes."""
-    turn = Turn(stored[1][1].prompt[:HIT_TOKENS], (0,) * 100)  # whole blocks
+    turn = Turn(
+        stored[1][1].prompt[:HIT_TOKENS], (0,) * 400
+    )  # whole blocks; an answer that is not over at the first look
     async with live(pair, "split", max_retries=0) as service:
         first, _ = await service.ask(turn)
         await service.idle()
@@ -129,11 +131,12 @@ async def test_a_prompt_that_the_decode_server_holds_itself_keeps_no_slots(
         async for event in service.service.generate(service.request(turn)):
             tokens.append(event.token_id)
             used = (await service.stats())["d0"].staging_slots_used
-            seen.append((used, await asyncio.to_thread(pair.decode.metric, "vllm:num_requests_running")))
+            seen.append((used, await asyncio.to_thread(pair.decode.metric, "vllm:generation_tokens_total")))
         await service.idle()
     assert tuple(tokens) == first
     assert pair.decode.metric("vllm:prefix_cache_hits_total") - held == HIT_TOKENS
-    assert (0, 1) in seen, seen
+    num_made = pair.decode.metric("vllm:generation_tokens_total")
+    assert any(used == 0 and made < num_made for used, made in seen), seen
 
 
 @pytest.mark.parametrize("path", PATHS)
