@@ -68,8 +68,8 @@ def history(arguments: object) -> list[dict[str, Any]]:
     ("name", "needs"),
     [
         ("qwen", TemplateNeeds(arguments_as_text=True)),
-        ("llama", TemplateNeeds()),
-        ("deepseek", TemplateNeeds(arguments_as_text=True, calls_without_content=True, names_developer=True)),
+        ("llama", TemplateNeeds(one_call=True, content_apart=True)),
+        ("deepseek", TemplateNeeds(arguments_as_text=True, calls_without_content=True, content_apart=True)),
         ("coder", TemplateNeeds(arguments_as_object_only=True)),
     ],
 )
@@ -102,6 +102,122 @@ def test_developers_are_heard(model_dir: Path) -> None:
     assert prompt(deaf, [{"role": "system", "content": "S"}, developer, user]) == "[system]S\n\nX[user]hi"
     assert prompt(deaf, [user, developer]) == "[user]hi[system]X"
     assert prompt(hears, [developer, user]) == "[developer]X[user]hi"
+
+
+# As gpt-oss': one who instructs, at the start only; one call in a message, which has either content or thoughts.
+OSS = (
+    "{%- for t in tools or [] %}{{ '// ' + t.function.description }}{%- endfor %}"
+    "{%- if messages[0].role in ('system', 'developer') %}[developer]{{ messages[0].content }}{%- endif %}" + EACH + ""
+    "{%- if m.role == 'assistant' and m.tool_calls %}"
+    "{%- if m.content and m.thinking %}{{ raise_exception('both') }}{%- endif %}[analysis]{{ m.content or m.thinking }}"
+    "[call]{{ m.tool_calls[0].function.name + m.tool_calls[0].function.arguments }}"
+    "{%- elif m.role not in ('system', 'developer') %}[{{ m.role }}]{{ m.content }}{%- endif %}{%- endfor %}"
+)
+
+
+def test_nobody_goes_unheard_by_a_template_that_hears_one_developer(model_dir: Path) -> None:
+    oss = load(model_dir, OSS)
+    assert oss.template_needs == TemplateNeeds(
+        describes_tools=True,
+        developer_first=True,
+        arguments_as_text=True,
+        one_call=True,
+        names_thinking=True,
+        thinks_or_says=True,
+        system_later=False,
+    )
+    system, developer, user = ({"role": role, "content": role[0]} for role in ("system", "developer", "user"))
+    assert prompt(oss, [system, developer, user]) == "[developer]s\n\nd[user]u"
+    assert prompt(oss, [developer, system, developer, user]) == "[developer]d\n\ns\n\nd[user]u"
+    assert prompt(oss, [developer, user, developer]) == "[developer]d[user]u[user]d"
+
+
+def test_tools_need_no_description(model_dir: Path) -> None:
+    for told in ({}, {"description": None}, {"description": "reads"}):
+        tools = [{"type": "function", "function": {"name": "f", **told}}]
+        text = prompt(load(model_dir, OSS), [{"role": "user", "content": "hi"}], tools=tools)
+        assert text == f"// {told.get('description') or ''}[user]hi"
+
+
+def test_thoughts_and_content_beside_a_call_are_both_told(model_dir: Path) -> None:
+    messages = history("{}")
+    messages[1] |= {"content": "I read.", "reasoning_content": "hm"}
+    assert "[analysis]hm\n\nI read.[call]read{}" in prompt(load(model_dir, OSS), messages)
+
+
+@pytest.mark.parametrize("name", [*TEMPLATES, "oss"])
+def test_every_call_is_shown_before_its_result_and_so_is_what_was_said(model_dir: Path, name: str) -> None:
+    calls = [
+        {"id": f"c{i}", "type": "function", "function": {"name": f"call-{i}", "arguments": "{}"}} for i in range(3)
+    ]
+    results = [{"role": "tool", "tool_call_id": f"c{i}", "content": f"result-{i}"} for i in (2, 0, 1)]
+    asked = {"role": "assistant", "content": "said", "tool_calls": calls}
+    tokenizer = load(model_dir, TEMPLATES.get(name, OSS))
+    text = prompt(tokenizer, [{"role": "user", "content": "hi"}, asked, *results, {"role": "user", "content": "end"}])
+    places = [text.index(part) for part in ("said", "call-0", "call-1", "call-2", "end")]
+    assert places == sorted(places)
+    for i in range(3):
+        assert text.index(f"call-{i}") < text.index(f"result-{i}") < text.index("end")
+    if tokenizer.template_needs.one_call:
+        assert text.index("result-0") < text.index("call-1") < text.index("result-1") < text.index("call-2")
+
+
+def test_results_that_nobody_asked_for_keep_their_place(model_dir: Path) -> None:
+    calls = [{"id": "c1", "type": "function", "function": {"name": name, "arguments": "{}"}} for name in ("one", "two")]
+    results = [{"role": "tool", "tool_call_id": name, "content": name} for name in ("c9", "c1")]
+    asked = {"role": "assistant", "content": None, "tool_calls": calls}
+    text = prompt(load(model_dir, OSS), [{"role": "user", "content": "hi"}, asked, *results])
+    assert text.replace("None", "").replace("[analysis]", "") == "[user]hi[call]one{}[tool]c1[call]two{}[tool]c9"
+
+
+# As Mistral's older ones.
+NINE = (
+    EACH + "{%- for i in ([m.tool_call_id] if m.role == 'tool' else m.tool_calls | map(attribute='id') | list) %}"
+    "{%- if i | length != 9 %}{{ raise_exception('nine') }}{%- endif %}({{ i }}){%- endfor %}"
+    "[{{ m.role }}]{{ m.content }}" + CALLS + "{{ c.function | tojson }}" + ENDS + "{# tools #}"
+)
+
+
+@pytest.mark.parametrize("call_id", ["call_0123456789abcdef01234567", "c1", "", "not-alnum", "abcdef123", None])
+def test_ids_of_calls_are_as_the_template_wants_them(model_dir: Path, call_id: str | None) -> None:
+    nine = load(model_dir, NINE)
+    assert nine.template_needs.short_call_ids
+    messages = history("{}")
+    messages[1]["tool_calls"][0]["id"] = messages[2]["tool_call_id"] = call_id
+    text = prompt(nine, messages)
+    assert text == prompt(nine, messages)
+    first, second = text.split("(")[1][:9], text.split("(")[2][:9]
+    assert first == second
+    assert first.isalnum()
+    assert (first == call_id) == (call_id == "abcdef123")
+
+
+def test_a_user_who_speaks_beside_a_result_is_heard(model_dir: Path) -> None:
+    """By a template that counts turns without calls and results, as Mistral's do."""
+    turns = (
+        "{%- set said = messages | rejectattr('role', 'equalto', 'tool') | rejectattr('tool_calls') | list %}"
+        "{%- for m in said %}{%- if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('turns') }}"
+        "{%- endif %}{%- endfor %}"
+        + EACH
+        + "[{{ m.role }}]{{ m.content }}"
+        + CALLS
+        + "{{ c.function | tojson }}"
+        + ENDS
+    )
+    messages = [*history("{}"), {"role": "user", "content": "go on"}]
+    text = prompt(load(model_dir, turns), [*messages, {"role": "assistant", "content": "yes"}, messages[-1]])
+    assert text.endswith("[tool]sunny\n\ngo on[assistant]yes[user]go on")
+    assert prompt(load(model_dir, turns.replace("raise_exception('turns')", "''")), messages).endswith("[user]go on")
+
+
+def test_who_is_moved_to_the_front_is_no_system_message(model_dir: Path) -> None:
+    """As DeepSeek's: all that has been stored of the conversation would begin otherwise."""
+    front = (
+        "{%- for m in messages if m.role == 'system' %}{{ m.content }}{%- endfor %}"
+        "{%- for m in messages if m.role != 'system' %}[{{ m.role }}]{{ m.content }}{%- endfor %}"
+    )
+    system, user = {"role": "system", "content": "s"}, {"role": "user", "content": "u"}
+    assert prompt(load(model_dir, front), [system, user, system]) == "s[user]u[user]s"
 
 
 # As Mistral's: a system message first or none, and turns that take turns. As Gemma's: no system message.

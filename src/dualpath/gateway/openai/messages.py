@@ -9,7 +9,7 @@ from typing import Any
 from dualpath.gateway.errors import invalid
 from dualpath.gateway.json_size import ContainerLimit
 from dualpath.gateway.openai.bodies import ChatBody, TokenizeBody
-from dualpath.gateway.openai.roles import fit_roles
+from dualpath.gateway.openai.roles import fit_calls, fit_roles
 from dualpath.gateway.text.template import TemplateNeeds
 from dualpath.gateway.text.tokenizer import Tokenizer
 
@@ -41,8 +41,8 @@ def conversation_text(tokenizer: Tokenizer, body: ChatBody | TokenizeBody, max_c
     if body.tools and not needs.takes_tools:
         raise invalid("this model's chat template has no tools", "tools", "unsupported_parameter")
     return tokenizer.render_chat(
-        fit_roles(messages, needs),
-        body.tools or None,
+        fit_calls(fit_roles(messages, needs), needs),
+        [_shown_tool(needs, tool) for tool in body.tools or []] or None,
         add_generation_prompt=add_prompt,
         continue_final_message=continue_final,
         template_kwargs=_template_kwargs(body),
@@ -88,9 +88,11 @@ def _name_reasoning(needs: TemplateNeeds, message: dict[str, Any]) -> None:
     if not isinstance(reasoning, str):
         return
     message["reasoning_content"] = message["reasoning"] = reasoning
-    # gpt-oss takes either that or content with calls.
-    if needs.names_thinking and not (message["content"] and message.get("tool_calls")):
-        message.setdefault("thinking", reasoning)
+    if not needs.names_thinking:
+        return
+    message.setdefault("thinking", reasoning)
+    if needs.thinks_or_says and message["content"] and message.get("tool_calls"):
+        message["thinking"], message["content"] = f"{reasoning}\n\n{message['content']}", ""
 
 
 def _without_reasoning(content: list[Any], message: dict[str, Any]) -> list[Any]:
@@ -168,6 +170,13 @@ def _arguments(needs: TemplateNeeds, arguments: object, limit: ContainerLimit, w
     if needs.arguments_as_object_only and not isinstance(arguments, dict):
         return {"arguments": arguments}
     return arguments
+
+
+def _shown_tool(needs: TemplateNeeds, tool: dict[str, Any]) -> dict[str, Any]:
+    function = tool["function"]
+    if not needs.describes_tools or isinstance(function.get("description"), str):
+        return tool
+    return {**tool, "function": {**function, "description": ""}}
 
 
 def _check_tool(tool: dict[str, Any], where: str) -> None:

@@ -46,7 +46,7 @@ class Tokenizer:
         self.vocab_size = vocab_size if vocab_size is not None else len(inner)
         self.special_tokens = frozenset(inner.all_special_tokens) | _special_added(inner)
         self.chat_template = str(getattr(inner, "chat_template", None) or "")
-        self.template_needs: TemplateNeeds = template_needs(self.chat_template, lambda msgs: self._render(msgs, None))
+        self.template_needs: TemplateNeeds = template_needs(self.chat_template, self._render)
         self.token_text: Callable[[int], str] = lru_cache(maxsize=65536)(self._token_text)
         self.token_bytes: Callable[[int], bytes] = lru_cache(maxsize=65536)(self._token_bytes)
         ends = [] if inner.eos_token_id is None else [inner.eos_token_id]
