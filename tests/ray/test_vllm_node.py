@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from tests.e2e.ray_kit import environment_of, is_alive
-from tests.ray.vllm_actors import NODES, FakeRay, Handle, without_ray
+from tests.ray.vllm_actors import NAMESPACE, NODES, FakeRay, Handle, without_ray
 from tests.vllm.fake_python import config_of, fake_python
 
 from dualpath.config import ServeConfig
@@ -79,7 +79,7 @@ async def test_a_server_is_started_when_its_node_is_met_and_joined_by_what_that_
     server = await joinable(handle.actor)
     assert (server.place.name, server.place.host, server.ended) == ("de0", "127.0.0.1", None)
     await until_serving(server)
-    assert environment_of(process_of(handle.actor))["DUALPATH_VLLM_NODE"] == "test-1/de0"
+    assert environment_of(process_of(handle.actor))["DUALPATH_VLLM_NODE"] == f"{NAMESPACE}/de0"
     pid = process_of(handle.actor)
     await handle.actor.close()
     assert not is_alive(pid)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +13,7 @@ from dualpath.config import NodeConfig, ServeConfig
 from dualpath.ray import vllm_node, vllm_servers
 from dualpath.ray.vllm_node import VllmNodeActor
 
-NAMESPACE = "test-1"
+NAMESPACE = f"test-{os.getpid()}"  # a system's own: what is left of it is ended by it
 NODES = (NodeConfig(name="pe0", role="prefill"), NodeConfig(name="de0", role="decode"))
 
 
