@@ -109,3 +109,4 @@ class ClusterStats:
     block_bytes: int | None = None  # of a Full Block
     facts: ClusterFacts | None = None
     inter_token_latency: LatencyCounts = NOTHING_COUNTED  # between two tokens of a request
+    is_paused: bool = False  # requests are given to no engine

@@ -15,9 +15,9 @@ from dualpath.gateway.context import Gateway, json_response
 from dualpath.gateway.errors import ApiError, invalid, not_ready
 from dualpath.gateway.http.auth import require_admin, tenant_of
 from dualpath.gateway.openapi import openapi_document
+from dualpath.gateway.verdict.rules import PAUSED
 
 LIVENESS_S = 4.0  # probes wait 5
-_PAUSED = "paused: requests wait until POST /resume"
 DEFAULT_RECENT, MAX_RECENT = 100, 10_000
 
 
@@ -29,7 +29,7 @@ def status_router(gateway: Gateway) -> APIRouter:
     async def health() -> Response:
         if not gateway.backend.ready():
             raise not_ready()
-        paused = (_PAUSED,) if gateway.backend.control.is_paused else ()
+        paused = (PAUSED,) if gateway.backend.control.is_paused else ()
         return json_response({"problems": [*gateway.backend.problems(), *paused]})
 
     @router.get("/liveness")

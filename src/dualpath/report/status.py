@@ -55,9 +55,10 @@ def _moved(engine: Mapping[str, Any], name: str) -> int:
 
 
 def show(status: Mapping[str, Any], console: Console) -> None:
+    paused = "; paused until POST /resume" if status.get("is_paused") else ""
     console.print(
         f"{_gateways(status['gateways'])}  {status['num_running_requests']} requests running, "
-        f"{status['num_queued_requests']} queued, {status['index_blocks']} blocks stored",
+        f"{status['num_queued_requests']} queued, {status['index_blocks']} blocks stored{paused}",
         highlight=False,
         soft_wrap=True,
     )

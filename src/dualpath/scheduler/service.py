@@ -245,4 +245,5 @@ class Service:
             block_bytes=self._namespace.geometry.full_block_bytes,
             facts=self._facts,
             inter_token_latency=self._token_gaps.snapshot(),
+            is_paused=self.control.is_paused,
         )

@@ -47,6 +47,7 @@ def verdict(after: ClusterStats, *records: RequestRecord, before: ClusterStats =
 
 # (what was seen, requests, resource, where, value): just over the threshold
 CASES = {
+    "pause": (replace(QUIET, is_paused=True), {"queued": 10.0}, "pause", "scheduler", 1),
     "lost node": (node(1, is_up=False, silent_s=12.0), {}, "silent node", "node n1 (decode)", 12.0),
     "silent node": (node(0, silent_s=3.0), {}, "silent node", "node n0 (prefill)", 3.0),
     "engine without an answer": (replace(QUIET, engines=ENGINES[:1]), {}, "silent node", "engine de0", 1),

@@ -14,6 +14,7 @@ from dualpath.core.plan import Direction, Role
 from dualpath.core.stats import EngineStats, NodeStats
 from dualpath.gateway.verdict.change import Change, transferred_bytes
 
+PAUSED = "paused: requests wait until POST /resume"
 SILENT_S = 3.0  # nodes give a sign of life every half second
 STALLED_S = 2.0  # of the oldest file-system call
 NIC_SHARE = 0.85  # of a NIC's rate: beyond it what it moves waits
@@ -45,6 +46,11 @@ def silent_node(change: Change) -> Iterator[Finding]:
         if change.nodes[node_id].is_up:
             text = f"engine {engine_id} of node {node_id} gives no answer"
             yield Finding("silent node", f"engine {engine_id}", 1, 1, "engines", text)
+
+
+def pause(change: Change) -> Iterator[Finding]:
+    if change.stats.is_paused:
+        yield Finding("pause", "scheduler", 1, 1, "pauses", PAUSED)
 
 
 def stalled_storage(change: Change) -> Iterator[Finding]:
@@ -162,14 +168,15 @@ def staging_slots(change: Change) -> Iterator[Finding]:
 
 
 def engine_queue(change: Change) -> Iterator[Finding]:
-    """Unless it is known what engines lack."""
-    num, is_known = change.requests_in(Phase.QUEUED), any(decode_memory_set_aside(change))
+    """Unless it is known what engines lack, or that requests are kept from them."""
+    num = change.requests_in(Phase.QUEUED)
+    is_known = change.stats.is_paused or any(decode_memory_set_aside(change))
     if num >= WAITING and not is_known and change.share_before_first_token(Phase.QUEUED) >= SHARE_OF_WAIT:
         text = f"{num:.1f} requests wait for a pair of engines (threshold {WAITING:g}): all are at their limits"
         yield Finding("engines", "scheduler", num, WAITING, "requests", text)
 
 
-BROKEN = (silent_node, stalled_storage, damaged_blocks, store_full)
+BROKEN = (pause, silent_node, stalled_storage, damaged_blocks, store_full)
 FULL = (
     decode_memory,
     decode_memory_set_aside,
