@@ -102,6 +102,23 @@ def test_a_pause_waits_for_a_lost_engine_while_that_may_compute(mode: PauseMode,
     run_virtual(scenario())
 
 
+@pytest.mark.parametrize("mode", PauseMode)
+def test_a_pause_waits_for_no_engine_once_requests_are_to_go_on(mode: PauseMode) -> None:
+    async def scenario() -> None:
+        async with cluster() as it:
+            it.decode[0].trouble = EngineLostError("no line")
+            await it.desk.health.check(it.decode[0].info.engine_id)
+            pausing = asyncio.create_task(it.service.control.pause(mode))
+            await asyncio.sleep(1.0)
+            await it.service.control.resume()
+            await asyncio.sleep(1.0)
+            assert pausing.done()
+            it.decode[0].trouble = None
+            await _check_serves(it)
+
+    run_virtual(scenario())
+
+
 def test_a_pause_does_not_wait_for_an_engine_whose_process_has_ended() -> None:
     async def scenario() -> None:
         async with cluster() as it:
