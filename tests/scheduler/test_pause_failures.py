@@ -93,6 +93,7 @@ def test_a_pause_waits_for_a_lost_engine_while_that_may_compute(mode: PauseMode,
             if comes_back:
                 it.decode[0].trouble = None
             await pausing
+            assert it.decode[0].is_paused == (comes_back and mode.keeps)
             waited_s = loop.time() - asked_s
             assert waited_s == pytest.approx(config.lease_s / (2 if comes_back else 1), abs=2 * config.probe_interval_s)
             it.decode[0].trouble = None
