@@ -233,7 +233,7 @@ class FakeEngine:
 
     async def load_weights(self, weights: Weights) -> str:
         await self.work("load_weights", RequestId(""))
-        return weights.directory
+        return weights.directory or NAMESPACE.model_fingerprint  # of the start
 
     async def use_weights(self, weights: Weights) -> None:
         await self.work("use_weights", RequestId(""))

@@ -9,12 +9,16 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
-from tests.scheduler.fakes import FakeDecode, FakePrefill, Writer
+from tests.scheduler.fakes import FakeDecode, FakeEngine, FakePrefill, Writer
 from tests.scheduler.fixtures import BLOCK, NAMESPACE
 
+from dualpath.core.errors import ConfigError
 from dualpath.core.ids import BlockKey, RequestId
 from dualpath.core.keys import root_key
+from dualpath.core.weights import Weights
 from dualpath.protocol.api import DecodeOrder, DecodeStep, PrefillOrder
+
+DOOR_KEY = "a key"
 
 
 @dataclass
@@ -24,11 +28,26 @@ class Worker:
     computed: dict[RequestId, asyncio.Event] = field(default_factory=dict)  # prefill: all is pushed
     running: dict[RequestId, DecodeRun] = field(default_factory=dict)
     num_hit_tokens: dict[RequestId, int] = field(default_factory=dict)
+    has: Weights = field(default_factory=Weights)
 
 
-class PrefillNode(FakePrefill):
+class _Node(FakeEngine):
     worker: Worker
 
+    async def weights(self) -> tuple[Weights, str]:
+        self.check_alive()
+        return self.worker.has, self.worker.has.directory or NAMESPACE.model_fingerprint
+
+    async def name_weights(self, weights: Weights) -> str:
+        if weights.directory == "/none":
+            raise ConfigError("/none: there is no such directory")
+        return weights.directory or NAMESPACE.model_fingerprint
+
+    async def door_key(self) -> str:
+        return DOOR_KEY
+
+
+class PrefillNode(_Node, FakePrefill):
     async def hand_over(self, order: PrefillOrder) -> AsyncIterator[bool]:
         request_id = order.request.request_id
         self.active.add(request_id)
@@ -66,9 +85,7 @@ class DecodeRun:
             self.steps.put_nowait(DecodeStep(writing=(key,), parents=(parent,)))
 
 
-class DecodeNode(FakeDecode):
-    worker: Worker
-
+class DecodeNode(_Node, FakeDecode):
     async def persist(self, order: DecodeOrder) -> AsyncIterator[DecodeStep]:
         request_id = order.request.request_id
         self.active.add(request_id)

@@ -13,13 +13,16 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+import msgspec
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
-from tests.vllm.fake_nodes import Worker
+from tests.vllm.fake_nodes import DOOR_KEY, Worker
 from uvicorn.server import ServerState
+
+from dualpath.core.weights import Weights
 
 MODEL, STOP_ID, MAX_MODEL_LEN = "m", 0, 400
 
@@ -57,6 +60,8 @@ class FakeVllm:
     ended_by: str | None = None  # a finish reason of no use
     pause: asyncio.Event = field(default_factory=asyncio.Event)  # cleared: steps wait
     num_cancelled: int = 0
+    has_door: bool = True
+    at_door: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.pause.set()
@@ -73,6 +78,8 @@ class FakeVllm:
         routes = [Route(path, self._guarded(path, call), methods=["POST"]) for path, call in posts.items()]
         for path in [path for path in posts if path.startswith("/v1/") and not path.endswith("tokens")]:
             routes.append(Route(f"{path}/render", self._guarded(f"{path}/render", self.render), methods=["POST"]))
+        if self.has_door:
+            routes.append(Route("/dualpath/{verb}", self.door, methods=["POST"]))
         return Starlette(routes=[*routes, Route("/health", self.health)])
 
     def _guarded(self, path: str, call: Any) -> Any:
@@ -86,6 +93,22 @@ class FakeVllm:
             return found
 
         return answer
+
+    async def door(self, request: Request) -> Response:
+        """As ``dualpath.vllm.door``; steps stand still for as long as ``pause`` is cleared."""
+        path, body = request.url.path, await request.body()
+        self.at_door.append(path.rpartition("/")[2])
+        assert request.headers["x-dualpath-key"] == DOOR_KEY
+        if path in self.fail_with:
+            status, content = self.fail_with[path]
+            return JSONResponse(content, status)
+        if path.endswith("pause"):
+            self.pause.clear()
+        elif path.endswith("resume"):
+            self.pause.set()
+        elif path.endswith("weights"):
+            self.worker.has = msgspec.json.decode(body, type=Weights)
+        return JSONResponse({})
 
     async def health(self, _: Request) -> Response:
         return Response(status_code=200 if self.is_well else 503)

@@ -135,6 +135,9 @@ class Live:
         sampling = SamplingParams(max_tokens=len(turn.answer), temperature=0.0, ignore_eos=True)
         return Request(RequestId(f"{name}-{next(_names)}"), turn.prompt, sampling, cache_salt)
 
+    async def update(self, directory: Path) -> str:
+        return await self.service.control.update_weights(str(directory))
+
     async def idle(self) -> None:
         """All releases and writes have ended, and nothing is held anywhere."""
         assert await self.service._tasks.wait(30.0)
@@ -180,6 +183,13 @@ async def live(pair: VllmPair, path: str = "split", **config: Any) -> AsyncItera
         stack.callback(store.close)
         index = BlockIndex(object_bytes(namespace.geometry))
         index.rebuild(store)
+
+        async def open_namespace(other: Namespace) -> None:
+            if not index.knows_namespace(other.digest):
+                found = open_store(str(pair.prefill.settings.store_url), other, other.geometry)  # type: ignore[union-attr]
+                index.adopt(other.digest, found.list_blocks())
+                found.close()
+
         scheduler = Scheduler(
             prefill_engines=[VllmPrefillEngine(links[0], EngineId("p0"), apis[0])],
             decode_engines=[VllmDecodeEngine(links[1], EngineId("d0"), apis[1], exchanges)],
@@ -189,6 +199,7 @@ async def live(pair: VllmPair, path: str = "split", **config: Any) -> AsyncItera
             model_name="m",
             max_context_tokens=4096,
             config=replace(SchedulerConfig(path_policy=path), **config),
+            open_namespace=open_namespace,
         )
         await scheduler.start([hold for link in links for hold in link.held])
         try:

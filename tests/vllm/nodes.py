@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 from dualpath.core.ids import BlockKey, EngineId, NodeId, RequestId
 from dualpath.core.keys import Namespace, chain_keys, root_key
 from dualpath.core.request import Request, SamplingParams, TokenEvent
+from dualpath.core.weights import Weights
 from dualpath.protocol.api import DecodeOrder, DecodeStep, PrefillOrder
 from dualpath.protocol.client import stub
 from dualpath.protocol.node_link import LinkConfig, NodeLink
@@ -25,6 +27,7 @@ from dualpath.vllm.settings import ConnectorSettings
 from dualpath.vllm.worker.half import DecodeWorkerHalf, PrefillWorkerHalf
 from dualpath.vllm.worker.kv_region import VllmKv, find_kv
 from dualpath.vllm.worker.node import ModelFacts, Node
+from dualpath.vllm.worker.weights import NodeWeights
 
 LAYERS, BLOCKS, HEADS, BLOCK, CONTENT = 4, 24, 2, 64, 8
 SECRET = b"a secret of sixteen bytes"
@@ -74,7 +77,7 @@ class Side:
 class Nodes:
     prefill: Side
     decode: Side
-    namespace: Namespace
+    namespace: Namespace  # of the weights that orders are for
     written: dict[str, list[DecodeStep]] = field(default_factory=dict)
 
     def request(self, name: str, tokens: Sequence[int]) -> Request:
@@ -92,15 +95,18 @@ class Nodes:
             self.decode.traffic.slot_view(slot)[:] = bytes([POISON]) * len(self.decode.traffic.slot_view(slot))
         await self.prefill.line.reserve(rid, len(on_prefill), num_blocks)
         far = [block for block in range(num_hits) if block not in on_prefill]
-        here = await self.prefill.line.read(rid, [(block, keys[block]) for block in on_prefill])
-        there = await self.decode.line.read(rid, [(block, keys[block]) for block in far])
+        digest = self.namespace.digest
+        here = await self.prefill.line.read(rid, [(block, keys[block]) for block in on_prefill], digest)
+        there = await self.decode.line.read(rid, [(block, keys[block]) for block in far], digest)
         assert (here.ok, there.ok) == (frozenset(on_prefill), frozenset(far))
         peer = self.decode.line.info.peer_id
-        return PrefillOrder(request, num_hits * BLOCK, frozenset(on_prefill), peer, slots, keys)
+        root = root_key(self.namespace)
+        return PrefillOrder(request, num_hits * BLOCK, frozenset(on_prefill), peer, slots, keys, root, digest)
 
     async def persisting(self, request: Request, num_hits: int) -> asyncio.Task[None]:
         """Begins to persist; the task ends when the line does."""
-        order = DecodeOrder(request, num_hits * BLOCK, TokenEvent(1), self.keys(request))
+        root, digest = root_key(self.namespace), self.namespace.digest
+        order = DecodeOrder(request, num_hits * BLOCK, TokenEvent(1), self.keys(request), root, digest)
         steps = self.written[request.request_id] = []
         items = self.decode.line.persist(order)
         steps.append(await anext(items))
@@ -130,6 +136,13 @@ class Nodes:
             half.end_step()
 
         await asyncio.to_thread(run)
+
+    async def change(self, weights: Weights, reload: Callable[[str], None] = lambda _: None) -> None:
+        """Of both, while neither computes."""
+        for side in (self.prefill, self.decode):
+            fingerprint = await side.line.name_weights(weights)
+            await asyncio.to_thread(side.half.change_weights, weights, reload)
+        self.namespace = replace(self.namespace, model_fingerprint=fingerprint)
 
     async def taken(self) -> tuple[set[str], set[str]]:
         """Steps without work until something has been taken."""
@@ -183,16 +196,27 @@ def settings(role: Any, folder: Path, **changes: Any) -> ConnectorSettings:
     return ConnectorSettings(role=role, engine_id=f"{role[0]}0", port=0, store_url=f"file://{folder}/store", **told)
 
 
+def model_dir(where: Path, seed: int) -> Path:
+    """A model of one weight, whose files are all that there is of it."""
+    where.mkdir(exist_ok=True)
+    (where / "config.json").write_text('{"model_type": "none"}')
+    weight = torch.rand(8, generator=torch.Generator().manual_seed(seed))
+    save_file({"weight": weight}, where / "model.safetensors")
+    return where
+
+
 @asynccontextmanager
 async def nodes(folder: Path, device: str = "cpu", **changes: Any) -> AsyncIterator[Nodes]:
     """Introduced to each other. On the way out nothing is held, or it is an AssertionError."""
+    start = model_dir(folder / "start", 0)
     async with AsyncExitStack() as stack:
         sides = []
         for role, protocol in (("prefill", PrefillNodeLine), ("decode", DecodeNodeLine)):
             caches = kv_caches(device)
             found: VllmKv = find_kv(caches, BLOCK)
             namespace = Namespace("f" * 32, found.dtype, found.geometry, "test", found.layout)
-            node = Node(settings(role, folder, **changes), namespace, found, ModelFacts("m", 4096), SECRET)
+            told, weights = settings(role, folder, **changes), NodeWeights(start, namespace, str(start))
+            node = Node(told, namespace, found, ModelFacts("m", 4096), SECRET, weights)
             await asyncio.to_thread(node.start)
             stack.push_async_callback(asyncio.to_thread, node.close)
             channel = SocketChannel("127.0.0.1", node.port, SECRET)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -18,6 +18,7 @@ from tests.vllm.fake_server import MAX_MODEL_LEN, FakeVllm, listening
 from dualpath.core.errors import EngineLostError
 from dualpath.core.exchange import Exchanges
 from dualpath.core.ids import EngineId, NodeId
+from dualpath.core.keys import Namespace
 from dualpath.core.request import Request, RequestRecord, TokenEvent
 from dualpath.protocol.api import EngineInfo
 from dualpath.protocol.host import EngineServer, Served
@@ -106,16 +107,21 @@ async def until(is_so: Callable[[], bool]) -> None:
 
 
 @asynccontextmanager
-async def pair(config: SchedulerConfig = FAST) -> AsyncIterator[Pair]:
+async def pair(config: SchedulerConfig = FAST, *, have_doors: bool = True) -> AsyncIterator[Pair]:
     storage, index, exchanges = FakeStorage(), BlockIndex(object_bytes(GEOMETRY)), Exchanges()
     decode = DecodeNode("d0", storage)
     prefill = PrefillNode("p0", storage, {decode.info.engine_id: decode})
     prefill.worker, decode.worker = Worker(), Worker()
+    prefill.info, decode.info = (replace(node.info, changes_in_place=True) for node in (prefill, decode))
+
+    async def open_namespace(namespace: Namespace) -> None:
+        index.adopt(namespace.digest, ())
+
     for node in (prefill, decode):
         node.delay_s.update(dict.fromkeys(("read", "reserve", "prefill", "write", "release", "add_peer"), 0.0))
     async with AsyncExitStack() as stack:
-        prefill_server = await stack.enter_async_context(listening(FakeVllm(prefill.worker, True)))
-        decode_server = await stack.enter_async_context(listening(FakeVllm(decode.worker, False)))
+        prefill_server = await stack.enter_async_context(listening(FakeVllm(prefill.worker, True, has_door=have_doors)))
+        decode_server = await stack.enter_async_context(listening(FakeVllm(decode.worker, False, has_door=have_doors)))
         servers = ApiServer(prefill_server.url), ApiServer(decode_server.url)
         links, channels = [], []
         for node, line in ((prefill, PrefillNodeLine), (decode, DecodeNodeLine)):
@@ -140,6 +146,7 @@ async def pair(config: SchedulerConfig = FAST) -> AsyncIterator[Pair]:
             model_name="m",
             max_context_tokens=MAX_MODEL_LEN,
             config=config,
+            open_namespace=open_namespace,
         )
         await scheduler.start()
         lines = channels[0], channels[1]

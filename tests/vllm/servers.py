@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dualpath.cluster.free_ports import free_ports
-from dualpath.vllm.settings import ConnectorSettings, transfer_config
+from dualpath.vllm.settings import WEIGHTS_ARGUMENTS, ConnectorSettings, transfer_config
 
 REPOSITORY = Path(__file__).parents[2]
 SOURCES = REPOSITORY / "src"
@@ -77,7 +77,7 @@ class VllmServer:
         if self.settings is not None:
             faulty = {"kv_connector": "FaultyConnector", "kv_connector_module_path": "tests.vllm.faulty_connector"}
             told = transfer_config(self.settings) | (faulty if self.is_faulty else {})
-            command += ["--kv-transfer-config", json.dumps(told)]
+            command += [*WEIGHTS_ARGUMENTS, "--kv-transfer-config", json.dumps(told)]
         return command
 
     def start(self) -> None:

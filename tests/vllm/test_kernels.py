@@ -52,7 +52,7 @@ def parts(tmp_path: Any) -> Iterator[NodeParts]:
     kv = SimpleNamespace(region=SimpleNamespace(storage=SimpleNamespace(device=torch.device("cuda", 0))))
     nobody: Any = None
     worker = runtime.worker("kernels")
-    yield NodeParts(settings("prefill", tmp_path), nobody, kv, nobody, None, runtime, loop, worker)  # type: ignore[arg-type]
+    yield NodeParts(settings("prefill", tmp_path), nobody, kv, nobody, None, runtime, loop, worker, nobody)  # type: ignore[arg-type]
     worker.close(10)
     loop.close()
 

@@ -76,12 +76,12 @@ def tokenizer(vllm_model: Path) -> Tokenizer:
 
 @pytest.fixture(params=["prefill", "decode", "split"])
 async def doors(request: pytest.FixtureRequest, pair: VllmPair, tokenizer: Tokenizer) -> AsyncIterator[Doors]:
-    async with _doors(pair, tokenizer, request.param) as found:
+    async with open_doors(pair, tokenizer, request.param) as found:
         yield found
 
 
 @asynccontextmanager
-async def _doors(pair: VllmPair, tokenizer: Tokenizer, path: str) -> AsyncIterator[Doors]:
+async def open_doors(pair: VllmPair, tokenizer: Tokenizer, path: str) -> AsyncIterator[Doors]:
     async with live(pair, path, max_retries=0) as service:
         app = create_app(service.service, tokenizer, upstream=service.upstream)
         async with serving_app(app) as url:
@@ -135,7 +135,7 @@ async def test_a_tool_loop_says_what_vllm_says_alone(doors: Doors) -> None:
 
 
 async def test_streams_schemas_penalties_and_seeds(pair: VllmPair, tokenizer: Tokenizer) -> None:
-    async with _doors(pair, tokenizer, "split") as doors:
+    async with open_doors(pair, tokenizer, "split") as doors:
         model = str(pair.model)
         kinds: list[dict[str, Any]] = [
             {"temperature": 0},
@@ -162,7 +162,7 @@ async def test_streams_schemas_penalties_and_seeds(pair: VllmPair, tokenizer: To
 
 
 async def test_responses_and_messages(pair: VllmPair, tokenizer: Tokenizer) -> None:
-    async with _doors(pair, tokenizer, "split") as doors:
+    async with open_doors(pair, tokenizer, "split") as doors:
         model, said = str(pair.model), "What is a dual path? " * 30
 
         async def responses(url: str) -> tuple[Any, ...]:
@@ -189,7 +189,7 @@ async def test_responses_and_messages(pair: VllmPair, tokenizer: Tokenizer) -> N
 
 
 async def test_refusals_are_vllms_own(pair: VllmPair, tokenizer: Tokenizer) -> None:
-    async with _doors(pair, tokenizer, "split") as doors:
+    async with open_doors(pair, tokenizer, "split") as doors:
         client, model = doors.openai(doors.ours), str(pair.model)
         with pytest.raises(NotFoundError, match="does not exist"):
             await client.chat.completions.create(model="other", messages=_user("x"))
@@ -199,7 +199,7 @@ async def test_refusals_are_vllms_own(pair: VllmPair, tokenizer: Tokenizer) -> N
 
 
 async def test_who_goes_away_leaves_nothing_at_vllm(pair: VllmPair, tokenizer: Tokenizer) -> None:
-    async with _doors(pair, tokenizer, "split") as doors:
+    async with open_doors(pair, tokenizer, "split") as doors:
         for num_chunks in (1, 3, 20):
             stream = await doors.openai(doors.ours).chat.completions.create(
                 model=str(pair.model), messages=_user("Go on."), max_tokens=1500, temperature=0, stream=True

@@ -7,19 +7,22 @@ import itertools
 import random
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-import xxhash
 from tests.protocol.line import Line
-from tests.vllm.virtual_vllm import BLOCK, BLOCKS, CONTENT, LAYERS, VirtualVllm, next_token, rows
+from tests.vllm.nodes import model_dir
+from tests.vllm.virtual_model import BLOCK, CONTENT, LAYERS, digests, next_token
+from tests.vllm.virtual_vllm import BLOCKS, VirtualVllm
 
-from dualpath.core.errors import DualPathError
+from dualpath.core.errors import DualPathError, WeightsError
 from dualpath.core.exchange import Exchanges
 from dualpath.core.ids import EngineId, NodeId, PeerId, RequestId, peer_id
 from dualpath.core.keys import Namespace, chain_keys, root_key
+from dualpath.core.pause import PauseMode
 from dualpath.core.plan import Role
 from dualpath.core.request import Request, SamplingParams
 from dualpath.protocol.host import EngineServer, Served
@@ -45,6 +48,7 @@ from dualpath.vllm.worker.kv_region import find_kv
 from dualpath.vllm.worker.parts import NodeParts, WholeBlocks
 from dualpath.vllm.worker.staged_decode import StagedDecode
 from dualpath.vllm.worker.staged_prefill import StagedPrefill
+from dualpath.vllm.worker.weights import NodeWeights
 
 pytest.importorskip("greenlet")
 NUM_SEEDS = 6
@@ -55,7 +59,9 @@ _names = itertools.count()
 class World:
     """One prefill and one decode server, their scheduler, and clients that ask, listen and give up."""
 
-    def __init__(self, seed: int, loop: VirtualLoop) -> None:
+    def __init__(self, seed: int, loop: VirtualLoop, weights: Sequence[Path]) -> None:
+        """``weights``: model directories, the start's first."""
+        self.weights, self.num_updates, self.num_mixed = weights, 0, 0
         self.chance = random.Random(f"world {seed}")
         self.runtime, self.loop = VirtualRuntime(loop, seed), loop
         self.url, self.trouble = f"memory://vllm-{next(_names)}", 0.0
@@ -122,6 +128,7 @@ class World:
             max_context_tokens=MAX_TOKENS,
             config=config,
             runtime=self.runtime,
+            open_namespace=self.open_namespace,
         )
         await self.scheduler.start()
 
@@ -149,12 +156,21 @@ class World:
             storage_deadline_s=settings.storage_s,
             transfer_deadline_s=settings.transfer_s,
         )
+        node_weights = NodeWeights(self.weights[0], namespace)
         traffic.register_region(kv.region)
         traffic.register_pages(kv.num_blocks)
         await self.runtime.to_thread(traffic.start)
         integrity = WholeBlocks(traffic, namespace)
         parts = NodeParts(
-            settings, namespace, kv, traffic, integrity, self.runtime, self.loop, self.runtime.worker("kernels")
+            settings,
+            namespace,
+            kv,
+            traffic,
+            integrity,
+            self.runtime,
+            self.loop,
+            self.runtime.worker("kernels"),
+            node_weights,
         )
         half: PrefillWorkerHalf | DecodeWorkerHalf
         if role is Role.PREFILL:
@@ -164,7 +180,8 @@ class World:
             engine = self.engines[role] = StagedDecode(parts, MAX_TOKENS)
             half = DecodeWorkerHalf(engine)
         scheduler = SchedulerHalf(role, BLOCK)
-        self.servers[role] = VirtualVllm(role.value, self.runtime, scheduler, half, caches, self.chance)
+        server = self.servers[role] = VirtualVllm(role.value, self.runtime, scheduler, half, caches, self.chance)
+        server.weights = self.weights[0].name
         return engine
 
     def _io(self) -> FaultyIo:
@@ -174,25 +191,50 @@ class World:
 
     # -- what happens in it -------------------------------------------------------------------------------------------
 
-    async def ask(self) -> None:
+    async def ask(self, *, is_last: bool = False) -> None:
         """A turn of one of the conversations, to its end or to some moment."""
         await asyncio.sleep(self.chance.uniform(0, 3))
         known = self.chance.choice(self.conversations)
         prompt = (known + self._tokens(self.chance.randrange(1, 60)))[: MAX_TOKENS - 90]
         request = Request(RequestId(f"r{next(_names)}"), tuple(prompt), SamplingParams(self.chance.randrange(1, 80)))
-        patience_s = self.chance.choice([1000.0, 1000.0, self.chance.uniform(0, 0.5)])
+        patience_s = self.chance.choice([1000.0, 1000.0, 1000.0 if is_last else self.chance.uniform(0, 0.5)])
         answer: list[int] = []
         with suppress(TimeoutError, DualPathError):  # what came before must be right all the same
             async with asyncio.timeout(patience_s):
                 async for event in self.scheduler.service.generate(request):
                     answer.append(event.token_id)
-        tokens = list(prompt)
-        for token in answer:
-            assert token == next_token(tokens), f"{request.request_id}: wrong after {len(tokens)} tokens"
+        record, tokens = self.scheduler.service.record(request.request_id), list(prompt)
+        assert record is not None
+        self.num_mixed += len({self.name_of(span.version) for span in record.weight_versions}) > 1
+        spans = [span for span in record.weight_versions for _ in range(span.end - span.start)]
+        for token, span in zip(answer, spans, strict=False):
+            weights = self.name_of(span.version)
+            assert token == next_token(tokens, weights), f"{request.request_id}: wrong after {len(tokens)} tokens"
             tokens.append(token)
+        assert len(answer) == request.sampling.max_tokens or not is_last
         if len(answer) == request.sampling.max_tokens and len(tokens) < MAX_TOKENS - 150:
             self.conversations.append(tokens)
         self.answered.append(tuple(tokens))
+
+    def name_of(self, version: str) -> str:
+        return self.weights[0].name if version == "0" else version.partition(" ")[0]
+
+    async def update(self) -> None:
+        while True:
+            await asyncio.sleep(self.chance.uniform(0, 1.5))
+            self.num_updates += 1
+            directory = self.chance.choice(self.weights)
+            for server in self.servers.values():
+                server.refuses_weights = self.chance.choice([0.0, 0.0, 0.5])
+            version = f"{directory.name} {self.num_updates}"
+            control = self.scheduler.service.control
+            mode = self.chance.choice([None, PauseMode.KEEP, PauseMode.WAIT])
+            with suppress(WeightsError):
+                if mode is not None:
+                    await control.pause(mode)
+                await control.update_weights(str(directory), version)
+            if mode is not None:
+                await control.resume()
 
     async def weather(self) -> None:
         while True:
@@ -211,17 +253,25 @@ class World:
             for plan in (io.reads, io.writes):
                 plan.failing, plan.hanging, plan.corrupt = set(), set(), set()
         for server in self.servers.values():
-            server.preempts = False
+            server.preempts, server.refuses_weights = False, 0.0
 
     async def run(self, num_requests: int) -> None:
         async with AsyncExitStack() as stack:
             await self.start(stack)
-            weather = asyncio.create_task(self.weather())
+            others = [self.weather(), *([self.update()] if len(self.weights) > 1 else [])]
+            tasks = [asyncio.create_task(other) for other in others]
             await asyncio.gather(*(self.ask() for _ in range(num_requests)))
-            weather.cancel()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self.scheduler.service.control.resume()
             self.clear_up()
             await asyncio.sleep(30)
-            await self.ask()
+            if len(self.weights) > 1:
+                await self.scheduler.service.control.update_weights(
+                    str(self.weights[-1]), f"{self.weights[-1].name} end"
+                )
+            await self.ask(is_last=True)
             await asyncio.sleep(30)
             self.check()
             await self.scheduler.close(5.0)
@@ -238,15 +288,26 @@ class World:
         self._check_store()
 
     def _check_store(self) -> None:
-        expected: dict[bytes, tuple[int, ...]] = {}
-        for tokens in self.answered:
-            keys = chain_keys(root_key(self.namespace), tokens, BLOCK)
-            expected |= {key: tokens[: (number + 1) * BLOCK] for number, key in enumerate(keys)}
-        stored = [block.key for block in self.store.list_blocks()]
-        assert len(stored) > 3
-        for key in stored:
-            digests = parse_header(self.store.read_header(key)).digests.tolist()
-            assert digests == _digests(expected[key]), "a stored block is not what its key says"
+        """By each of the weights' namespace, whatever they were when a block was stored."""
+        num_stored = 0
+        for directory in self.weights:
+            fingerprint = self.engines[Role.DECODE].parts.weights._start.fingerprint_of(directory)
+            namespace = replace(self.namespace, model_fingerprint=fingerprint)
+            expected: dict[bytes, tuple[int, ...]] = {}
+            for tokens in self.answered:
+                keys = chain_keys(root_key(namespace), tokens, BLOCK)
+                expected |= {key: tokens[: (number + 1) * BLOCK] for number, key in enumerate(keys)}
+            store = MemoryStore(self.url, namespace.digest, namespace.geometry)
+            for key in [block.key for block in store.list_blocks()]:
+                num_stored += 1
+                found = parse_header(store.read_header(key)).digests.tolist()
+                assert found == digests(expected[key], directory.name), "a stored block is not what its key says"
+        assert num_stored > 3
+
+    async def open_namespace(self, namespace: Namespace) -> None:
+        if not self.index.knows_namespace(namespace.digest):
+            found = MemoryStore(self.url, namespace.digest, namespace.geometry)
+            self.index.adopt(namespace.digest, found.list_blocks())
 
 
 class _Some:
@@ -259,19 +320,26 @@ class _Some:
         return self._part > 0 and random.Random(f"{key!r} {self._salt}").random() < self._part
 
 
-def _digests(tokens: Sequence[int]) -> list[int]:
-    layers = [np.ascontiguousarray(rows(tokens, layer)[-BLOCK:]) for layer in range(LAYERS)]
-    return [xxhash.xxh3_64_intdigest(layer.tobytes()) for layer in layers]
+@pytest.mark.parametrize("seed", range(NUM_SEEDS))
+def test_whatever_fails_no_token_is_wrong_and_nothing_is_held(seed: int, tmp_path: Path) -> None:
+    _run(seed, [model_dir(tmp_path / "start", 0)])
 
 
 @pytest.mark.parametrize("seed", range(NUM_SEEDS))
-def test_whatever_fails_no_token_is_wrong_and_nothing_is_held(seed: int) -> None:
+def test_weights_change_meanwhile(seed: int, tmp_path: Path) -> None:
+    """On both servers or on none; every token is of the weights that its record names, and stored under their name."""
+    world = _run(seed, [model_dir(tmp_path / name, number) for number, name in enumerate(("start", "a", "b"))])
+    assert world.num_updates > 1
+
+
+def _run(seed: int, weights: Sequence[Path]) -> World:
     loop = VirtualLoop(seed)
     loop.max_steps = 2_000_000
-    world = World(seed, loop)
+    world = World(seed, loop, weights)
     try:
         loop.run_until_complete(world.run(14))
     finally:
         loop.wind_up()
         loop.close()
         forget(world.url)
+    return world

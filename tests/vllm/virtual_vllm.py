@@ -1,49 +1,35 @@
 """A vLLM that is not there, on virtual time: its order of calls on both halves, over a model of hashes.
 
-A row of KV is a hash of all tokens up to it, so a forward can tell whether what it computes from is right. Blocks that
-nobody owns hold poison: whoever writes them, or uses what was there before, is found out.
+Blocks that nobody owns hold poison: whoever writes them, or uses what was there before, is found out.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-import struct
-import zlib
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import numpy as np
 import torch
+from tests.vllm.virtual_model import BLOCK, CONTENT, LAYERS, next_token, rows
 
 from dualpath.core.errors import EngineLostError
+from dualpath.core.exchange import RefusedError
+from dualpath.core.weights import Weights
 from dualpath.testing.runtime import VirtualRuntime
+from dualpath.vllm.door import PATH, VERBS
 from dualpath.vllm.scheduler_half import SchedulerHalf
 from dualpath.vllm.worker.half import DecodeWorkerHalf, PrefillWorkerHalf
 
-LAYERS, BLOCKS, BLOCK, CONTENT = 3, 40, 64, 2
+BLOCKS = 40
 BUDGET = 192  # new tokens of a step
 _POISON = -1.0
 _LAYER_S = 1e-3
-
-
-def rows(token_ids: Sequence[int], layer: int) -> np.ndarray:
-    """float32 [tokens, content]: the KV of a layer."""
-    crc, found = 0, []
-    for token in token_ids:
-        crc = zlib.crc32(struct.pack("<i", token), crc)
-        found.append((crc & 0xFFFF, crc >> 16))
-    return np.array(found, dtype=np.float32).reshape(-1, CONTENT) + layer
-
-
-def next_token(token_ids: Sequence[int]) -> int:
-    crc = 0
-    for token in token_ids:
-        crc = zlib.crc32(struct.pack("<i", token), crc)
-    return crc % 1000
 
 
 @dataclass(eq=False)
@@ -79,7 +65,7 @@ class VirtualVllm:
         chance: random.Random,
     ) -> None:
         self.url, self.violations = name, list[str]()
-        self.preempts = True
+        self.preempts, self.refuses_weights, self.weights = True, 0.0, ""
         self._runtime, self._scheduler, self._worker, self._chance = runtime, scheduler, worker, chance
         self._kv = [layer.numpy() for layer in kv.values()]  # each [blocks, heads, tokens, content]
         for layer in self._kv:
@@ -93,12 +79,17 @@ class VirtualVllm:
         self._num_asked = 0
         self._given_up: list[_Asked] = []  # looked at between steps, as vLLM does
         self._is_short = False  # of blocks
+        self._is_paused, self._turn, self._at_door = False, asyncio.Lock(), asyncio.Lock()
+        self._told: list[str] = []  # preempted between two steps
+        self._taken_back: list[int] = []  # their blocks
 
     # -- the API server -----------------------------------------------------------------------------------------------
 
     async def check(self) -> None: ...
 
-    async def ask(self, path: str, body: dict[str, Any]) -> bytes:
+    async def ask(self, path: str, body: Any, headers: dict[str, str] | None = None) -> bytes:
+        if path.startswith(PATH):
+            return await self._ask_door(path.removeprefix(PATH), body.decode())
         tokens = [token async for token in self._answer(body)]
         return msgspec.json.encode({"choices": [{"token_ids": tokens, "finish_reason": "length"}]})
 
@@ -123,15 +114,86 @@ class VirtualVllm:
             self._given_up.append(request)
             self._work.set()
 
+    # -- behind the door: vLLM's ``AsyncLLM``, with ``vllm.extension`` ------------------------------------------------
+
+    async def _ask_door(self, verb: str, told: str) -> bytes:
+        async with self._at_door:
+            refusal = await VERBS[verb](self, told)
+        if refusal is not None:
+            raise RefusedError(409, refusal)
+        return b"{}"
+
+    async def is_paused(self) -> bool:
+        return self._is_paused
+
+    async def pause_generation(self, mode: str, *, clear_cache: bool) -> None:
+        assert (mode, clear_cache) == ("keep", False)
+        self._is_paused = True
+        while self._has_work or self._turn.locked():  # noqa: ASYNC110
+            await asyncio.sleep(_LAYER_S)
+
+    async def resume_generation(self) -> None:
+        self._is_paused = False
+        self._work.set()
+
+    async def reset_prefix_cache(self, *, reset_running_requests: bool) -> bool:
+        assert self._is_paused
+        assert reset_running_requests
+        for request in [r for r in self._requests.values() if r.status == "running"]:
+            self._told.append(request.request_id)
+            self._taken_back += request.blocks
+            request.blocks, request.num_computed = [], 0
+            request.status, request.was_preempted = "waiting", True
+        if self.num_blocks_used:
+            raise RuntimeError("requests wait for remote KV")
+        return True
+
+    async def collective_rpc(self, method: str, args: tuple[str, ...] = ()) -> list[Any]:
+        if method == "dualpath_check_weights":
+            return [None]
+        weights = msgspec.json.decode(args[0], type=Weights)
+        if method == "dualpath_changes_kv":
+            return [self._worker._engine.parts.weights.changes_kv(weights)]
+        assert method == "dualpath_change_weights"
+        if self._chance.random() < self.refuses_weights:
+            return ["a test's fault"]
+        async with self._turn:
+            await self._runtime.to_thread(self._worker.change_weights, weights, self._reload)
+            self._free_taken_back()
+        return [None]
+
+    def _reload(self, directory: str) -> None:
+        assert self._is_paused
+        if self.num_blocks_used:
+            self.violations.append(f"{self.url}: KV of former weights is there when others come")
+        self._runtime.block_s(0.05)
+        self.weights = Path(directory).name
+
+    def _free_taken_back(self) -> None:
+        """Now vLLM may write them."""
+        for block in self._taken_back:
+            for layer in self._kv:
+                layer[block] = _POISON
+        self._free += self._taken_back
+        self._taken_back = []
+
     # -- the engine ---------------------------------------------------------------------------------------------------
+
+    @property
+    def _has_work(self) -> bool:
+        """Paused it only says goodbye."""
+        if not self._is_paused:
+            return bool(self._requests)
+        return bool(self._given_up) or any(r.status == "ended" for r in self._requests.values())
 
     async def run(self) -> None:
         while True:
             await self._work.wait()
             self._work.clear()
-            while self._requests:
+            while self._has_work:
                 try:
-                    await self._runtime.to_thread(self._step)
+                    async with self._turn:
+                        await self._runtime.to_thread(self._step)
                 except Exception as error:
                     self.violations.append(f"{self.url}: the engine has ended: {error!r}")
                     for request in self._requests.values():
@@ -141,7 +203,7 @@ class VirtualVllm:
 
     @property
     def num_blocks_used(self) -> int:
-        return BLOCKS - 1 - len(self._free)
+        return BLOCKS - 1 - len(self._free) - len(self._taken_back)
 
     def _step(self) -> None:
         given_up, self._given_up = self._given_up, []
@@ -149,13 +211,15 @@ class VirtualVllm:
             if request.status != "ended":
                 self._end(request)
         self._new_blocks = {}
-        preempted = self._preempt()
-        scheduled = self._continue()
+        preempted = [*self._told, *([] if self._is_paused else self._preempt())]
+        self._told = []
+        scheduled = {} if self._is_paused else self._continue()
         before = {name: self._requests[name].num_computed for name in scheduled}
-        new = self._admit(scheduled, before)
+        new = set() if self._is_paused else self._admit(scheduled, before)
         ended, self._ended = self._ended, set()
         work = self._scheduler.step(self._output(scheduled, before, new, preempted))
         self._worker.preempted(work.preempted)
+        self._free_taken_back()
         self._worker.begin(work)
         is_sync = self._loads_synchronously and bool(work.loads)
         if is_sync:
@@ -237,7 +301,7 @@ class VirtualVllm:
             self._runtime.block_s(_LAYER_S * self._chance.random())
             for name, num_new in scheduled.items():
                 request, start = self._requests[name], before[name]
-                expected = rows(request.all_token_ids[: start + num_new], layer)
+                expected = rows(request.all_token_ids[: start + num_new], layer, self.weights)
                 found = self._rows_of(request, layer, start + num_new)
                 if not np.array_equal(found[:start], expected[:start]):
                     wrong.setdefault(name, f"layer {layer} of {name} has wrong KV before token {start}")
@@ -289,7 +353,7 @@ class VirtualVllm:
         request.num_computed = num_computed
         if num_computed < request.num_tokens:
             return
-        token = next_token(request.all_token_ids)
+        token = next_token(request.all_token_ids, self.weights)
         request.all_token_ids.append(token)
         request.made.put_nowait(token)
         if request.num_tokens - request.num_prompt_tokens == request.max_tokens:

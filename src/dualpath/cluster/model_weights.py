@@ -16,13 +16,12 @@ from dualpath.config import ModelConfig
 from dualpath.core.errors import ConfigError, UnsupportedModelError
 from dualpath.core.runtime import Clock
 from dualpath.core.weights import Weights
-from dualpath.models.fingerprint import fingerprint_model_dir
 from dualpath.models.hf_model import HfModel
 from dualpath.models.load import load_model
 from dualpath.models.seam import Model, ModelSpec
+from dualpath.models.updates import StartWeights
 
 _TOGETHER_S = 60.0  # for all engines of a device to stand still
-_Signature = tuple[tuple[str, int, int], ...]
 
 
 @dataclass(slots=True)
@@ -52,8 +51,7 @@ class ModelUpdates:
         self._changed = threading.Condition()
         self._loaded: _Loaded | None = None
         self._start = next(iter(models.values())).spec
-        self._start_signature: _Signature = _signature(config.dir)
-        self._start_whole: str | None = None  # fingerprint of all of the start's weights, once it is known
+        self._start_weights = StartWeights(config.dir, self._start.fingerprint)
 
     def load(self, weights: Weights) -> str:
         with self._changed:
@@ -103,7 +101,7 @@ class ModelUpdates:
             _as_hf(model)
         if not directory.is_dir():
             raise UnsupportedModelError(f"{directory}: there is no such directory")
-        fingerprint = self._fingerprint(directory)
+        fingerprint = self._start_weights.fingerprint_of(directory)
         model = load_model(directory, dtype=self._config.dtype, name=self._start.name, fingerprint=fingerprint)
         own = _as_hf(next(iter(self._models.values())))
         if kind := _differences(model.spec, own.spec) or _different_tensors(model, own):
@@ -116,13 +114,6 @@ class ModelUpdates:
         took_s = self._clock.now_s() - start_s
         self._progress(f"weights of {directory} loaded beside those in use in {took_s:.1f} s")
         return model
-
-    def _fingerprint(self, directory: Path) -> str:
-        """The start's own where they are the same, byte for byte, as when the start's were read."""
-        whole = fingerprint_model_dir(directory, whole=True)
-        if self._start_whole is None and _signature(self._config.dir) == self._start_signature:
-            self._start_whole = fingerprint_model_dir(self._config.dir, whole=True)
-        return self._start.fingerprint if whole == self._start_whole else whole
 
 
 def _as_hf(model: Model) -> HfModel:
@@ -140,9 +131,3 @@ def _differences(new: ModelSpec, own: ModelSpec) -> str:
 
 def _different_tensors(new: HfModel, own: HfModel) -> str:
     return "" if new.tensors() == own.tensors() else "its weights have other names or shapes"
-
-
-def _signature(directory: Path) -> _Signature:
-    """Changes when anything there is written."""
-    found = sorted(path for path in directory.iterdir() if path.is_file())
-    return tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in found)

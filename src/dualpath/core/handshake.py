@@ -52,6 +52,11 @@ def _proof(secret: bytes, role: bytes, asked: bytes, nonce: bytes) -> bytes:
     return hmac.digest(secret, role + asked + nonce, hashlib.sha256)
 
 
+def door_key(secret: bytes) -> str:
+    """What is sent along with a question by HTTP, where there is no handshake: it does not tell the secret."""
+    return hmac.digest(secret, b"door", hashlib.sha256).hex()
+
+
 def read_secret(environment: Mapping[str, str]) -> bytes:
     """What an operator gives both ends: in a variable, or in a file that only its owner can read."""
     secret = environment.get(SECRET_VARIABLE, "").encode()

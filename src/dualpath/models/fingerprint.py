@@ -83,18 +83,26 @@ def without_cosmetics(value: Any) -> Any:
 
 def _add_safetensors(digest: _Digest, path: Path, take: Callable[[int, int, int], bytes]) -> None:
     with path.open("rb") as file:
-        fd, size_bytes = file.fileno(), os.fstat(file.fileno()).st_size
-        header_bytes = int.from_bytes(_read(fd, 0, 8), "little")
-        if header_bytes > min(MAX_HEADER_BYTES, size_bytes - 8):
-            raise ValueError(f"{path.name} is not a safetensors file")
-        header = json.loads(_read(fd, 8, header_bytes))
-        data_start = 8 + header_bytes
-        for name, tensor in _tensors(header, path.name):
+        fd = file.fileno()
+        data_start, tensors = safetensors_header(fd, path.name)
+        for name, tensor in tensors:
             begin, end = tensor["data_offsets"]
-            if not 0 <= begin <= end <= size_bytes - data_start:
-                raise ValueError(f"{path.name} is truncated: tensor {name} lies outside the file")
             digest.add(json.dumps([name, tensor["dtype"], tensor["shape"]]).encode())
             digest.add(take(fd, data_start + begin, end - begin))
+
+
+def safetensors_header(fd: int, file_name: str) -> tuple[int, list[tuple[str, dict[str, Any]]]]:
+    """Where a file's data begins, and its tensors, in name order. Raises ValueError where it is not whole."""
+    size_bytes = os.fstat(fd).st_size
+    header_bytes = int.from_bytes(_read(fd, 0, 8), "little")
+    if header_bytes > min(MAX_HEADER_BYTES, size_bytes - 8):
+        raise ValueError(f"{file_name} is not a safetensors file")
+    data_start, tensors = 8 + header_bytes, list(_tensors(json.loads(_read(fd, 8, header_bytes)), file_name))
+    for name, tensor in tensors:
+        begin, end = tensor["data_offsets"]
+        if not 0 <= begin <= end <= size_bytes - data_start:
+            raise ValueError(f"{file_name} is truncated: tensor {name} lies outside the file")
+    return data_start, tensors
 
 
 def _tensors(header: Any, file_name: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -54,6 +54,7 @@ class EngineInfo:
     device_kv_tokens: int  # capacity of its device KV pool (decode) or of one layer's workspace (prefill)
     peer_metadata: bytes  # for the other side's traffic manager
     verifies: bool = False  # KV end to end: both sides do, or neither
+    changes_in_place: bool = False  # its weights: no two fit, and a change may fail when others have changed already
 
 
 @dataclass(frozen=True, slots=True)

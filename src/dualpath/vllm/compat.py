@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
+from vllm.model_executor.model_loader import get_model_loader
+from vllm.transformers_utils.config import get_config
 from vllm.v1.kv_cache_interface import FullAttentionSpec, MLAAttentionSpec
 
 import vllm
@@ -55,7 +57,7 @@ def _check_model(config: Any) -> None:
     _refuse(model.enable_prompt_embeds, "--enable-prompt-embeds: blocks are named by token ids")
     _refuse(bool(model.hf_config_path), "--hf-config-path: blocks are named by the config.json beside the weights")
     changing = config.weight_transfer_config is not None
-    _refuse(changing, "--weight-transfer-config: blocks are named by the weights of the start")
+    _refuse(changing, "--weight-transfer-config: blocks are named by their weights: use the gateway's /update_weights")
     _refuse(model.enable_sleep_mode, "--enable-sleep-mode: transfers reach KV memory, which must not be given up")
     _refuse(config.attention_config.use_non_causal, _NON_CAUSAL)
 
@@ -93,6 +95,16 @@ def _check_groups(groups: Any) -> None:
     limited = getattr(spec, "sliding_window", None) or getattr(spec, "attention_chunk_size", None)
     _refuse(bool(limited), f"attention over the last {limited} tokens only")
     _refuse(bool(getattr(spec, "non_causal", False)), _NON_CAUSAL)
+
+
+def read_config(config: Any, directory: Path) -> dict[str, Any]:
+    """A config.json as vLLM understands it. Raises OSError or ValueError."""
+    found: dict[str, Any] = get_config(directory, config.model_config.trust_remote_code).to_dict()
+    return found
+
+
+def can_reload(config: Any) -> bool:
+    return hasattr(get_model_loader(config.load_config), "get_all_weights")
 
 
 def model_dir(config: Any) -> Path:

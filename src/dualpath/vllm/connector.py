@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 import vllm
 from dualpath.core.handshake import read_secret
 from dualpath.core.plan import Role
+from dualpath.core.weights import Weights
 from dualpath.vllm import compat, identity
 from dualpath.vllm.messages import StepFailures, StepWork
 from dualpath.vllm.scheduler_half import SchedulerHalf
@@ -29,6 +31,7 @@ from dualpath.vllm.worker.kv_region import find_kv
 from dualpath.vllm.worker.namespace import find_namespace
 from dualpath.vllm.worker.node import ModelFacts, Node
 from dualpath.vllm.worker.staged_decode import StagedDecode
+from dualpath.vllm.worker.weights import NodeWeights
 
 
 @dataclass
@@ -114,7 +117,8 @@ class DualPathConnector(KVConnectorBase_V1):
         namespace = find_namespace(where, kv, vllm.__version__, how, rank, world)
         name = config.model_config.served_model_name or config.model_config.model
         model = ModelFacts(name if isinstance(name, str) else name[0], config.model_config.max_model_len)
-        self._node = node = Node(settings, namespace, kv, model, self._secret)
+        self._weights = NodeWeights(where, namespace, config.model_config.model, partial(compat.read_config, config))
+        self._node = node = Node(settings, namespace, kv, model, self._secret, self._weights)
         node.start()
         self._layers = {layer: number for number, layer in enumerate(kv.layer_names)}
         if settings.engine_role is Role.PREFILL:
@@ -130,6 +134,14 @@ class DualPathConnector(KVConnectorBase_V1):
         assert half is not None
         return half
 
+    def changes_kv(self, weights: Weights) -> bool:
+        """Whether these, once they have been named, compute another KV."""
+        return self._weights.changes_kv(weights)
+
+    def change_weights(self, weights: Weights, reload: Callable[[str], None]) -> None:
+        """``WorkerHalf.change_weights``."""
+        self._half.change_weights(weights, reload)
+
     def handle_preemptions(self, kv_connector_metadata: KVConnectorMetadata) -> None:
         if isinstance(kv_connector_metadata, StepMetadata) and kv_connector_metadata.work.preempted:
             self._half.preempted(kv_connector_metadata.work.preempted)
@@ -137,6 +149,7 @@ class DualPathConnector(KVConnectorBase_V1):
     def bind_connector_metadata(self, connector_metadata: KVConnectorMetadata) -> None:
         super().bind_connector_metadata(connector_metadata)
         assert isinstance(connector_metadata, StepMetadata)
+        self._weights.check(self._vllm_config.model_config.model)
         self._half.begin(connector_metadata.work)
 
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:

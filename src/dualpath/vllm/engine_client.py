@@ -14,8 +14,10 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
+import msgspec
+
 from dualpath.core.errors import ConfigError, EngineLostError
-from dualpath.core.exchange import Exchanges
+from dualpath.core.exchange import Exchanges, RefusedError
 from dualpath.core.ids import EngineId, RequestId
 from dualpath.core.request import FinishReason, SamplingParams, TokenEvent
 from dualpath.core.stats import EngineStats
@@ -25,9 +27,11 @@ from dualpath.protocol.client import stub
 from dualpath.protocol.node_link import NodeLink
 from dualpath.scheduler.job import first_id
 from dualpath.vllm.api_server import ApiServer
+from dualpath.vllm.door import KEY_HEADER, PATH
 from dualpath.vllm.line import DecodeNodeLine, PrefillNodeLine
 from dualpath.vllm.messages import attach
 from dualpath.vllm.passthrough import answer_steps
+from dualpath.vllm.settings import WEIGHTS_ARGUMENTS
 from dualpath.vllm.token_mode import first_token, generate_body, sampling_body, token_events
 
 _PrefillNode: Any = stub(PrefillNodeLine)
@@ -36,12 +40,14 @@ _NOBODYS = SamplingParams(max_tokens=1, temperature=0.0)  # of a token that the 
 
 
 class _Server:
-    """What both roles have of a vLLM server. It stands still with VLLM_SERVER_DEV_MODE=1."""
+    """What both roles have of a vLLM server."""
 
     server: ApiServer
+    name_weights: Any  # the node's (``line.WeightsLine``)
+    door_key: Any
     _link: NodeLink
     _engine_id: EngineId
-    _is_paused = False
+    _is_paused: bool | None = None  # None: as a former scheduler left it
 
     def _meet(self, server: ApiServer) -> None:
         self.server, self._namespace, self._info = server, self._link.report.namespace, self._link.info(self._engine_id)
@@ -70,26 +76,40 @@ class _Server:
 
     async def pause(self) -> None:
         self._is_paused = True
-        await self.server.ask("/pause?mode=keep&clear_cache=false", b"")
+        await self._ask_door("pause")
 
     async def resume(self) -> None:
-        """It is asked only where we have paused it."""
-        if self._is_paused:
-            await self.server.ask("/resume", b"")
-            self._is_paused = False
-
-    async def weights(self) -> tuple[Weights, str]:
-        """Those of the start, as far as we know."""
-        return Weights(), ""
+        """Whoever has no door has never been paused."""
+        if self._is_paused is False:
+            return
+        try:
+            await self._ask_door("resume")
+        except ConfigError:
+            if self._is_paused:
+                raise
+        self._is_paused = False
 
     async def load_weights(self, weights: Weights) -> str:
-        raise ConfigError(f"vLLM at {self.server.url} changes its weights itself: by its own /update_weights")
+        """They are looked at: two do not fit."""
+        await self._ask_door("check")
+        fingerprint: str = await self.name_weights(weights)
+        return fingerprint
 
     async def use_weights(self, weights: Weights) -> None:
-        await self.load_weights(weights)
+        """Once it has begun it comes to its end, whoever waits for that. Raises ConfigError where it has those that it
+        had before."""
+        await self._ask_door("weights", msgspec.json.encode(weights))
 
     async def drop_weights(self, weights: Weights) -> None:
         """There are none."""
+
+    async def _ask_door(self, verb: str, body: bytes = b"") -> None:
+        key = {KEY_HEADER: await self.door_key()}
+        try:
+            await self.server.ask(f"{PATH}{verb}", body, key)
+        except RefusedError as error:
+            text = f"it was started without {' '.join(WEIGHTS_ARGUMENTS)}" if error.status == 404 else str(error)
+            raise ConfigError(f"vLLM at {self.server.url}: {text}") from None
 
 
 class VllmPrefillEngine(_Server, _PrefillNode):

@@ -82,7 +82,7 @@ class SchedulerHalf:
 
     def step(self, output: Any) -> StepWork:
         """``output``: a ``SchedulerOutput``."""
-        preempted = tuple(req_id for req_id in output.preempted_req_ids or () if req_id in self._tracked)
+        preempted = tuple(sorted(output.preempted_req_ids or ()))  # those too that were given up since
         self._start_over(preempted if self._is_prefill else ())
         work = StepWork(self._loads, refused=self._refused, unneeded=self._unneeded, preempted=preempted)
         self._loads, self._refused, self._unneeded = [], [], []

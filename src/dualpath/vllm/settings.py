@@ -22,6 +22,10 @@ _Positive: TypeAlias = Annotated[float, msgspec.Meta(gt=0)]
 
 CONNECTOR = "DualPathConnector"
 MODULE = "dualpath.vllm.connector"
+WEIGHTS_ARGUMENTS = (  # beside --kv-transfer-config: by these a server stands still, and its weights are changed
+    *("--middleware", "dualpath.vllm.door.Door"),
+    *("--worker-extension-cls", "dualpath.vllm.extension.WorkerExtension"),
+)
 
 
 class ConnectorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

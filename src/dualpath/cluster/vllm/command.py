@@ -16,7 +16,7 @@ from dualpath.core.errors import ConfigError
 from dualpath.core.geometry import KvGeometry
 from dualpath.core.handshake import SECRET_VARIABLE
 from dualpath.core.plan import Role
-from dualpath.vllm.settings import KEY, ConnectorSettings, transfer_config
+from dualpath.vllm.settings import KEY, WEIGHTS_ARGUMENTS, ConnectorSettings, transfer_config
 
 API_KEY_VARIABLE = "VLLM_API_KEY"
 _DEVICES = "CUDA_VISIBLE_DEVICES"
@@ -60,7 +60,7 @@ def arguments(
         found += ["--kv-cache-memory-bytes", str((num_tokens + spare) * geometry.bytes_per_token)]
     elif not on_cpu:
         found += ["--gpu-memory-utilization", str(config.memory.device_memory_fraction)]
-    found += ["--kv-transfer-config", kv_transfer_config(settings)]
+    found += [*WEIGHTS_ARGUMENTS, "--kv-transfer-config", kv_transfer_config(settings)]
     return found + list(config.vllm.args)
 
 

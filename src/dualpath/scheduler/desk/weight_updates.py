@@ -3,8 +3,8 @@
 An update begins a namespace of its own: nothing is wiped, and nothing that former weights have computed is found any
 more. When every engine that is there has loaded the weights, they are decided upon: requests are placed for them from
 then on, and an engine that does not take them counts as lost until it has (``ready``). If one cannot load them, all go
-on with those that they have. An order for other weights than an engine's is refused by the engine, so between the two
-moments no request meets both.
+on with those that they have. Engines without room for two change before the decision, all of them, or they go back.
+An order for other weights than an engine's is refused by the engine, so between the moments no request meets both.
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ class Updates:
             raise
         commit = self._tasks.spawn(self._commit(there, epoch))
         commit.add_done_callback(lambda _: self._turn.release())  # also where nobody waits for it any more
-        await asyncio.shield(commit)
+        if (failure := await asyncio.shield(commit)) is not None:
+            raise failure
         return epoch
 
     async def _prepare(self, directory: str, version: str | None) -> tuple[list[EngineId], WeightEpoch]:
@@ -110,7 +111,7 @@ class Updates:
                 return
 
     async def _bring(self, engine_id: EngineId, epoch: WeightEpoch) -> None:
-        if not epoch.weights.number:
+        if not (epoch.weights.number or self._is_in_place(engine_id)):
             raise EngineFailure(engine_id, EngineLostError("it has weights of an update that nobody knows"))
         engine, weights = self._engines[engine_id], epoch.weights
         fingerprint = await self._ask(engine_id, engine.load_weights(weights))
@@ -130,20 +131,35 @@ class Updates:
         reason: object = failed or ("engines read different weights" if fingerprints else "no engine is there")
         if isinstance(failed, EngineFailure):
             reason = failed.cause
-        text = f"the weights {weights.version} of {weights.directory} are not used: {reason}"
-        raise WeightsError(text) from failed
+        raise _not_used(weights, reason) from failed
 
-    async def _commit(self, there: Sequence[EngineId], epoch: WeightEpoch) -> None:
+    async def _commit(self, there: Sequence[EngineId], epoch: WeightEpoch) -> WeightsError | None:
         """The decision, and what follows of it."""
         self._placer.hold("weights")
         try:
+            if (failure := await self._change_in_place(there, epoch.weights)) is not None:
+                return failure
             await self._begin(epoch)
             for engine_id in [engine_id for engine_id in self._membership.there if engine_id not in there]:
                 self._membership.mark_lost(engine_id, WeightsError("it was not there when weights were loaded"))
-            await asyncio.gather(*(self._use(engine_id, epoch.weights) for engine_id in there))
+            await asyncio.gather(*(self._use(e, epoch.weights) for e in there if not self._is_in_place(e)))
         finally:
             self._placer.go_on("weights")
         _log.info("weights %s of %s in use", epoch.weights.version, epoch.weights.directory)
+        return None
+
+    async def _change_in_place(self, there: Sequence[EngineId], weights: Weights) -> WeightsError | None:
+        """Engines that cannot load beside: before it is decided all of them change, or go back to what they had."""
+        in_place = [engine_id for engine_id in there if self._is_in_place(engine_id)]
+        if not in_place:
+            return None
+        calls = [self._ask(engine_id, self._engines[engine_id].use_weights(weights)) for engine_id in in_place]
+        found = await asyncio.gather(*calls, return_exceptions=True)
+        failed = next((one for one in found if isinstance(one, BaseException)), None)
+        if failed is None:
+            return None
+        await asyncio.gather(*(self._use(engine_id, self.epoch.weights) for engine_id in in_place))
+        return _not_used(weights, failed.cause if isinstance(failed, EngineFailure) else failed)
 
     async def _begin(self, epoch: WeightEpoch) -> None:
         await self._open(epoch)
@@ -154,6 +170,9 @@ class Updates:
         if self._open_namespace is None:
             raise WeightsError("this server's weights cannot be changed")
         await self._open_namespace(epoch.namespace(self._namespace))
+
+    def _is_in_place(self, engine_id: EngineId) -> bool:
+        return self._engines[engine_id].info.changes_in_place
 
     async def _use(self, engine_id: EngineId, weights: Weights) -> None:
         if not self._membership.is_lost(engine_id):
@@ -176,3 +195,7 @@ class Updates:
             return await ask(engine_id, call, self._config.weights_timeout_s)
         except ConfigError as error:
             raise EngineFailure(engine_id, DualPathError(str(error))) from error
+
+
+def _not_used(weights: Weights, reason: object) -> WeightsError:
+    return WeightsError(f"the weights {weights.version} of {weights.directory} are not used: {reason}")

@@ -7,11 +7,13 @@ that the step's own forward waits for, ``start_load`` comes after the forward.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Any
 
-from dualpath.core.errors import EngineLostError
+from dualpath.core.errors import EngineLostError, OtherWeightsError
 from dualpath.core.ids import RequestId
+from dualpath.core.weights import Weights
 from dualpath.vllm.messages import Load, StepFailures, StepWork
 from dualpath.vllm.worker.layer_loads import LayerLoads
 from dualpath.vllm.worker.pushes import StepPush, take_back
@@ -24,6 +26,8 @@ from dualpath.vllm.worker.tasks import DecodeTask, PrefillTask
 
 class WorkerHalf(ABC):
     """``finished`` reports exactly the requests whose blocks ``SchedulerHalf.finished`` said are not free yet."""
+
+    _engine: StagedPrefill | StagedDecode
 
     def __init__(self) -> None:
         self._work = StepWork()
@@ -44,6 +48,29 @@ class WorkerHalf(ABC):
     def end_step(self) -> None:
         """All layers of the step's forward, if it had one, have been computed."""
 
+    def change_weights(self, weights: Weights, reload: Callable[[str], None]) -> None:
+        """While vLLM computes nothing, and no request has blocks unless KV stays what it is. Raises where the model has
+        its former weights, still or again; what was under way has come to nothing all the same."""
+        model, engine = self._engine.parts.weights, self._engine
+        former, digest = model.namespace(model.current).digest, model.namespace(weights).digest
+        try:
+            if digest != former:
+                self._leave(engine.tasks.use_weights(digest))
+            model.change(weights, reload)
+        except Exception:
+            if digest != former:
+                engine.tasks.use_weights(former)
+            raise
+        self._changed(weights.version)
+
+    @abstractmethod
+    def _leave(self, tasks: list[Any]) -> None:
+        """What these move between vLLM's KV and elsewhere is of no use any more, or must have ended on return."""
+
+    @abstractmethod
+    def _changed(self, version: str) -> None:
+        """The model has other weights, or the same by another name."""
+
     @abstractmethod
     def _is_left(self, req_id: str) -> bool | None:
         """Whether nothing reads the request's blocks any more. None: nothing was to read them."""
@@ -62,6 +89,8 @@ class WorkerHalf(ABC):
 
 
 class PrefillWorkerHalf(WorkerHalf):
+    _engine: StagedPrefill
+
     def __init__(self, engine: StagedPrefill) -> None:
         super().__init__()
         self._engine, self._parts, self._tasks = engine, engine.parts, engine.tasks
@@ -151,6 +180,13 @@ class PrefillWorkerHalf(WorkerHalf):
             if task is not None:
                 take_back(self._parts, task)
 
+    def _leave(self, tasks: list[PrefillTask]) -> None:
+        for task in tasks:
+            task.end(OtherWeightsError(f"{task.request_id}: the model has got other weights"))
+
+    def _changed(self, version: str) -> None:
+        """Its first token is named by whoever has ordered it."""
+
     @property
     def load_errors(self) -> set[int]:
         """vLLM's blocks that the last step's loads left without use."""
@@ -167,6 +203,8 @@ class PrefillWorkerHalf(WorkerHalf):
 
 
 class DecodeWorkerHalf(WorkerHalf):
+    _engine: StagedDecode
+
     def __init__(self, engine: StagedDecode) -> None:
         super().__init__()
         self._engine, self._parts, self._tasks = engine, engine.parts, engine.tasks
@@ -216,6 +254,14 @@ class DecodeWorkerHalf(WorkerHalf):
                 job.call_off()
             for job in jobs:
                 self._parts.runtime.wait(job.left, self._parts.settings.transfer_s)
+
+    def _leave(self, tasks: list[DecodeTask]) -> None:
+        """vLLM has taken all blocks back, those too that are being copied out."""
+        self._parts.loop.call_soon_threadsafe(self._engine.other_weights, tasks)
+        self.preempted(list(self._saves))
+
+    def _changed(self, version: str) -> None:
+        self._parts.loop.call_soon_threadsafe(self._engine.tell_version, self._tasks.all(), version)
 
     def _is_left(self, req_id: str) -> bool | None:
         jobs = self._saves.get(req_id)

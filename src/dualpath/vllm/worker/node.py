@@ -12,6 +12,7 @@ import socket
 from dataclasses import dataclass
 
 from dualpath.core.errors import ConfigError, DualPathError, EngineLostError
+from dualpath.core.handshake import door_key
 from dualpath.core.ids import EngineId, NodeId, peer_id
 from dualpath.core.keys import Namespace
 from dualpath.core.plan import Role
@@ -30,6 +31,7 @@ from dualpath.vllm.worker.kv_region import VllmKv
 from dualpath.vllm.worker.parts import NodeParts, WholeBlocks
 from dualpath.vllm.worker.staged_decode import StagedDecode
 from dualpath.vllm.worker.staged_prefill import StagedPrefill
+from dualpath.vllm.worker.weights import NodeWeights
 
 _log = logging.getLogger(__name__)
 _START_S = 60.0
@@ -55,6 +57,7 @@ class Node:
         kv: VllmKv,
         model: ModelFacts,
         secret: bytes,
+        weights: NodeWeights,
         runtime: Runtime | None = None,
     ) -> None:
         """Allocates and registers all memory. Raises ConfigError or TransferError."""
@@ -78,6 +81,8 @@ class Node:
             runtime,
             self._loop,
             runtime.worker(f"{settings.engine_id}-kernels"),
+            weights,
+            door_key(secret),
         )
         self._process = _Process(self, runtime)
         self._server = NodeServer(self._process, secret)
@@ -121,6 +126,7 @@ class Node:
             _log.error("the control line's thread has ended", exc_info=error)
 
     def report(self) -> wire.NodeReport:
+        """Of the weights of the start, whatever the model has got since: ``weights`` says that."""
         return wire.NodeReport(
             self._namespace,
             self._model.name,

@@ -21,6 +21,7 @@ from dualpath.traffic.staging import DEVICE
 from dualpath.vllm.messages import Load
 from dualpath.vllm.settings import ConnectorSettings
 from dualpath.vllm.worker.kv_region import VllmKv
+from dualpath.vllm.worker.weights import NodeWeights
 
 T = TypeVar("T")
 
@@ -48,6 +49,8 @@ class NodeParts:
     runtime: Runtime
     loop: asyncio.AbstractEventLoop  # the control line's
     after_kernels: Worker  # waits for what a GPU computes; on a CPU it has nothing to do
+    weights: NodeWeights
+    door_key: str = ""  # to the door in the API server
 
     def spawn(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
         """Run it on the node's loop, from another thread."""

@@ -52,7 +52,9 @@ class SaveJob:
                 self.left.set_result(None)
 
 
-async def write_out(parts: NodeParts, job: SaveJob, key: BlockKey, parent: BlockKey) -> None:
+async def write_out(
+    parts: NodeParts, job: SaveJob, key: BlockKey, parent: BlockKey, namespace_digest: bytes = b""
+) -> None:
     """Returns when the block is durable. Raises DualPathError where it is not. On the node's loop."""
     traffic, integrity = parts.traffic, parts.integrity
     slots: list[int] = []
@@ -62,13 +64,14 @@ async def write_out(parts: NodeParts, job: SaveJob, key: BlockKey, parent: Block
             job.begin()
             units = parts.kv.units_all_layers(np.array([job.save.block_id], dtype=np.int32))
             if integrity is not None:
-                name = BlockName(key, parent, parts.kv.geometry.block_tokens)
+                name = BlockName(key, parent, parts.kv.geometry.block_tokens, namespace_digest)
                 integrity.slot_header(slots[0])[:] = await integrity.device_header(name, units)
             await traffic.copy(DEVICE, units, STAGING, traffic.staging_units_all_layers(slots[0]))
         finally:
             job.end()
         has_header = integrity is not None
-        (write,) = traffic.write_blocks([(key, parent, slots[0])], have_headers=has_header)
+        blocks = [(key, parent, slots[0])]
+        (write,) = traffic.write_blocks(blocks, have_headers=has_header, namespace_digest=namespace_digest)
         await write
     finally:
         if slots:

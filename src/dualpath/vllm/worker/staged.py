@@ -8,6 +8,7 @@ from typing import Generic
 from dualpath.core.ids import BlockKey, PeerId, RequestId
 from dualpath.core.plan import Role
 from dualpath.core.stats import EngineStats
+from dualpath.core.weights import Weights
 from dualpath.engine.staged import StagedReads
 from dualpath.engine.stats import engine_stats
 from dualpath.protocol.api import EngineInfo, ReadOutcome
@@ -22,7 +23,7 @@ class StagedNode(Generic[Task]):
 
     def __init__(self, parts: NodeParts, max_context_tokens: int) -> None:
         self.parts = parts
-        self.tasks: Tasks[Task] = Tasks()
+        self.tasks: Tasks[Task] = Tasks(parts.namespace.digest)
         self.num_steps = 0  # of vLLM with work of ours, counted by its thread
         self._max_context_tokens = max_context_tokens
         self._staged = StagedReads(
@@ -43,6 +44,7 @@ class StagedNode(Generic[Task]):
             device_tokens,
             traffic.metadata(),
             self.parts.integrity is not None,
+            changes_in_place=True,
         )
 
     def check_idle(self) -> None:
@@ -61,6 +63,15 @@ class StagedNode(Generic[Task]):
         self, request_id: RequestId, blocks: Sequence[tuple[int, BlockKey]], namespace_digest: bytes = b""
     ) -> ReadOutcome:
         return await self._staged.read(request_id, blocks, namespace_digest)
+
+    async def weights(self) -> tuple[Weights, str]:
+        return self.parts.weights.current, self.parts.weights.fingerprint
+
+    async def name_weights(self, weights: Weights) -> str:
+        return await self.parts.runtime.to_thread(self.parts.weights.name, weights)
+
+    async def door_key(self) -> str:
+        return self.parts.door_key
 
     async def stats(self) -> EngineStats:
         """How much of its KV is in use, only vLLM knows: its own metrics say that."""

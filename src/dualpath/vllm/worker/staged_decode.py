@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import ExitStack
 from typing import Any
 
+from dualpath.core.errors import OtherWeightsError
 from dualpath.core.ids import BlockKey, RequestId
 from dualpath.core.keys import child_key, root_key
 from dualpath.core.plan import Role
@@ -44,13 +45,15 @@ class StagedDecode(StagedNode[DecodeTask]):
         request_id = order.request.request_id
         self._stop_expecting(request_id)
         task = self._accept(order)
-        self.tasks.add(task)
+        self.tasks.add(task, order.namespace_digest)
         try:
             writing = self._write_prompt(task)
             yield DecodeStep(writing=writing, parents=tuple(task.chain[-1 - len(writing) : -1]))
             while not task.is_over:
                 step = await task.steps.get()
                 try:
+                    if isinstance(step, OtherWeightsError):
+                        raise step
                     if step is not None:
                         yield step
                 finally:
@@ -88,25 +91,37 @@ class StagedDecode(StagedNode[DecodeTask]):
 
     def save(self, task: DecodeTask, job: SaveJob) -> None:
         """A block has filled, the next one of the request's chain."""
-        if task.is_closed or job.save.block != len(task.chain) - 1:
+        if task.is_closed or task.is_stale or job.save.block != len(task.chain) - 1:
             job.end()
             return
         parent = task.chain[job.save.block]
         key = child_key(parent, job.save.tokens)
         task.chain.append(key)
         task.post(DecodeStep(writing=(key,), parents=(parent,)))
-        self._begin_write(task, key, write_out(self.parts, job, key, parent))
+        self._begin_write(task, key, write_out(self.parts, job, key, parent, task.order.namespace_digest))
+
+    def other_weights(self, tasks: Sequence[DecodeTask]) -> None:
+        """Requests whose tokens we know are placed again, with those that they have. Nobody else could go on with an
+        answer of vLLM's own: it goes on itself, and computes its KV again."""
+        for task in tasks:
+            if not (task.is_stopped or task.order.request.is_opaque):
+                task.post(OtherWeightsError(f"{self.parts.traffic.engine_id} has other weights"))
+
+    def tell_version(self, tasks: Sequence[DecodeTask], version: str) -> None:
+        for task in tasks:
+            task.post(DecodeStep(weight_version=version))
 
     # -- writes -------------------------------------------------------------------------------------------------------
 
     def _accept(self, order: DecodeOrder) -> DecodeTask:
         request, integrity = order.request, self.parts.integrity
+        root = order.root or root_key(self.parts.namespace, request.cache_salt)
         return DecodeTask(
             request_id=request.request_id,
             order=order,
             slots=dict(self._staged.slots(request.request_id)),
-            names=[] if integrity is None else integrity.names(request, order.keys),
-            chain=[root_key(self.parts.namespace, request.cache_salt), *order.keys],
+            names=[] if integrity is None else integrity.names(request, order.keys, root, order.namespace_digest),
+            chain=[root, *order.keys],
         )
 
     def _write_prompt(self, task: DecodeTask) -> tuple[BlockKey, ...]:
@@ -115,7 +130,9 @@ class StagedDecode(StagedNode[DecodeTask]):
         first = order.num_hit_tokens // self.parts.kv.geometry.block_tokens
         writes = [(order.keys[b], task.chain[b], task.slots[b]) for b in range(first, len(order.keys))]
         has_headers = self.parts.integrity is not None
-        transfers = self.parts.traffic.write_blocks(writes, have_headers=has_headers) if writes else []
+        transfers = self.parts.traffic.write_blocks(
+            writes, have_headers=has_headers, namespace_digest=order.namespace_digest
+        )
         for (key, *_), transfer in zip(writes, transfers, strict=True):
             self._begin_write(task, key, _end_of(transfer))
         return order.keys[first:]

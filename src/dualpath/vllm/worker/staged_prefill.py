@@ -28,7 +28,7 @@ class StagedPrefill(StagedNode[PrefillTask]):
 
     async def hand_over(self, order: PrefillOrder) -> AsyncIterator[bool]:
         task = self._accept(order)
-        self.tasks.add(task)
+        self.tasks.add(task, order.namespace_digest)
         with self.parts.traffic.expecting_peers():  # that push and pull: compute waits for every layer
             yield True
             done = asyncio.wrap_future(task.done)
@@ -44,7 +44,7 @@ class StagedPrefill(StagedNode[PrefillTask]):
             request_id=request.request_id,
             order=order,
             slots={block: slots[block] for block in order.prefill_blocks},
-            names=[] if integrity is None else integrity.names(request, order.keys),
+            names=[] if integrity is None else integrity.names(request, order.keys, order.root, order.namespace_digest),
             digests=np.zeros((geometry.num_layers, len(order.decode_slots)), dtype=np.uint64),
         )
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from dualpath.core.errors import DualPathError, EngineLostError
+from dualpath.core.errors import DualPathError, EngineLostError, OtherWeightsError
 from dualpath.core.ids import BlockKey, RequestId
 from dualpath.protocol.api import DecodeOrder, DecodeStep, PrefillOrder
 from dualpath.store.header import BlockName, Digests
@@ -38,6 +38,7 @@ class MovingTask:
     transfers: list[Transfer[int]] = field(default_factory=list)
     num_pins: int = 0
     is_closed: bool = False
+    is_stale: bool = False  # the model has got other weights since: nothing of it goes into vLLM's KV, or is stored
     unpinned: Future[None] = field(default_factory=_future)  # closed, and the last pin is gone
 
     @property
@@ -76,7 +77,8 @@ class DecodeTask(MovingTask):
 
     order: DecodeOrder
     chain: list[BlockKey]  # its blocks' keys, the root first
-    steps: asyncio.Queue[DecodeStep | None] = field(default_factory=asyncio.Queue)  # None: look whether it is over
+    # None: look whether it is over
+    steps: asyncio.Queue[DecodeStep | OtherWeightsError | None] = field(default_factory=asyncio.Queue)
     num_writes: int = 0  # that have not ended
     is_stopped: bool = False
     is_heard: bool = True  # somebody takes the steps
@@ -85,7 +87,7 @@ class DecodeTask(MovingTask):
     def is_over(self) -> bool:
         return self.is_stopped and not self.num_writes and self.steps.empty()
 
-    def post(self, step: DecodeStep | None) -> None:
+    def post(self, step: DecodeStep | OtherWeightsError | None) -> None:
         if self.is_heard:
             self.steps.put_nowait(step)
 
@@ -100,28 +102,37 @@ Task = TypeVar("Task", bound=MovingTask)
 
 
 class Tasks(Generic[Task]):
-    def __init__(self) -> None:
+    def __init__(self, namespace_digest: bytes = b"") -> None:
+        """``namespace_digest``: of the weights that the model has."""
         self._lock = threading.Lock()
+        self._start = self._digest = namespace_digest
         self._tasks: dict[RequestId, Task] = {}
 
     def __len__(self) -> int:
         return len(self._tasks)
 
-    def add(self, task: Task) -> None:
-        """Raises EngineLostError where a task of this id has not been released."""
+    def add(self, task: Task, namespace_digest: bytes = b"") -> None:
+        """``namespace_digest``: of the weights that it is for; none: those of the start. Raises OtherWeightsError where
+        the model has others, and EngineLostError where a task of this id has not been released."""
         with self._lock:
+            if (namespace_digest or self._start) != self._digest:
+                raise OtherWeightsError(f"request {task.request_id} is for other weights than the model has")
             if task.request_id in self._tasks:
                 raise EngineLostError(f"request {task.request_id} is here already")
             self._tasks[task.request_id] = task
+
+    def all(self) -> list[Task]:
+        with self._lock:
+            return list(self._tasks.values())
 
     def get(self, request_id: RequestId) -> Task | None:
         return self._tasks.get(request_id)
 
     def pin(self, request_id: RequestId) -> Task | None:
-        """The task, kept from being released until ``unpin``. None: it is not there, or closed."""
+        """The task, kept from being released until ``unpin``. None: it is not there, or closed, or stale."""
         with self._lock:
             task = self._tasks.get(request_id)
-            if task is None or task.is_closed:
+            if task is None or task.is_closed or task.is_stale:
                 return None
             task.num_pins += 1
             return task
@@ -146,6 +157,14 @@ class Tasks(Generic[Task]):
         finally:
             if task is not None:
                 self.unpin(task)
+
+    def use_weights(self, namespace_digest: bytes) -> list[Task]:
+        """From now on the model has these. Returns the tasks that are there, which are stale."""
+        with self._lock:
+            self._digest = namespace_digest
+            for task in self._tasks.values():
+                task.is_stale = True
+            return list(self._tasks.values())
 
     def close(self, request_id: RequestId) -> Task | None:
         """No new pins. The task, if it is there."""

@@ -1,0 +1,286 @@
+"""Weights that change under vLLM: what a node makes of it, the door in the API server, and who is told what."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tests.scheduler.fixtures import NAMESPACE, make_request
+from tests.vllm.nodes import BLOCK, Nodes, model_dir, nodes, save
+from tests.vllm.pair import pair, until
+from tests.vllm.test_nodes import NEW_IDS, ONE, PROMPT, TWO, ended, handed_over, handing_over
+
+from dualpath.core.errors import ConfigError, OtherWeightsError, WeightsError
+from dualpath.core.keys import root_key
+from dualpath.core.pause import PauseMode
+from dualpath.core.request import TokenEvent
+from dualpath.core.weights import Weights
+from dualpath.protocol.api import DecodeOrder, DecodeStep
+from dualpath.store.open import open_store
+from dualpath.vllm.messages import Load, Push, StepWork
+from dualpath.vllm.worker.weights import NodeWeights
+
+
+def _weights(folder: Path, number: int) -> Weights:
+    return Weights(number, str(number), str(model_dir(folder / f"w{number}", number)))
+
+
+def _node_weights(folder: Path) -> NodeWeights:
+    start = model_dir(folder / "start", 0)
+    return NodeWeights(start, NAMESPACE, "the start")
+
+
+# -- which weights a model has ----------------------------------------------------------------------------------------
+
+
+def test_weights_are_named_first_and_then_taken(tmp_path: Path) -> None:
+    node, new, loaded = _node_weights(tmp_path), _weights(tmp_path, 1), list[str]()
+    with pytest.raises(ConfigError, match="have not been loaded here"):
+        node.change(new, loaded.append)
+    fingerprint = node.name(new)
+    assert (node.current, node.fingerprint) == (Weights(), NAMESPACE.model_fingerprint)
+    node.change(new, loaded.append)
+    node.change(new, loaded.append)
+    assert (node.current, node.fingerprint, loaded) == (new, fingerprint, [new.directory])
+    assert node.namespace(new) == replace(NAMESPACE, model_fingerprint=fingerprint)
+    assert node.name(Weights()) == NAMESPACE.model_fingerprint
+    node.change(Weights(), loaded.append)
+    assert loaded == [new.directory, str(tmp_path / "start")]
+
+
+def test_the_same_weights_by_another_name_are_not_loaded_again(tmp_path: Path) -> None:
+    node = _node_weights(tmp_path)
+    same = Weights(1, "1", str(shutil.copytree(tmp_path / "start", tmp_path / "same")))
+    node.name(same)
+    assert not node.changes_kv(same)
+    node.change(same, pytest.fail)
+    assert (node.current, node.fingerprint) == (same, NAMESPACE.model_fingerprint)
+
+
+def test_files_that_change_while_they_are_loaded_are_not_used(tmp_path: Path) -> None:
+    node, new, loaded = _node_weights(tmp_path), _weights(tmp_path, 1), list[str]()
+    node.name(new)
+
+    def reload(directory: str) -> None:
+        loaded.append(directory)
+        if directory == new.directory:
+            model_dir(Path(directory), 2)
+
+    with pytest.raises(ConfigError, match="somebody writes there"):
+        node.change(new, reload)
+    assert loaded == [new.directory, str(tmp_path / "start")]
+    assert node.current == Weights()
+
+
+@pytest.mark.parametrize("breaks_off", [True, False])
+def test_a_model_with_unknown_weights_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, breaks_off: bool) -> None:
+    """In part the new ones, or those of a start that somebody has written over."""
+    node, new = _node_weights(tmp_path), _weights(tmp_path, 1)
+    node.name(new)
+
+    def end(code: int) -> None:
+        raise SystemExit(code)
+
+    def reload(directory: str) -> None:
+        if breaks_off:
+            raise OSError("input/output error")
+        model_dir(Path(directory), 7)
+
+    monkeypatch.setattr("os._exit", end)
+    with pytest.raises(SystemExit, match="76"):
+        node.change(new, reload)
+
+
+def test_weights_that_came_behind_us_are_noticed(tmp_path: Path) -> None:
+    node, new = _node_weights(tmp_path), _weights(tmp_path, 1)
+    node.check("the start")
+    with pytest.raises(ConfigError, match="behind DualPath"):
+        node.check(new.directory)
+    node.name(new)
+    node.change(new, lambda _: None)
+    node.check(new.directory)
+    with pytest.raises(ConfigError, match="behind DualPath"):
+        node.check("the start")
+
+
+# -- what becomes of requests -----------------------------------------------------------------------------------------
+
+
+async def test_a_turn_of_each_weights_is_stored_under_their_name(tmp_path: Path) -> None:
+    async with nodes(tmp_path) as both:
+        start, new = both.namespace, _weights(tmp_path, 1)
+        await both.turn("one", PROMPT, seed=1)
+        await both.change(new)
+        assert both.namespace != start
+        made = await both.turn("two", PROMPT, seed=2)
+        await both.change(replace(new, number=2))
+        order = await both.read(both.request("three", PROMPT), 4, (0, 1, 2, 3))
+        slots = both.prefill.node.engine._staged.slots(order.request.request_id)
+        found = [bytes(both.prefill.traffic.slot_view(slots[block])[4096:]) for block in range(4)]
+        assert found == [made[:, block].contiguous().numpy().tobytes() for block in range(4)]
+        await both.release(order.request.request_id)
+        for namespace in (start, both.namespace):
+            store = open_store(both.prefill.node._settings.store_url, namespace, namespace.geometry)
+            assert len(list(store.list_blocks())) == 4
+            store.close()
+
+
+async def test_orders_for_other_weights_are_refused(tmp_path: Path) -> None:
+    async with nodes(tmp_path) as both:
+        former = await both.read(both.request("one", PROMPT), 0, ())
+        await both.change(_weights(tmp_path, 1))
+        with pytest.raises(OtherWeightsError):
+            await anext(both.prefill.line.hand_over(former))
+        order = DecodeOrder(former.request, 0, TokenEvent(1), former.keys, former.root, former.namespace_digest)
+        with pytest.raises(OtherWeightsError):
+            await anext(both.decode.line.persist(order))
+        with pytest.raises(OtherWeightsError):  # a scheduler that knows of no updates means the start's
+            await anext(both.decode.line.persist(replace(order, namespace_digest=b"")))
+        await both.release(ONE)
+
+
+async def test_a_prompt_on_its_way_comes_to_nothing(tmp_path: Path) -> None:
+    """vLLM, where it goes on, computes all of it, and hands nothing over."""
+    async with nodes(tmp_path) as both:
+        await both.turn("one", PROMPT, seed=1)
+        _, line = await handing_over(both, TWO, 4, (0, 1, 2, 3))
+        await both.change(_weights(tmp_path, 1))
+        with pytest.raises(OtherWeightsError):
+            await ended(line)
+        load, push = Load("two", TWO, 0, NEW_IDS[:4]), Push("two", TWO, 0, NEW_IDS, is_last=True)
+        before = both.prefill.content(NEW_IDS)
+        await both.step(both.prefill, StepWork(loads=[load], pushes=[push]))
+        assert both.prefill.half.load_errors == set(NEW_IDS[:4])
+        assert torch.equal(both.prefill.content(NEW_IDS), before)
+        await both.left(both.prefill, "two")
+        await both.release(TWO)
+
+
+async def _decoding(both: Nodes, *, is_opaque: bool) -> AsyncIterator[DecodeStep]:
+    """Of ``ONE``, which vLLM has not taken yet."""
+    order = await handed_over(both, ONE)
+    request = replace(order.request, is_opaque=is_opaque)
+    line: AsyncIterator[DecodeStep] = both.decode.line.persist(
+        DecodeOrder(request, 0, TokenEvent(1), order.keys, root_key(both.namespace), both.namespace.digest)
+    )
+    while len((await anext(line)).durable) == 0:
+        pass
+    return line
+
+
+async def test_a_request_whose_tokens_we_know_is_placed_again(tmp_path: Path) -> None:
+    async with nodes(tmp_path) as both:
+        line = await _decoding(both, is_opaque=False)
+        await both.change(_weights(tmp_path, 1))
+        with pytest.raises(OtherWeightsError):
+            async for _ in line:
+                pass
+        await both.left(both.prefill, "one")
+        await both.release(ONE)
+
+
+async def test_an_answer_of_vllms_own_goes_on_without_kv_of_former_weights(tmp_path: Path) -> None:
+    async with nodes(tmp_path) as both:
+        line = await _decoding(both, is_opaque=True)
+        start, steps = both.namespace, list[DecodeStep]()
+        await both.change(_weights(tmp_path, 1))
+        await both.step(both.decode, StepWork(loads=[Load("one", ONE, 0, NEW_IDS)]))
+        assert await both.taken() == ({"one"}, {"one"}), "its prompt was not taken: vLLM computes it"
+        tokens = [*PROMPT[4 * BLOCK :], *range(BLOCK - 20)]
+        await both.step(both.decode, StepWork(saves=[save("one", 4, NEW_IDS[4], tokens)]))
+        await both.left(both.decode, "one")
+        await both.decode.line.stop(ONE)
+        async for step in line:
+            steps.append(step)
+        assert "1" in [step.weight_version for step in steps]
+        await both.left(both.prefill, "one")
+        await both.release(ONE)
+        store = open_store(both.decode.node._settings.store_url, start, start.geometry)
+        assert len(list(store.list_blocks())) == 4, "the prompt's, which are right"
+        store.close()
+
+
+async def test_blocks_are_not_given_back_while_they_are_copied_out(tmp_path: Path) -> None:
+    async with nodes(tmp_path, num_write_slots=1, slot_s=60.0) as both:
+        line = await _decoding(both, is_opaque=True)
+        busy = await both.decode.traffic.write_slots.acquire(1)
+        await both.step(both.decode, StepWork(loads=[Load("one", ONE, 0, NEW_IDS)]))
+        await both.taken()
+        tokens = [*PROMPT[4 * BLOCK :], *range(BLOCK - 20)]
+        await both.step(both.decode, StepWork(saves=[save("one", 4, NEW_IDS[4], tokens)]))
+        await both.change(_weights(tmp_path, 1))
+        assert both.decode.half.finished({"one"}) == {"one"}, "vLLM may have it: what waits was called off"
+        both.decode.traffic.write_slots.release(busy)
+        await both.decode.line.stop(ONE)
+        num_lost = 0
+        async for step in line:
+            num_lost += len(step.not_persisted)
+        assert num_lost == 1
+        await both.left(both.prefill, "one")
+        await both.release(ONE)
+
+
+async def test_after_a_change_that_comes_to_nothing_orders_are_for_the_former(tmp_path: Path) -> None:
+    async with nodes(tmp_path) as both:
+        new = _weights(tmp_path, 1)
+
+        def written(directory: str) -> None:
+            if directory == new.directory:
+                model_dir(Path(directory), 2)
+
+        with pytest.raises(ConfigError, match="somebody writes there"):
+            await both.change(new, written)
+        await both.turn("one", PROMPT, seed=1)
+
+
+# -- scheduler, links and servers -------------------------------------------------------------------------------------
+
+
+async def test_both_servers_change_or_none() -> None:
+    async with pair() as it:
+        control = it.service.control
+        with pytest.raises(WeightsError, match="no such directory"):
+            await control.update_weights("/none")
+        await control.update_weights("/one", "first")
+        assert control.weight_version == "first"
+        it.decode_server.fail_with["/dualpath/weights"] = (409, {"error": {"message": "no room"}})
+        with pytest.raises(WeightsError, match=r"the weights 3 of /two are not used: vLLM at .*: no room"):
+            await control.update_weights("/two")
+        assert control.weight_version == "first"
+        assert it.prefill.worker.has.directory == it.decode.worker.has.directory == "/one"
+
+
+async def test_a_server_without_a_door_keeps_its_weights_and_says_what_it_lacks() -> None:
+    async with pair(have_doors=False) as it:
+        await until(it.service.ready)
+        with pytest.raises(WeightsError, match=r"it was started without --middleware dualpath\.vllm\.door\.Door"):
+            await it.service.control.update_weights("/one")
+        assert it.service.ready()
+
+
+async def test_a_pause_that_keeps_is_the_doors() -> None:
+    async with pair() as it:
+        running = asyncio.create_task(it.run(make_request("kept", max_tokens=40)))
+        await until(lambda: bool(it.decode.worker.running))
+        await it.service.control.pause(PauseMode.KEEP)
+        assert it.decode_server.at_door[-1] == it.prefill_server.at_door[-1] == "pause"
+        await asyncio.sleep(0.05)
+        assert not running.done()
+        await it.service.control.resume()
+        assert len(await running) == 40
+
+
+async def test_a_server_that_is_started_again_gets_the_weights_in_use() -> None:
+    async with pair() as it:
+        await it.service.control.update_weights("/one")
+        for node, line in ((it.prefill, it.lines[0]), (it.decode, it.lines[1])):
+            node.worker.has = Weights()
+            node.come_back()
+            line.come_back(engines=(node.info,))
+            async with asyncio.timeout(10):
+                await until(lambda node=node: node.worker.has.directory == "/one" and it.service.ready())  # type: ignore[misc]
