@@ -42,6 +42,7 @@ ALL_FLAGS = set().union(*COMMANDS.values())
 ALL_FLAGS |= {
     "--kv-transfer-config",
     "--max-model-len",
+    "--middleware",
     "--block-size",
     "--kv-cache-memory-bytes",
     "--no-async-scheduling",

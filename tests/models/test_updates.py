@@ -57,6 +57,15 @@ def _pickled(where: Path) -> None:
     (where / "model.safetensors").rename(where / "pytorch_model.bin")
 
 
+def _stale_index(where: Path) -> None:
+    """Whoever reads by it finds none of the weights that are there."""
+    (where / "model.safetensors.index.json").write_text('{"weight_map": {"a": "old.safetensors"}}')
+
+
+def _broken_index(where: Path) -> None:
+    (where / "model.safetensors.index.json").write_text("[]")
+
+
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
@@ -64,6 +73,8 @@ def _pickled(where: Path) -> None:
         (_without_config, "cannot read the model"),
         (_cut, "truncated"),
         (_pickled, r"no \*.safetensors weights"),
+        (_stale_index, r"No such file .*old\.safetensors"),
+        (_broken_index, "cannot read the model"),
     ],
 )
 def test_directories_that_are_no_whole_model(damage: Callable[[Path], None], reason: str, tmp_path: Path) -> None:

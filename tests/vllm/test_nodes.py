@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.vllm.nodes import BLOCK, LAYERS, Nodes, nodes, save
+from tests.vllm.nodes import BLOCK, LAYERS, Nodes, model_dir, nodes, save
 
 from dualpath.core.errors import EngineLostError
 from dualpath.core.ids import BlockKey, RequestId
 from dualpath.core.keys import child_key
 from dualpath.core.request import TokenEvent
+from dualpath.core.weights import Weights
 from dualpath.protocol.api import DecodeOrder, DecodeStep, PrefillOrder
 from dualpath.vllm.messages import Load, Push, StepFailures, StepWork
 from dualpath.vllm.worker.half import DecodeWorkerHalf, PrefillWorkerHalf
@@ -193,8 +194,12 @@ async def test_slots_of_a_prompt_that_vllm_holds_itself_are_free_while_it_decode
         await both.release(ONE)
 
 
-async def test_blocks_that_fill_while_decoding_are_stored_under_their_chain(tmp_path: Path) -> None:
+@pytest.mark.parametrize("has_changed", [False, True], ids=["start", "update"])
+async def test_blocks_that_fill_while_decoding_are_stored_under_their_chain(tmp_path: Path, has_changed: bool) -> None:
+    """And under their weights' name."""
     async with nodes(tmp_path) as both:
+        if has_changed:
+            await both.change(Weights(1, "1", str(model_dir(tmp_path / "new", 1))))
         order = await handed_over(both, ONE)
         request, rid = order.request, ONE
         writing = await both.persisting(request, 0)

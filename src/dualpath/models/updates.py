@@ -36,8 +36,8 @@ class StartWeights:
         try:
             new, own = (without_cosmetics(dict(read_config(where))) for where in (directory, self.directory))
             found, wanted = (_shapes(where, own) for where in (directory, self.directory))
-        except (OSError, ValueError) as error:
-            text = " ".join(str(error).split())
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            text = " ".join((str(error) or repr(error)).split())
             raise UnsupportedModelError(f"cannot read the model in {directory}: {text}") from None
         if differ := sorted(key for key in new.keys() | own.keys() if new.get(key) != own.get(key)):
             text = f"config.json differs in {', '.join(differ)}"
@@ -61,11 +61,15 @@ def read_json_config(directory: Path) -> Mapping[str, Any]:
 
 
 def _shapes(directory: Path, config: Mapping[str, Any]) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """By name. A head that is tied to the embeddings may be written, and is not read."""
-    found = {}
-    for path in sorted(directory.glob("*.safetensors")):
-        with path.open("rb") as file:
-            for name, entry in safetensors_header(file.fileno(), path.name)[1]:
+    """By name, of the files that are read: where an index is there, those that it names. A head that is tied to the
+    embeddings may be written, and is not read."""
+    index, found = directory / "model.safetensors.index.json", {}
+    names = [path.name for path in directory.glob("*.safetensors")]
+    if index.exists():
+        names = list(json.loads(index.read_bytes())["weight_map"].values())
+    for file_name in sorted(set(names)):
+        with (directory / file_name).open("rb") as file:
+            for name, entry in safetensors_header(file.fileno(), file_name)[1]:
                 found[name] = entry["dtype"], tuple(entry["shape"])
     if config.get("tie_word_embeddings"):
         found.pop("lm_head.weight", None)
