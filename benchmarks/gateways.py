@@ -1,8 +1,11 @@
 """What does a streamed token cost in a gateway, and a request at the desk, with every part a process of its own?
 
 Real links over loopback TCP, the real desk, services and coordinators; engines that compute nothing. Decode engines
-make a step of all their requests at a time, ``--tokens-per-s`` of them. Clients are loops in the gateway, so HTTP,
-tokenizers and JSON are not in these numbers. CPU seconds of each process, from the first to the last request.
+make a step of all their requests at a time, ``--tokens-per-s`` of them. Clients are processes that stream over HTTP
+from the gateway's own server, prompts as token ids, or with ``--api none`` loops in the gateway: then HTTP, JSON and
+text are not in these numbers. CPU seconds of each process, from the first to the last request.
+
+A token's cost is the slope between the shortest and the longest answers, and what that leaves is a request's.
 
     python benchmarks/gateways.py --gateways 1 2 --requests 256
 """
@@ -15,10 +18,11 @@ import itertools
 import json
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from scheduler_scale import BLOCK_TOKENS, GEOMETRY, NAMESPACE, IdleDecode, IdlePrefill
 
@@ -29,6 +33,10 @@ from dualpath.core.keys import chain_keys, root_key
 from dualpath.core.plan import Role
 from dualpath.core.request import FinishReason, Request, SamplingParams, TokenEvent
 from dualpath.core.runtime import SystemRuntime
+from dualpath.gateway.app import create_app
+from dualpath.gateway.http.server import run, serve
+from dualpath.gateway.text.tokenizer import Tokenizer
+from dualpath.models.init_tokenizer import byte_tokenizer
 from dualpath.protocol import wire
 from dualpath.protocol.api import NODE, PROTOCOLS, DecodeOrder, DecodeStep, EngineInfo, NodeCalls
 from dualpath.protocol.client import RemoteDecodeEngine, RemotePrefillEngine, stub
@@ -45,6 +53,14 @@ from dualpath.store.memory import MemoryStore
 SECRET = b"of a benchmark on loopback"
 ENGINES_PER_NODE = 8
 CONFIG = SchedulerConfig(alpha_tokens=1 << 22, beta_tokens=1 << 22, max_queued_requests=1 << 20, path_policy="split")
+
+
+class Load(NamedTuple):
+    api: str | None  # None: no HTTP
+    context: int
+    tokens: int  # of each answer
+    requests: int  # of each gateway
+    at_once: int
 
 
 class SteppingDecode(IdleDecode):
@@ -68,7 +84,7 @@ class SteppingDecode(IdleDecode):
         for number in range(num_left):
             await self._next.wait()
             reason = FinishReason.LENGTH if number == num_left - 1 else None
-            yield DecodeStep((TokenEvent(number, finish_reason=reason),))
+            yield DecodeStep((TokenEvent(97 + number % 26, finish_reason=reason),))  # a letter
 
 
 class IdleNode:
@@ -153,27 +169,82 @@ async def scheduler(ports: list[int], context: int) -> None:
     await _serve(DeskServer(desk, report, runtime, 10.0))
 
 
-async def gateway(
-    number: int, ports: list[int], desk: int, context: int, tokens: int, requests: int, at_once: int
-) -> None:
+async def gateway(number: int, ports: list[int], desk: int, load: Load) -> None:
     line = Line("127.0.0.1", desk, SECRET)
     config = ServeConfig(model=ModelConfig(dir=Path()), store=StoreConfig(url="memory://gateways"))
     cluster = GatewayCluster(f"gateway{number}", config, _channels(ports), line, lambda _: None, SystemRuntime())
     await cluster.start()
-    numbers = itertools.count()
-    texts = prompts(context, number, 16)
+    service, texts = cluster.service, prompts(load.context, number, 16)
+    if load.api is not None:
+        app = create_app(service, Tokenizer(byte_tokenizer(1 << 20), vocab_size=1 << 20))
+        await serve(app, "127.0.0.1", 0, handle_signals=False, on_listening=lambda _, port: _say_costs(port))
+        return
 
-    async def agent() -> None:
-        while (at := next(numbers)) < requests:
-            params = SamplingParams(max_tokens=tokens, seed=1)
-            async for _ in cluster.service.generate(Request(RequestId(f"r{at}"), texts[at % len(texts)], params)):
-                pass
+    async def turn(at: int) -> None:
+        params = SamplingParams(max_tokens=load.tokens, seed=1)
+        async for _ in service.generate(Request(RequestId(f"r{at}"), texts[at % len(texts)], params)):
+            pass
 
     _say(port=0)
     await asyncio.to_thread(sys.stdin.readline)
     began_s, at_s = time.process_time(), time.monotonic()
-    await asyncio.gather(*(agent() for _ in range(at_once)))
+    await _by_agents(load, turn)
     _say(cpu_s=time.process_time() - began_s, wall_s=time.monotonic() - at_s)
+
+
+def _say_costs(port: int) -> None:
+    _say(port=port)
+    threading.Thread(target=_answer, daemon=True).start()
+
+
+def _answer() -> None:
+    while line := sys.stdin.readline():
+        _say(cpu_s=time.process_time(), line=line.strip())
+
+
+async def _by_agents(load: Load, turn: Callable[[int], Coroutine[Any, Any, None]]) -> None:
+    numbers = itertools.count()
+
+    async def agent() -> None:
+        while (at := next(numbers)) < load.requests:
+            await turn(at)
+
+    await asyncio.gather(*(agent() for _ in range(load.at_once)))
+
+
+async def client(number: int, port: int, load: Load) -> None:
+    """Streams from a gateway. A letter is a token, so that what is answered can be counted."""
+    bodies = [_http(load, prompt) for prompt in prompts(load.context, number, 16)]
+    free: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+    num_chunks = 0
+
+    async def turn(at: int) -> None:
+        nonlocal num_chunks
+        reader, writer = free.pop() if free else await asyncio.open_connection("127.0.0.1", port, limit=1 << 24)
+        writer.write(bodies[at % len(bodies)])
+        events = (await reader.readuntil(b"data: [DONE]\n\n")).split(b"data: ")[1:-1]
+        await reader.readuntil(b"0\r\n\r\n")
+        num_chunks += len(events)
+        choices = [json.loads(event[: event.index(b"\n")])["choices"][0] for event in events]
+        text = "".join(choice["text"] if "text" in choice else choice["delta"].get("content", "") for choice in choices)
+        if len(text) != load.tokens:
+            raise AssertionError(f"{len(text)} tokens instead of {load.tokens}: {text!r}")
+        free.append((reader, writer))
+
+    _say(port=0)
+    await asyncio.to_thread(sys.stdin.readline)
+    at_s = time.monotonic()
+    await _by_agents(load, turn)
+    _say(wall_s=time.monotonic() - at_s, chunks=num_chunks)
+
+
+def _http(load: Load, prompt: tuple[int, ...]) -> bytes:
+    content: dict[str, object] = {"prompt": prompt}
+    if load.api == "chat":
+        content = {"messages": [{"role": "user", "content": "x" * load.context}]}
+    body = json.dumps({**content, "model": "idle", "max_tokens": load.tokens, "stream": True, "seed": 1}).encode()
+    path = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}[load.api or ""]
+    return b"POST %s HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%s" % (path.encode(), len(body), body)
 
 
 class Child:
@@ -201,41 +272,68 @@ class Child:
         self._process.wait()
 
 
-def measure(num_gateways: int, context: int, tokens: int, requests: int, at_once: int, step_s: float) -> str:
+def measure(num_gateways: int, load: Load, step_s: float) -> Costs:
     children: list[Child] = []
+
+    def start(*arguments: object) -> Child:
+        children.append(Child(*arguments))
+        return children[-1]
+
     try:
-        for role in Role:
-            children.append(Child("node", role.value, step_s))
-        ports = [child.port for child in children]
-        children.append(Child("scheduler", ports, context))
-        shared = list(children)
-        gateways = [
-            Child("gateway", number, ports, shared[-1].port, context, tokens, requests, at_once)
-            for number in range(num_gateways)
-        ]
-        children += gateways
-        before_s = [child.cpu_s() for child in shared]
-        for child in gateways:
+        nodes = [start("node", role.value, step_s) for role in Role]
+        ports = [child.port for child in nodes]
+        desk = start("scheduler", ports, load.context)
+        gateways = [start("gateway", number, ports, desk.port, load._asdict()) for number in range(num_gateways)]
+        clients, counted = gateways, [*nodes, desk]
+        if load.api is not None:
+            clients = [start("client", number, child.port, load._asdict()) for number, child in enumerate(gateways)]
+            counted += gateways
+        before_s = [child.cpu_s() for child in counted]
+        for child in clients:
             child.tell()
-        ends = [child.hear() for child in gateways]
-        shared_s = [child.cpu_s() - was_s for child, was_s in zip(shared, before_s, strict=True)]
+        ends = [child.hear() for child in clients]
+        costs_s = [child.cpu_s() - was_s for child, was_s in zip(counted, before_s, strict=True)]
     finally:
         for child in children:
             child.end()
-    num_requests, gateway_s = num_gateways * requests, sum(end["cpu_s"] for end in ends)
-    num_tokens, total_s = num_requests * tokens, gateway_s + sum(shared_s)
-    return (
-        f"{num_gateways:8} {tokens:7} {num_requests / max(end['wall_s'] for end in ends):11.0f}"
-        f" {1e6 * gateway_s / num_tokens:13.1f} {1e6 * shared_s[1] / num_tokens:12.1f}"
-        f" {1e3 * shared_s[2] / num_requests:12.2f} {100 * shared_s[2] / total_s:11.1f}"
-    )
+    gateway_s = sum(costs_s[3:]) if load.api is not None else sum(end["cpu_s"] for end in ends)
+    wall_s = max(end["wall_s"] for end in ends)
+    num_requests = num_gateways * load.requests
+    return Costs(num_requests, load.tokens, gateway_s, costs_s[1], costs_s[2], sum(costs_s[:3]) + gateway_s, wall_s)
+
+
+class Costs(NamedTuple):
+    """CPU seconds."""
+
+    num_requests: int
+    tokens: int
+    gateway_s: float
+    decode_s: float
+    desk_s: float
+    total_s: float  # without clients
+    wall_s: float
+
+    def row(self) -> str:
+        num_tokens = self.num_requests * self.tokens
+        return (
+            f"{self.tokens:7} {self.num_requests / self.wall_s:11.1f} {1e6 * self.gateway_s / num_tokens:15.1f}"
+            f" {1e6 * self.decode_s / num_tokens:14.1f} {1e3 * self.desk_s / self.num_requests:12.2f}"
+            f" {100 * self.desk_s / self.total_s:12.1f}"
+        )
+
+
+def slope(few: Costs, many: Costs) -> str:
+    token_s = (many.gateway_s - few.gateway_s) / many.num_requests / (many.tokens - few.tokens)
+    request_s = few.gateway_s / few.num_requests - token_s * few.tokens
+    return f"{1e6 * token_s:.1f} us a token, {1e3 * request_s:.2f} ms a request"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gateways", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--api", choices=["completions", "chat", "none"], default="completions")
     parser.add_argument("--context", type=int, default=32768)
-    parser.add_argument("--tokens", type=int, nargs="+", default=[2, 176], help="of each answer")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[16, 176], help="of each answer")
     parser.add_argument("--requests", type=int, default=512, help="of each gateway")
     parser.add_argument("--at-once", type=int, default=256, help="in each gateway")
     parser.add_argument("--tokens-per-s", type=float, default=20.0)
@@ -247,13 +345,20 @@ def main() -> None:
             "node": node,
             "scheduler": scheduler,
             "gateway": gateway,
+            "client": client,
         }
-        asyncio.run(children[kind](*rest))
+        run(children[kind](*(Load(**part) if isinstance(part, dict) else part for part in rest)))
         return
     print("gateways  tokens  requests/s  gateway us/tok  decode us/tok  desk ms/req  desk CPU, %")
-    for tokens, num_gateways in itertools.product(args.tokens, args.gateways):
-        row = measure(num_gateways, args.context, tokens, args.requests, args.at_once, 1 / args.tokens_per_s)
-        print(row, flush=True)
+    api = None if args.api == "none" else args.api
+    for num_gateways in args.gateways:
+        rows = []
+        for tokens in sorted(args.tokens):
+            load = Load(api, args.context, tokens, args.requests, args.at_once)
+            rows.append(measure(num_gateways, load, 1 / args.tokens_per_s))
+            print(f"{num_gateways:8} {rows[-1].row()}", flush=True)
+        if len(rows) > 1:
+            print(f"{num_gateways:8} the gateway: {slope(rows[0], rows[-1])}", flush=True)
 
 
 if __name__ == "__main__":

@@ -102,6 +102,13 @@ def test_a_tag_within_a_line_is_text() -> None:
     assert read(parser("hermes", "qwen3"), [text]) == Answer(text, "", [], 0)
 
 
+@pytest.mark.parametrize(("before", "is_tag"), [("a\n", True), ("a\n ", True), ("a\nb", False), ("a\n b", False)])
+def test_tokens_that_pass_by_the_grammar_are_part_of_their_line(before: str, is_tag: bool) -> None:
+    without_tools = AnswerFormat("hermes", "qwen3").reading("").parser()  # with them a line's break is held back
+    answer = read(without_tools, list(f"{before}<think>x</think>y"))
+    assert answer == (Answer(f"{before}y", "x", [], 0) if is_tag else Answer(f"{before}<think>x</think>y", "", [], 0))
+
+
 def test_blank_text_around_calls_is_layout() -> None:
     for text in (f"\n\n{CALL}\n \n", f"<think>x</think>\n\n{CALL}\n\n{CALL}\n"):
         assert read(parser("hermes", "qwen3"), list(text)).content == ""

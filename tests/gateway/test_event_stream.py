@@ -19,6 +19,7 @@ from tests.gateway.test_server import until
 from dualpath.core.errors import DualPathError
 from dualpath.gateway.errors import ApiError
 from dualpath.gateway.http.event_stream import EventStream
+from dualpath.gateway.http.protocol import WRITE_NOW
 from dualpath.gateway.passthrough.dialects import DIALECTS, Dialect
 from dualpath.gateway.responses.writer import ResponseWriter
 from dualpath.gateway.sse import with_data
@@ -110,6 +111,34 @@ async def test_a_client_that_leaves_while_it_waits_ends_its_request(backend: Fak
     assert backend.outcomes() == ["cancelled"]
 
 
+async def test_an_event_that_needs_no_wait_never_comes_before_the_beginning() -> None:
+    """A ping is the first thing to be written, to a client that does not take it at once."""
+    sent: list[bytes] = []
+    taken = asyncio.Event()
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            await taken.wait()
+            sent.append(message["body"])
+
+    def write_now(part: bytes) -> bool:
+        sent.append(part)
+        return True
+
+    events = EventStream({"state": {WRITE_NOW: write_now}}, send, {}, lambda: b"begin ", b"ping ")
+    async with events.pinging(0.001):
+        await asyncio.sleep(0.05)
+        assert events.started
+        if not events.send_now(b"event "):
+            sending = asyncio.create_task(events.send(b"event "))
+        taken.set()
+        await sending
+        assert events.send_now(b"now ")
+    text = b"".join(sent)
+    assert text.startswith(b"begin ping ")
+    assert text.index(b"event ") < text.index(b"now ")
+
+
 @pytest.mark.parametrize("begin", [b"", b"begin "])
 async def test_pings_never_cut_into_an_event_and_begin_comes_first(begin: bytes) -> None:
     """A slow client: writing takes longer than the time between pings."""
@@ -119,7 +148,7 @@ async def test_pings_never_cut_into_an_event_and_begin_comes_first(begin: bytes)
         await asyncio.sleep(0.02)
         sent.append(message)
 
-    events = EventStream(send, {}, lambda: begin, b"ping ")
+    events = EventStream({}, send, {}, lambda: begin, b"ping ")
     async with events.pinging(0.005):
         for _ in range(5):
             await asyncio.sleep(0.01)

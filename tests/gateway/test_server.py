@@ -71,6 +71,22 @@ async def test_a_slow_reader_holds_back_its_own_answer_only(backend: FakeBackend
         await until(lambda: slow.outcome == "cancelled")
 
 
+async def test_a_stream_for_a_client_that_knows_no_chunks(backend: FakeBackend, serving: Serving) -> None:
+    async with serving(backend) as url:
+        host, port = url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        body = b'{"prompt":"x","stream":true}'
+        writer.write(b"POST /v1/completions HTTP/1.0\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        async with asyncio.timeout(30):
+            head, _, events = (await reader.read()).partition(b"\r\n\r\n")
+        writer.close()
+    assert b"chunked" not in head.lower()
+    lines = events.decode().split("\n\n")
+    assert len(lines) > 3
+    assert lines[-2:] == ["data: [DONE]", ""]
+    assert all(line.startswith("data: {") for line in lines[:-2])
+
+
 async def _ask_and_never_read(url: str, body: bytes) -> asyncio.StreamWriter:
     host, port = url.removeprefix("http://").split(":")
     sock = socket.socket()

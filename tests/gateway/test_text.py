@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from functools import cache
 
 import pytest
 from hypothesis import given
@@ -12,9 +13,10 @@ from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from dualpath.gateway.text.detokenize import IncrementalDetokenizer
+from dualpath.gateway.text.detokenize import ByteLevelDecode, IncrementalDetokenizer
 from dualpath.gateway.text.stops import StopMatcher
 from dualpath.gateway.text.tokenizer import Tokenizer
+from dualpath.models.init_tokenizer import byte_symbols
 
 TEXT = "naïve 😀👩‍👩‍👧 日本語 end"
 
@@ -48,6 +50,33 @@ def test_any_text_survives_any_prompt(prompt: str, text: str) -> None:
 
 def _bytes_decoder(ids: Sequence[int]) -> str:
     return bytes(ids).decode("utf-8", "replace")
+
+
+@given(st.data())
+def test_tokens_of_a_byte_level_tokenizer_that_are_not_looked_at_together(data: st.DataObject) -> None:
+    """Whole characters, parts of some, garbage and special tokens in any order."""
+    tokenizer = _byte_level()
+    pieces = [[0xFF], [0xC3], [0x61], [300], [301], [258], list("é".encode()), list("😀".encode())]
+    ids = [i for piece in data.draw(st.lists(st.sampled_from(pieces))) for i in piece]
+    skips = data.draw(st.booleans())
+    shown = "".join(stream(IncrementalDetokenizer(tokenizer.decoder(skips), [0xF0]), [0x61, *ids]))
+    # What the prompt's last byte may have begun ends with the first token.
+    assert shown.removeprefix("\ufffd") == tokenizer.decode([0x61, *ids], skip_special_tokens=skips)
+
+
+@cache
+def _byte_level() -> Tokenizer:
+    """Bytes, two words, one of which ends in a part of a character, and a special token."""
+    vocab = {symbol: byte for byte, symbol in enumerate(byte_symbols())}
+    made = RustTokenizer(models.BPE(vocab={**vocab, "Ġword": 300, "xÃ": 301}, merges=[]))
+    made.decoder = decoders.ByteLevel()
+    made.add_special_tokens(["<|im_start|>"])
+    return Tokenizer(PreTrainedTokenizerFast(tokenizer_object=made))
+
+
+def test_only_a_byte_level_decoder_has_tokens_that_are_the_same_everywhere(tokenizer: Tokenizer) -> None:
+    assert isinstance(tokenizer.decoder(True), ByteLevelDecode)
+    assert not isinstance(byte_fallback().decoder(True), ByteLevelDecode)
 
 
 def test_garbage_neither_blocks_nor_spoils_what_follows(tokenizer: Tokenizer) -> None:

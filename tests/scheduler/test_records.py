@@ -58,6 +58,9 @@ def test_a_running_requests_record_is_as_of_now_and_the_same_object_at_its_end()
             await asyncio.sleep(0.1)
             record = c.record(request)
             assert record.outcome == "running"
+            assert 1 < record.num_generated_tokens < 50
+            assert record.tpot_s is not None
+            assert [(span.start, span.end) for span in record.weight_versions] == [(0, record.num_generated_tokens)]
             assert sum(record.phases_s.values()) > 0.0
             await task
             assert c.record(request) is record

@@ -18,6 +18,8 @@ class Phase(str, Enum):
     CANCELLED = "cancelled"
     FAILED = "failed"
 
+    __hash__ = str.__hash__  # Enum's own is a function in Python: three times for each token
+
 
 TERMINAL = frozenset({Phase.FINISHED, Phase.CANCELLED, Phase.FAILED})
 

@@ -53,7 +53,7 @@ class GenerationResponse(Response):
         self._whole_started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        events = EventStream(send, self._answer_headers(), self._begin, self._writer.ping)
+        events = EventStream(scope, send, self._answer_headers(), self._begin, self._writer.ping)
         answer = self._streamed(events, scope, receive, send) if self._stream else self._whole(scope, receive, send)
         try:
             await _until_disconnected(receive, answer)
@@ -76,10 +76,16 @@ class GenerationResponse(Response):
 
     async def _streamed(self, events: EventStream, scope: Scope, receive: Receive, send: Send) -> None:
         """A request that fails before anything was sent gets a status of its own."""
+        writer = self._writer
         try:
-            async with events.pinging(self._ping_s), aclosing(self._events()) as made:
-                async for event in made:
-                    await events.send(event)
+            async with events.pinging(self._ping_s), aclosing(self._job.deltas(self._backend)) as deltas:
+                async for delta in deltas:
+                    if writer.usage_in_every_chunk:
+                        writer.usage_so_far = self._job.usage(self._backend)
+                    event = writer.chunk(delta)
+                    if event and not events.send_now(event):
+                        await events.send(event)
+                await events.send(writer.end(self._job.usage(self._backend)))
         except Exception as error:  # every failure is answered
             await self._end_with(self._failed(error), events, scope, receive, send)
             return
@@ -90,16 +96,6 @@ class GenerationResponse(Response):
             await events.end(self._writer.failed(error))
         else:
             await error.response()(scope, receive, send)
-
-    async def _events(self) -> AsyncGenerator[bytes, None]:
-        async with aclosing(self._job.deltas(self._backend)) as deltas:
-            async for delta in deltas:
-                if self._writer.usage_in_every_chunk:
-                    self._writer.usage_so_far = self._job.usage(self._backend)
-                event = self._writer.chunk(delta)
-                if event:
-                    yield event
-        yield self._writer.end(self._job.usage(self._backend))
 
     def _begin(self) -> bytes:
         return self._writer.begin(self._job.usage(self._backend))

@@ -51,12 +51,10 @@ class GenerationJob:
         told = answer.prompt_logprobs or ()
         return [TokenEvent(first), *(TokenEvent(i, *found) for i, found in zip(others, told, strict=True))]
 
-    async def deltas(self, backend: Backend) -> AsyncGenerator[Delta, None]:
+    def deltas(self, backend: Backend) -> AsyncGenerator[Delta, None]:
         """All choices' pieces as they come. Closing the generator closes every backend iterator before it returns."""
         streams = [_run(backend, choice) for choice in self.choices]
-        async with aclosing(streams[0] if len(streams) == 1 else merged_streams(streams)) as merged:
-            async for delta in merged:
-                yield delta
+        return streams[0] if len(streams) == 1 else merged_streams(streams)
 
     def usage(self, backend: Backend) -> Usage:
         """As OpenAI counts: a prompt once, however many choices it has; what each choice generated."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections import deque
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +12,7 @@ import msgspec
 
 from dualpath.core.errors import EngineLostError, EngineSilentError
 from dualpath.core.ids import EngineId
+from dualpath.core.one_reader import OneReader
 from dualpath.protocol import wire
 from dualpath.protocol.methods import Method
 
@@ -21,12 +21,11 @@ _END_S = 30.0  # that a call may take to end after it was cancelled
 
 @dataclass(slots=True, eq=False)
 class _Open:
-    """A call that has not ended. ``items`` are values, then what ended it."""
+    """A call that has not ended. ``items`` are values, then None: what ended it is ``end``'s."""
 
     call_id: int
-    items: deque[msgspec.Raw] = field(default_factory=deque)
+    items: OneReader[msgspec.Raw | None] = field(default_factory=OneReader)
     end: asyncio.Future[msgspec.Raw] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
-    news: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Calls:
@@ -61,8 +60,7 @@ class Calls:
         if isinstance(message, wire.Item):
             call = self._open.get(message.call_id)
             if call is not None:
-                call.items.append(message.value)
-                call.news.set()
+                call.items.put(message.value)
             return
         call = self._open.pop(message.call_id, None)
         if call is None:
@@ -71,7 +69,7 @@ class Calls:
             _fail(call, message.error.error())
         else:
             call.end.set_result(message.value)
-            call.news.set()
+            call.items.put(None)
 
     async def call(self, engine_id: EngineId, method: Method, arguments: tuple[Any, ...]) -> Any:
         """The call's result. Cancelled, it ends when nothing of the call runs any more, or the link is down."""
@@ -88,14 +86,15 @@ class Calls:
         """The call's items. Closing it closes the engine's own iterator first."""
         call = self._begin(engine_id, method, arguments)
         try:
+            queue, decode = call.items, method.answers.decode
             while True:
-                await call.news.wait()
-                call.news.clear()
-                while call.items:
-                    yield method.answers.decode(call.items.popleft())
-                if call.end.done():
-                    call.end.result()
-                    return
+                while not queue.items:
+                    await queue.filled()
+                item = queue.items.popleft()
+                if item is None:
+                    break
+                yield decode(item)
+            call.end.result()
         finally:
             await self._end(call)
 
@@ -125,4 +124,4 @@ class Calls:
 def _fail(call: _Open, error: Exception) -> None:
     call.end.set_exception(error)
     call.end.exception()  # it may be that nobody asks
-    call.news.set()
+    call.items.put(None)

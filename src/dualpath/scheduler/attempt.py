@@ -44,6 +44,7 @@ class Attempt:
     version: str  # of the weights that make its next token
     root: BlockKey  # of its blocks
     namespace_digest: bytes
+    num_decode_tokens: int  # that are set aside for it
     decode_slots: tuple[int, ...] = ()
     parents: dict[BlockKey, BlockKey] = field(default_factory=dict)  # of blocks, where only the engine knows them
     lost: EngineFailure | None = None  # why it was cancelled from outside
@@ -246,19 +247,21 @@ class Steps:
 
     def _take(self, attempt: Attempt, step: DecodeStep) -> None:
         """Writes are known to the index before the tokens are to the client: its next turn finds them."""
-        job, request_id = attempt.job, attempt.request.request_id
-        if step.admitted or step.tokens:
+        job, request_id, tokens = attempt.job, attempt.request.request_id, step.tokens
+        if step.admitted or tokens:
             job.enter(Phase.DECODING)
         if not job.request.is_opaque:
-            for event in step.tokens:
+            for event in tokens:
                 job.block_hashes.append(event.token_id)
         if step.writing or step.durable or step.not_persisted:
             if step.parents:
                 attempt.parents.update(zip(step.writing, step.parents, strict=True))
             begun, durable = links(attempt.parent, step.writing), links(attempt.parent, step.durable)
             self.desk.wrote(request_id, begun, durable, step.not_persisted)
-        for event in step.tokens:
+        for event in tokens:
             job.emit(event, attempt.version)
-        attempt.version = step.weight_version or attempt.version
+        if step.weight_version is not None:
+            attempt.version = step.weight_version
         used = len(job.request.prompt_token_ids) + len(job.generated)
-        self.desk.grown(request_id, used)
+        if used > attempt.num_decode_tokens:
+            self.desk.grown(request_id, used)

@@ -178,6 +178,7 @@ class Coordinator:
             epoch.weights.version,
             epoch.root(self.steps.namespace, request.cache_salt),
             epoch.namespace(self.steps.namespace).digest,
+            placement.num_decode_tokens,
         )
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from dualpath.core.ids import EngineId, RequestId
 from dualpath.core.latency import Latencies
+from dualpath.core.one_reader import OneReader
 from dualpath.core.phase import TERMINAL, Phase, Timeline
 from dualpath.core.request import NO_TOKEN, Request, RequestRecord, TokenEvent, WeightSpan
 from dualpath.core.runtime import Runtime
@@ -59,7 +59,7 @@ class Job:
     record: RequestRecord
     stamps: Stamps
     timeline: Timeline = field(default_factory=Timeline)
-    events: asyncio.Queue[TokenEvent | Exception] = field(default_factory=asyncio.Queue)
+    events: OneReader[TokenEvent | Exception] = field(default_factory=OneReader)
     token_gaps: Latencies = field(default_factory=Latencies)  # of all requests
     scope: str = ""  # before its attempts' names
     generated: list[int] = field(default_factory=list)
@@ -77,7 +77,7 @@ class Job:
 
     def enter(self, phase: Phase) -> None:
         """Ignored once the request is over: its last writes may still be under way."""
-        if self.is_over or self.timeline.phase is phase:
+        if self.timeline.phase is phase or self.is_over:
             return
         self.timeline.enter(phase, self.runtime.now_s())
         if _ORDER[phase] > _ORDER[self.furthest]:
@@ -109,34 +109,36 @@ class Job:
         if event.token_id != NO_TOKEN:
             self.retries.token(is_decoded=self.timeline.phase is Phase.DECODING)
             self.generated.append(event.token_id)
-            self.record.num_generated_tokens = len(self.generated)
-            self._name(version)
+            spans = self.record.weight_versions
+            if not spans or spans[-1].version != version:
+                self._settle(len(self.generated) - 1)
+                spans.append(WeightSpan(version, len(self.generated) - 1, len(self.generated)))
             self._stamp(self.runtime.now_s())
-        self.events.put_nowait(event)
+        self.events.put(event)
         if event.finish_reason is not None:
             self.end(Phase.FINISHED)
 
-    def _name(self, version: str) -> None:
-        """Whose weights have made the latest token."""
-        spans, end = self.record.weight_versions, len(self.generated)
-        if spans and spans[-1].version == version:
-            spans[-1].end = end
-        else:
-            spans.append(WeightSpan(version, end - 1, end))
-
     def _stamp(self, now_s: float) -> None:
-        stamps, record = self.stamps, self.record
-        if stamps.first_s is None:
+        stamps = self.stamps
+        last_s, stamps.last_s = stamps.last_s, now_s
+        if last_s is None:
             stamps.first_s = now_s
-            record.ttft_s = now_s - stamps.arrived_s
-        elif stamps.second_s is None:
+            return
+        if stamps.second_s is None:
             stamps.second_s = now_s
-            record.ttst_s = now_s - stamps.first_s
-        if len(self.generated) > 1:
-            record.tpot_s = (now_s - stamps.first_s) / (len(self.generated) - 1)
-        if stamps.last_s is not None:
-            self.token_gaps.add(now_s - stamps.last_s)
-        stamps.last_s = now_s
+        self.token_gaps.add(now_s - last_s)
+
+    def _settle(self, num_tokens: int) -> None:
+        """What the record says of the tokens so far: when it is asked for, and not at each token."""
+        stamps, record = self.stamps, self.record
+        record.num_generated_tokens = num_tokens
+        if record.weight_versions:
+            record.weight_versions[-1].end = num_tokens
+        if stamps.first_s is not None:
+            record.ttft_s = stamps.first_s - stamps.arrived_s
+        if stamps.second_s is not None and stamps.first_s is not None and stamps.last_s is not None:
+            record.ttst_s = stamps.second_s - stamps.first_s
+            record.tpot_s = (stamps.last_s - stamps.first_s) / (num_tokens - 1)
 
     def end(self, phase: Phase, error: Exception | None = None) -> None:
         """Close the record; an error is what the client's stream raises. Only the first call counts."""
@@ -147,14 +149,16 @@ class Job:
         self.record.outcome = phase.value
         self.record.total_s = now_s - self.stamps.arrived_s
         self.record.phases_s = self.timeline.durations_s(now_s)
+        self._settle(len(self.generated))
         if error is not None:
             self.record.error = str(error) or type(error).__name__
-            self.events.put_nowait(error)
+            self.events.put(error)
         self.on_end(self)
 
     def current_record(self) -> RequestRecord:
         """The record as of now."""
         if not self.is_over:
+            self._settle(len(self.generated))
             self.record.phases_s = self.timeline.durations_s(self.runtime.now_s())
         return self.record
 

@@ -45,6 +45,7 @@ class Retries:
     def __init__(self, config: SchedulerConfig, runtime: Runtime) -> None:
         self._config, self._runtime = config, runtime
         self._backoff = Backoff(config, runtime)
+        self._has_failed = False
         self._since_s: float | None = None  # the first failure that nothing has made up for
         self._num_failures = 0  # since then
         self._num_faults = 0  # since the last token
@@ -55,6 +56,7 @@ class Retries:
         """An attempt has failed. False: it was the last."""
         if isinstance(cause, PreemptedError | RequeuedError):  # the first has brought a token at least
             return True
+        self._has_failed = True
         if self._since_s is None:
             self._since_s = self._runtime.now_s()
         self._num_failures += 1
@@ -102,6 +104,8 @@ class Retries:
 
     def token(self, *, is_decoded: bool) -> None:
         """The client has got one more token, from the prefill engine or the decode engine."""
+        if not self._has_failed:
+            return  # nothing to make up for
         self._num_faults = 0
         if is_decoded:
             self._num_between = self._num_losses = self._num_deaths = 0

@@ -163,9 +163,12 @@ class Service:
         task = self._tasks.spawn(self._serve(job))
         self._running[job] = task
         task.add_done_callback(lambda _: self._running.pop(job))
+        events = job.events
         try:
             while True:
-                event = await job.events.get()
+                while not events.items:
+                    await events.filled()
+                event = events.items.popleft()
                 if isinstance(event, Exception):
                     raise event
                 yield event

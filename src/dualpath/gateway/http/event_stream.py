@@ -11,7 +11,9 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
-from starlette.types import Send
+from starlette.types import Scope, Send
+
+from dualpath.gateway.http.protocol import WRITE_NOW
 
 _HEADERS = {
     "content-type": "text/event-stream; charset=utf-8",
@@ -21,9 +23,13 @@ _HEADERS = {
 
 
 class EventStream:
-    def __init__(self, send: Send, headers: Mapping[str, str], begin: Callable[[], bytes], ping: bytes) -> None:
+    def __init__(
+        self, scope: Scope, send: Send, headers: Mapping[str, str], begin: Callable[[], bytes], ping: bytes
+    ) -> None:
         """``begin`` makes what stands before the first event, whether that is a ping or not."""
+        self._write_now: Callable[[bytes], bool] | None = scope.get("state", {}).get(WRITE_NOW)
         self.started = False  # the status has been sent
+        self._has_begun = False  # and what stands before the first event
         self._send = send
         self._headers = [(name.encode(), value.encode()) for name, value in {**_HEADERS, **headers}.items()]
         self._begin = begin
@@ -31,6 +37,13 @@ class EventStream:
         self._loop = asyncio.get_running_loop()
         self._sent_s = self._loop.time()
         self._turn = asyncio.Lock()  # of events and pings
+
+    def send_now(self, event: bytes) -> bool:
+        """Most events: without a wait, and past all that stands between us and the connection. False: ``send`` it."""
+        if self._write_now is None or not self._has_begun or not self._write_now(event):
+            return False
+        self._sent_s = self._loop.time()
+        return True
 
     async def send(self, event: bytes) -> None:
         async with self._turn:
@@ -64,6 +77,7 @@ class EventStream:
             self.started = True
         self._sent_s = self._loop.time()
         await self._send(_body(event, more=True))
+        self._has_begun = True
 
 
 def _body(content: bytes, *, more: bool) -> dict[str, Any]:

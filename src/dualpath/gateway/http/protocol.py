@@ -23,6 +23,7 @@ from dualpath.gateway.http.refusals import RefusalCounter
 from dualpath.gateway.settings import ConnectionLimits
 
 logger = logging.getLogger(__name__)
+WRITE_NOW = "write_now"  # ``HttpProtocol.write_now`` in a request's state
 LINGER_S = 2.0  # for a client to take its last answer and close
 # uvicorn writes a line for every malformed request; we count them, and tell of some.
 _quiet = logging.getLogger(f"{__name__}.uvicorn")
@@ -54,6 +55,7 @@ class HttpProtocol(H11Protocol):
     def __init__(self, *arguments: Any, shared: Connections, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.logger = _quiet
+        self.app_state = {**self.app_state, WRITE_NOW: self.write_now}
         self._shared = shared
         self._limits = shared.limits
         self._owes = _Owes.NOTHING
@@ -73,6 +75,8 @@ class HttpProtocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._forget_deadlines()
+        for state in (self.app_state, self.scope["state"] if self.scope is not None else {}):
+            state.pop(WRITE_NOW, None)  # else each of us would be garbage that holds itself
 
     def data_received(self, data: bytes) -> None:
         if self._owes is _Owes.CLOSE or self.transport.is_closing():
@@ -113,6 +117,19 @@ class HttpProtocol(H11Protocol):
 
     def _should_upgrade(self) -> bool:
         return False
+
+    def write_now(self, part: bytes) -> bool:
+        """Write the next part of a body that has begun and whose length nobody has told, as h11 would: in a chunk.
+
+        False: it is not for now, or not to be written so.
+        """
+        cycle = self.cycle
+        if self.flow.write_paused or self.conn.their_http_version != b"1.1" or not part:
+            return False
+        if not cycle.response_started or cycle.response_complete or cycle.disconnected:
+            return False
+        self.transport.write(b"%x\r\n%b\r\n" % (len(part), part))
+        return True
 
     # -- deadlines ----------------------------------------------------------------------------------------------------
 

@@ -20,8 +20,9 @@ from dualpath.gateway.openai.shapes import (
     ToolCallDelta,
     Usage,
     encode_json,
+    json_line,
 )
-from dualpath.gateway.openai.writer import UsageIn, Writer
+from dualpath.gateway.openai.writer import UsageIn, Writer, cut
 from dualpath.gateway.text.answer import AnswerReading
 from dualpath.gateway.text.answer_parser import AnswerParser
 from dualpath.gateway.text.choice import Delta
@@ -69,12 +70,22 @@ class ChatWriter(Writer):
         super().__init__(job, tokenizer, output, usage=usage)
         self._answers = [_Answer(reading.parser()) for _ in job.choices]
         self._logprobs = self._logprob_writers([0] * len(job.choices))
+        # What stands around the text of a chunk that says nothing else, as most are.
+        self._is_text_only = not output.show_tokens and not self.usage_in_every_chunk
+        self._around_text = [
+            cut(self._chunk(ChatChunkChoice(index, ChatDelta(content=""))), b'"content":', b'""')
+            for index in range(len(job.choices))
+        ]
 
     def chunk(self, delta: Delta) -> bytes:
         answer = self._answers[delta.index]
         out = b"" if answer.started else self._first_chunk(delta.index)
         answer.started = True
-        deltas = [_chat_delta(piece) for piece in answer.pieces(delta)]
+        pieces = answer.pieces(delta)
+        if self._is_text_only and not delta.finish_reason and len(pieces) == 1 and isinstance(pieces[0], str):
+            head, tail = self._around_text[delta.index]
+            return out + head + json_line(pieces[0]) + tail
+        deltas = [_chat_delta(piece) for piece in pieces]
         if not deltas and not delta.finish_reason and not (delta.tokens and self.output.show_tokens):
             return out
         # What belongs to the delta as a whole travels with its last piece.

@@ -14,10 +14,18 @@ from dualpath.gateway.errors import ApiError
 from dualpath.gateway.job import GenerationJob
 from dualpath.gateway.openai.logprobs import LogprobWriter, prompt_logprobs
 from dualpath.gateway.openai.sampling import Output
-from dualpath.gateway.openai.shapes import Envelope, PromptLogprobs, Usage
+from dualpath.gateway.openai.shapes import Envelope, PromptLogprobs, Usage, json_line
 from dualpath.gateway.sse import SSE_DONE, sse
 from dualpath.gateway.text.choice import Delta
 from dualpath.gateway.text.tokenizer import Tokenizer
+
+_PLACE = "choice"
+
+
+def cut(event: bytes, before: bytes, place: bytes) -> tuple[bytes, bytes]:
+    """What of an event stands on either side of a place, which comes behind a name: in strings quotes are escaped."""
+    head, _, tail = event.partition(before + place)
+    return head + before, tail
 
 
 class UsageIn(Enum):
@@ -42,6 +50,9 @@ class Writer(AnswerWriter):
         self.usage_in = usage
         self.usage_in_every_chunk = usage is UsageIn.EVERY_CHUNK
         self.usage_so_far = UNSET if usage is UsageIn.NOTHING else None  # OpenAI's null: it comes at the end
+        # What stands around a chunk's choice, while nothing of it changes.
+        event = sse(self._envelope(self.chunk_object, [_PLACE], self.usage_so_far))
+        self._around = cut(event, b'"choices":[', msgspec.json.encode(_PLACE))
 
     def end(self, usage: Usage) -> bytes:
         if self.usage_in is UsageIn.NOTHING:
@@ -52,6 +63,9 @@ class Writer(AnswerWriter):
         return sse(msgspec.Raw(error.body()))
 
     def _chunk(self, choice: object, prompt_token_ids: list[int] | UnsetType = UNSET) -> bytes:
+        if prompt_token_ids is UNSET and not self.usage_in_every_chunk:
+            head, tail = self._around
+            return head + json_line(choice) + tail
         envelope = self._envelope(self.chunk_object, [choice], self.usage_so_far)
         envelope.prompt_token_ids = prompt_token_ids
         return sse(envelope)

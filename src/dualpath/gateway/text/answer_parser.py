@@ -47,6 +47,9 @@ class AnswerParser(ABC):
 class PlainParser(AnswerParser):
     """All text is content."""
 
+    def push(self, text: str) -> list[Piece]:
+        return [text] if text else []
+
     def _read(self) -> Need[None]:
         while True:
             if self._reader.num_held:

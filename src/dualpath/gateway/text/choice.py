@@ -51,7 +51,8 @@ class Choice:
 
     def push(self, event: TokenEvent) -> Delta | None:
         """None if nothing can be shown yet. After a delta with a finish reason nothing may be pushed."""
-        self.first = self.first or event
+        if self.first is None:
+            self.first = event
         if self._hides_output:
             self.finished = True
             return Delta(self.index, "", [], FinishReason.LENGTH.value)

@@ -9,7 +9,7 @@ import contextlib
 import re
 
 from dualpath.gateway.text.answer_parser import AnswerParser
-from dualpath.gateway.text.pieces import ReasoningDelta
+from dualpath.gateway.text.pieces import Piece, ReasoningDelta
 from dualpath.gateway.text.reader import Need, TooLongError
 from dualpath.gateway.text.tool_calls import CallGrammar
 
@@ -37,9 +37,20 @@ class ContentParser(AnswerParser):
         self._pattern = re.compile("|".join(map(re.escape, (*self._marks, *bare))))
         # The line break before a call belongs to the markup: chat templates write one there.
         self._partial = (*self._marks, *("\n" + opener for opener in openers))
+        # Where text without any of these, and not blank, is a piece as it is; and what piece, if it is so now.
+        self._notable = {mark[0] for mark in (*self._partial, *bare, self._end)} | {"\n"}
+        self._passing: type[str] | type[ReasoningDelta] | None = None
         self._line_is_blank = True
         self._blank: str | None = ""  # blank text at the beginning, or behind reasoning or a call: maybe layout
         super().__init__(max_calls)
+
+    def push(self, text: str) -> list[Piece]:
+        """Most tokens pass without a look at the grammar."""
+        passing = self._passing
+        if passing is None or self._reader.num_held or not self._notable.isdisjoint(text) or text.isspace():
+            return super().push(text)
+        self._line_is_blank = False
+        return [passing(text)] if text else []
 
     def _read(self) -> Need[None]:
         if self._in_reasoning:
@@ -54,7 +65,9 @@ class ContentParser(AnswerParser):
             self._content(len(held) - num_partial)
             if self._reader.ended:
                 break
+            self._passing = str if self._blank is None else None
             yield
+            self._passing = None
         if self._blank and not self.num_calls:
             self._sink.out.append(self._blank)
 
@@ -100,7 +113,9 @@ class ContentParser(AnswerParser):
                 break
             if reader.ended:
                 return
+            self._passing = ReasoningDelta if self._splits_reasoning else str if self._blank is None else None
             yield
+            self._passing = None
         if self._splits_reasoning:
             reader.take(len(self._end))
             self._blank = ""

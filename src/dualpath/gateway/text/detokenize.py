@@ -8,6 +8,7 @@ character may still be incomplete, and its text is held back.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 REPLACEMENT = "\ufffd"
 # A character has at most four bytes and a token at least one, so a tail that is still broken after this many tokens
@@ -19,9 +20,26 @@ NUM_CONTEXT_TOKENS = 5
 Decode = Callable[[Sequence[int]], str]
 
 
+class ByteLevelDecode:
+    """Of a tokenizer whose texts' bytes are those of the tokens one after the other: a whole character stays so."""
+
+    def __init__(self, decode: Decode) -> None:
+        self._decode = decode
+        self.whole: Callable[[int], str] = lru_cache(maxsize=1 << 18)(self._whole)
+
+    def __call__(self, token_ids: Sequence[int]) -> str:
+        return self._decode(token_ids)
+
+    def _whole(self, token_id: int) -> str:
+        """The token's text wherever it comes after whole characters; empty where only its neighbours tell."""
+        text = self._decode([token_id])
+        return "" if REPLACEMENT in text else text
+
+
 class IncrementalDetokenizer:
     def __init__(self, decode: Decode, context_ids: Sequence[int] = ()) -> None:
         self._decode = decode
+        self._whole = decode.whole if isinstance(decode, ByteLevelDecode) else None
         self._window = list(context_ids[-NUM_CONTEXT_TOKENS:])
         self._num_shown = len(self._window)  # of the window's tokens
         self._shown_text = decode(self._window) if self._window else ""
@@ -33,6 +51,9 @@ class IncrementalDetokenizer:
 
     def push(self, token_id: int) -> str:
         """The text that is certain now; may be empty."""
+        if self._whole is not None and len(self._window) == self._num_shown and (text := self._whole(token_id)):
+            self._window, self._num_shown, self._shown_text = [token_id], 1, text
+            return text
         self._window.append(token_id)
         text = self._decode(self._window)
         if not text.endswith(REPLACEMENT):

@@ -97,7 +97,9 @@ class Reader:
 
 def _num_overlapping(text: str, pattern: str) -> int:
     """The longest end of ``text`` that is a proper beginning of ``pattern``, in characters."""
-    for length in range(min(len(text), len(pattern) - 1), 0, -1):
-        if text.endswith(pattern[:length]):
-            return length
+    start = text.find(pattern[0], max(0, len(text) - len(pattern) + 1))
+    while start >= 0:
+        if pattern.startswith(text[start:]):
+            return len(text) - start
+        start = text.find(pattern[0], start + 1)
     return 0

@@ -20,7 +20,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from dualpath.core.errors import ConfigError, InvalidRequestError
-from dualpath.gateway.text.detokenize import REPLACEMENT, Decode
+from dualpath.gateway.text.detokenize import REPLACEMENT, ByteLevelDecode, Decode
 from dualpath.gateway.text.template import TemplateNeeds, template_needs
 from dualpath.grammar.vocabulary import grammars_over
 
@@ -43,6 +43,7 @@ class Tokenizer:
         if self._core is not None:
             self._core.no_truncation()
             self._core.no_padding()
+        self._decoders = {skips: self._decoder(skips) for skips in (False, True)}
         self.vocab_size = vocab_size if vocab_size is not None else len(inner)
         self.special_tokens = frozenset(inner.all_special_tokens) | _special_added(inner)
         self.chat_template = str(getattr(inner, "chat_template", None) or "")
@@ -102,9 +103,14 @@ class Tokenizer:
 
     def decoder(self, skip_special_tokens: bool) -> Decode:
         """A function that decodes; spaces are never tidied up, as that could change text already streamed."""
+        return self._decoders[skip_special_tokens]
+
+    def _decoder(self, skip_special_tokens: bool) -> Decode:
         if self._core is not None:
             decode = self._core.decode
-            return lambda ids: str(decode(ids, skip_special_tokens=skip_special_tokens))
+            decoder: Decode = lambda ids: str(decode(ids, skip_special_tokens=skip_special_tokens))  # noqa: E731
+            state = b"{}" if self._core.decoder is None else self._core.decoder.__getstate__()
+            return ByteLevelDecode(decoder) if json.loads(state).get("type") == "ByteLevel" else decoder
         inner = self._inner
         return lambda ids: str(
             inner.decode(list(ids), skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False)

@@ -177,7 +177,7 @@ class RemoteDesk(Recorder):  # type: ignore[misc]
         self._due.set()
 
     def grown(self, request_id: RequestId, num_tokens: int) -> None:
-        """For every token: it goes with the news of the next block."""
+        """For every token that nothing was set aside for: it goes with the news of the next block."""
         if attempt := self._attempts.get(request_id):
             attempt.num_decode_tokens = max(attempt.num_decode_tokens, num_tokens)
 
