@@ -67,6 +67,7 @@ class FakeControl:
     may_see: Callable[[str, RequestId], bool] = lambda viewer, request_id: False
     recent: Callable[[int], list[RequestRecord]] = lambda limit: []
     missing: tuple[str, ...] = ()  # gateways
+    in_phase: dict[str, int] | None = None  # of all gateways' requests
 
     async def pause(self, mode: PauseMode = PauseMode.ABORT) -> None:
         self.asked.append(("pause", mode))
@@ -90,7 +91,7 @@ class FakeControl:
             if query.request_id in (None, record.request_id)
             and (query.viewer is None or self.may_see(query.viewer, record.request_id))
         ]
-        return RecordAnswer(found[: query.limit], self.missing)
+        return RecordAnswer(found[: query.limit], self.missing, self.in_phase if query.viewer is None else None)
 
     async def flush(self) -> None:
         self.asked.append("flush")

@@ -259,6 +259,12 @@ async def _seen(gateway: Gateway, limit: int = 100, name: str | None = None, vie
     return [record.request_id for record in answer.records]
 
 
+async def _running(gateway: Gateway) -> int:
+    found = await gateway.control.records(RecordQuery(1))
+    assert found.in_phase is not None
+    return (await gateway.service.stats()).with_requests(found.in_phase).num_running_requests
+
+
 def test_each_shows_the_requests_of_all() -> None:
     async def scenario() -> None:
         async with front() as it:
@@ -275,10 +281,19 @@ def test_each_shows_the_requests_of_all() -> None:
                 assert await _seen(gateway, name="nobody's") == []
             (record,) = (await first.control.records(RecordQuery(1))).records
             assert (record.outcome, record.total_s) == ("running", None)
+            _, of_another = third.start_request("r5")
+            await third.until_decoding()
+            for gateway in (first, second, third):
+                assert await _running(gateway) == 2, "of all, beyond the limit too"
+            assert (await first.control.records(RecordQuery(1, viewer="x"))).in_phase is None
+            await third.control.abort([RequestId("r5")])
+            with pytest.raises(RequestAbortedError):
+                await of_another
+            assert await _running(first) == 1
             await second.control.abort(None)
             with pytest.raises(RequestAbortedError):
                 await running
-            (record,) = (await first.control.records(RecordQuery(1))).records
+            (record,) = (await first.control.records(RecordQuery(1, RequestId("r4")))).records
             assert record == second.service.recent(1)[0]
 
     run_virtual(scenario())

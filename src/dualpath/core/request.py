@@ -129,10 +129,14 @@ OTHER_GATEWAYS = "other gateways"
 
 @dataclass(frozen=True, slots=True)
 class RecordAnswer:
-    """``missing``: gateways that gave none in time; ``OTHER_GATEWAYS`` where the scheduler could not be asked."""
+    """``missing``: gateways that gave none in time; ``OTHER_GATEWAYS`` where the scheduler could not be asked.
+
+    ``in_phase``: how many requests are in each phase now, of all gateways that answered; None: not for this viewer.
+    """
 
     records: list[RequestRecord]
     missing: tuple[str, ...] = ()
+    in_phase: dict[str, int] | None = None
 
     def lack(self) -> tuple[str, ...]:
         """What is not in it, as a line of text; none where all is."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from dualpath.core.ids import EngineId, NodeId, PeerId
 from dualpath.core.latency import NOTHING_COUNTED, LatencyCounts
+from dualpath.core.phase import Phase
 from dualpath.core.plan import Role
 
 
@@ -110,3 +112,13 @@ class ClusterStats:
     facts: ClusterFacts | None = None
     inter_token_latency: LatencyCounts = NOTHING_COUNTED  # between two tokens of a request
     is_paused: bool = False  # requests are given to no engine
+
+    def with_requests(self, in_phase: Mapping[str, int]) -> ClusterStats:
+        """With these requests, be they at one gateway or at several."""
+        num_queued = in_phase.get(Phase.QUEUED.value, 0)
+        return replace(
+            self,
+            num_queued_requests=num_queued,
+            num_running_requests=sum(in_phase.values()) - num_queued,
+            requests_in_phase=dict(in_phase),
+        )

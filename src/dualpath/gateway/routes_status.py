@@ -73,7 +73,8 @@ def status_router(gateway: Gateway) -> APIRouter:
             _limit(request), None if request_id is None else RequestId(request_id), tenant_of(request).viewer
         )
         found = await gateway.backend.control.records(query)
-        return json_response({"object": "list", "data": found.records, "missing": found.missing})
+        told = {"data": found.records, "missing": found.missing, "in_phase": found.in_phase}
+        return json_response({"object": "list", **told})
 
     @router.get("/v1/dualpath/stats")
     async def cluster_stats(request: Request) -> Response:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 
 from dualpath.core.ids import RequestId
 from dualpath.core.pause import PauseMode
-from dualpath.core.request import RecordAnswer, RecordQuery, RequestRecord
+from dualpath.core.request import RecordAnswer, RecordQuery
 from dualpath.core.runtime import Runtime
 from dualpath.scheduler.coordinator import Coordinator
 from dualpath.scheduler.desk.api import DeskClient
@@ -102,10 +102,10 @@ class Control:
 
     async def records(self, query: RecordQuery) -> RecordAnswer:
         """Of requests that run, and of the latest that have ended."""
-        return RecordAnswer(self._records_here(query))
+        return self._records_here(query)
 
-    def _records_here(self, query: RecordQuery) -> list[RequestRecord]:
-        return self._book.find(query, self.may_see)
+    def _records_here(self, query: RecordQuery) -> RecordAnswer:
+        return self._book.answer(query, self.may_see)
 
     def abort_here(self, request_ids: Collection[RequestId] | None = None) -> int:
         """End these requests, or all; what they have generated is theirs. Returns how many there were."""

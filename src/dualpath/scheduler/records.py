@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 
 from dualpath.core.ids import RequestId
 from dualpath.core.phase import TERMINAL, Phase
-from dualpath.core.request import RecordQuery, RequestRecord
+from dualpath.core.request import RecordAnswer, RecordQuery, RequestRecord
 from dualpath.scheduler.job import Job
 
 _log = logging.getLogger(__name__)
@@ -76,15 +76,21 @@ class RecordBook:
                 counts[phase.value] += 1
         return counts
 
-    def count(self) -> tuple[int, int]:
-        """(waiting for engines, being served)."""
-        alive = [entry for entry in self._requests.values() if isinstance(entry, Job)]
-        queued = sum(job.timeline.phase is Phase.QUEUED for job in alive)
-        return queued, len(alive) - queued
+    def answer(self, query: RecordQuery, may_see: Callable[[str, RequestId], bool]) -> RecordAnswer:
+        """As ``find``, and for who sees all requests how many there are."""
+        return RecordAnswer(self.find(query, may_see), (), self.phases() if query.viewer is None else None)
+
+
+def merged(answers: Sequence[RecordAnswer], limit: int) -> RecordAnswer:
+    """Of several books."""
+    records = newest([record for answer in answers for record in answer.records], limit)
+    missing = sorted(name for answer in answers for name in answer.missing)
+    told = [answer.in_phase for answer in answers if answer.in_phase is not None]
+    in_phase = {phase: sum(counts[phase] for counts in told) for phase in told[0]} if told else None
+    return RecordAnswer(records, tuple(missing), in_phase)
 
 
 def newest(records: Iterable[RequestRecord], limit: int) -> list[RequestRecord]:
-    """Of several books."""
     return sorted(records, key=lambda record: record.arrived_unix_s, reverse=True)[:limit]
 
 

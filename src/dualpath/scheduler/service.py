@@ -234,15 +234,11 @@ class Service:
     async def stats(self) -> ClusterStats:
         """Lost engines are left out; one that does not answer now is taken for lost."""
         desk = await self._desk.stats()
-        queued, running = self._records.count()
-        return ClusterStats(
+        stats = ClusterStats(
             desk.engines,
-            queued,
-            running,
-            desk.num_index_blocks,
-            self._describe_nodes(),
-            desk.store,
-            requests_in_phase=self._records.phases(),
+            index_blocks=desk.num_index_blocks,
+            nodes=self._describe_nodes(),
+            store=desk.store,
             epoch=desk.epoch,
             block_tokens=self._namespace.geometry.block_tokens,
             block_bytes=self._namespace.geometry.full_block_bytes,
@@ -250,3 +246,4 @@ class Service:
             inter_token_latency=self._token_gaps.snapshot(),
             is_paused=self.control.is_paused,
         )
+        return stats.with_requests(self._records.phases())

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from msgspec import to_builtins
 from tests.gateway.conftest import Serving
 from tests.gateway.fakes import STATS, FakeBackend
 
@@ -22,6 +23,7 @@ from dualpath.gateway.page.live import LiveView
 from dualpath.gateway.page.minute_replay import MinuteReplay
 from dualpath.gateway.settings import GatewaySettings
 from dualpath.gateway.sse import data_of
+from dualpath.gateway.verdict.client import take_look
 
 MAX_PAGES = 16
 KEYS = GatewaySettings(api_keys=("user",), admin_keys=("boss",))
@@ -100,6 +102,17 @@ async def test_how_long_running_requests_have_waited_between_looks(serving: Serv
     async with serving(RunningBackend()) as url:
         _, second = await events(url, 2)
     assert second["verdict"]["requests_in_phase"]["queued"] > 5
+
+
+async def test_page_and_why_count_the_requests_of_all_gateways(serving: Serving) -> None:
+    backend = WatchedBackend()
+    backend.control.in_phase = {"queued": 2, "decoding": 5, "prefilling": 1}
+    async with serving(backend) as url:
+        (event,) = await events(url, 1)
+        look = await asyncio.to_thread(take_look, url, None)
+    for stats in (event["stats"], to_builtins(look.stats)):
+        assert (stats["num_queued_requests"], stats["num_running_requests"]) == (2, 6)
+        assert stats["requests_in_phase"] == backend.control.in_phase
 
 
 async def test_a_lost_cluster_is_said(serving: Serving) -> None:

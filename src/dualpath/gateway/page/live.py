@@ -58,13 +58,14 @@ class LiveView:
             self._looks.clear()  # nobody has watched since
         # Records of running requests change: what is kept must not.
         records = [replace(r) if r.total_s is None else r for r in found.records]
-        self._looks.append(ClusterLook(now_s, stats, records, found.lack()))
+        look = ClusterLook.of(now_s, stats, replace(found, records=records))
+        self._looks.append(look)
         return sse(
             {
                 "taken_s": now_s,
                 "model": self._backend.model_name,
                 "problems": (*self._backend.problems(), *found.lack()),
-                "stats": _shown(stats),
+                "stats": _shown(look.stats),
                 "flows": self._flows(),
                 "queues_s": queues_s(stats),
                 "panels": self._panels(),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from dualpath.core.ids import EngineId, NodeId
 from dualpath.core.phase import BEFORE_FIRST_TOKEN, Phase
 from dualpath.core.plan import Role
-from dualpath.core.request import RequestRecord
+from dualpath.core.request import RecordAnswer, RequestRecord
 from dualpath.core.stats import ClusterStats, EngineStats, NodeStats
 
 MIN_INTERVAL_S = 0.5  # counters grow by whole blocks: rates over less are chance
@@ -29,6 +29,12 @@ class ClusterLook:
     stats: ClusterStats
     records: Sequence[RequestRecord] | None = None
     lack: Sequence[str] = ()
+
+    @staticmethod
+    def of(taken_s: float, stats: ClusterStats, found: RecordAnswer) -> ClusterLook:
+        """``stats`` count one gateway's requests, ``found`` those of all."""
+        known = stats if found.in_phase is None else stats.with_requests(found.in_phase)
+        return ClusterLook(taken_s, known, found.records, found.lack())
 
     def without_records(self) -> ClusterLook:
         """For who asks about engines alone: a thousand records take longer to compare than all else."""

@@ -29,15 +29,16 @@ _HINTS = {401: "; give a key with --api-key", 403: "; give an admin key with --a
 class _Requests(msgspec.Struct):
     data: list[RequestRecord]
     missing: tuple[str, ...] = ()
+    in_phase: dict[str, int] | None = None
 
     def answer(self) -> RecordAnswer:
-        return RecordAnswer(self.data, self.missing)
+        return RecordAnswer(self.data, self.missing, self.in_phase)
 
 
 def take_look(url: str, api_key: str | None) -> ClusterLook:
     """Raises ConfigError as ``ask`` does."""
     found = ask(url, _REQUESTS, api_key, _Requests).answer()
-    return ClusterLook(time.monotonic(), ask(url, STATS, api_key, ClusterStats), found.records, found.lack())
+    return ClusterLook.of(time.monotonic(), ask(url, STATS, api_key, ClusterStats), found)
 
 
 def recent_requests(url: str, api_key: str | None) -> RecordAnswer:

@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 from dualpath.core.ids import BlockKey, EngineId, PeerId, RequestId
 from dualpath.core.pause import PauseMode
 from dualpath.core.plan import ReadPlan, Role
-from dualpath.core.request import RecordAnswer, RecordQuery, RequestRecord
+from dualpath.core.request import RecordAnswer, RecordQuery
 from dualpath.core.stats import EngineStats, StoreStats
 from dualpath.core.weights import WeightEpoch
 from dualpath.scheduler.demand import Demand, Placement
@@ -161,7 +161,7 @@ class SeatCalls(Questions, Protocol):
         """Of the other gateways. Who has not answered within ``broadcast.ANSWER_S`` is missing."""
         ...
 
-    async def answer(self, number: int, records: list[RequestRecord]) -> None:
+    async def answer(self, number: int, found: RecordAnswer) -> None:
         """An inquiry. One that is over takes no answer any more."""
         ...
 

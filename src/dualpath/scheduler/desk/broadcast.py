@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
 from dualpath.core.pause import PauseMode
-from dualpath.core.request import RecordAnswer, RecordQuery, RequestRecord
+from dualpath.core.request import RecordAnswer, RecordQuery
 from dualpath.core.runtime import Runtime
 from dualpath.scheduler.desk.api import Abort, Inquiry, PauseState
 from dualpath.scheduler.desk.seat import Seat
 from dualpath.scheduler.desk.standstill import Standstill
-from dualpath.scheduler.records import newest
+from dualpath.scheduler.records import merged
 from dualpath.scheduler.tasks import TaskSet
 
 ANSWER_S = 2.0  # for records, which may be incomplete
@@ -38,7 +38,7 @@ class Broadcast:
         self._seats, self._standstill = seats, standstill
         self._next_number, self._runtime, self._tasks = next_number, runtime, tasks
         self._num_aborted: dict[int, int] = {}
-        self._found: dict[int, list[RequestRecord]] = {}
+        self._found: dict[int, list[RecordAnswer]] = {}
         self._left: set[str] = set()  # gateways that were given up; they may have come back
         self._state = PauseState(0, None, is_frozen=False)  # the latest that is known
         self._unheard: dict[Seat, None] = {}  # of a former desk's time, which may know a later one
@@ -114,7 +114,7 @@ class Broadcast:
     async def records(self, query: RecordQuery, asking: Seat) -> RecordAnswer:
         """``api.SeatCalls.records``."""
         number, seats = self._next_number(), [seat for seat in self._elsewhere() if seat is not asking]
-        found = self._found[number] = list[RequestRecord]()
+        found = self._found[number] = list[RecordAnswer]()
         for seat in seats:
             seat.inquiries[number] = Inquiry(number, query)
             seat.tell()
@@ -126,11 +126,11 @@ class Broadcast:
             del self._found[number]
             late = {seat.name for seat in seats if seat.inquiries.pop(number, None) is not None}
         gone = self._left - {seat.name for seat in self._seats}
-        return RecordAnswer(newest(found, query.limit), tuple(sorted(late | gone)))
+        return merged([*found, RecordAnswer([], tuple(late | gone))], query.limit)
 
-    def answered(self, number: int, records: list[RequestRecord]) -> None:
+    def answered(self, number: int, found: RecordAnswer) -> None:
         if number in self._found:
-            self._found[number] += records
+            self._found[number].append(found)
 
     def gone(self, seat: Seat) -> None:
         """Its gateway has been given up."""

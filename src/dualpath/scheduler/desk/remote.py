@@ -15,7 +15,7 @@ from dualpath.core.errors import DualPathError, EngineLostError, EngineSilentErr
 from dualpath.core.ids import BlockKey, EngineId, PeerId, RequestId
 from dualpath.core.pause import PauseMode
 from dualpath.core.plan import ReadPlan
-from dualpath.core.request import RecordAnswer, RecordQuery, RequestRecord
+from dualpath.core.request import RecordAnswer, RecordQuery
 from dualpath.core.runtime import Runtime
 from dualpath.core.weights import WeightEpoch
 from dualpath.protocol import wire
@@ -270,9 +270,9 @@ class RemoteDesk(Recorder):  # type: ignore[misc]
         answer: RecordAnswer = await self._ask(lambda: self._seat.records(query), self._config.stats_timeout_s)
         return answer
 
-    async def answer(self, number: int, records: list[RequestRecord]) -> None:
+    async def answer(self, number: int, found: RecordAnswer) -> None:
         """``api.SeatCalls.answer``."""
-        await self._ask(lambda: self._seat.answer(number, records), self._config.stats_timeout_s)
+        await self._ask(lambda: self._seat.answer(number, found), self._config.stats_timeout_s)
 
     async def update_weights(self, directory: str, version: str | None) -> WeightEpoch:
         answer: WeightEpoch = await self._ask(

@@ -13,7 +13,7 @@ from dualpath.core.errors import EngineLostError, EngineSilentError, OverloadedE
 from dualpath.core.ids import BlockKey, EngineId, PeerId, RequestId
 from dualpath.core.pause import PauseMode
 from dualpath.core.plan import ReadPlan, Role
-from dualpath.core.request import RecordAnswer, RecordQuery, RequestRecord
+from dualpath.core.request import RecordAnswer, RecordQuery
 from dualpath.core.weights import WeightEpoch
 from dualpath.scheduler.blocks import WriteLedger
 from dualpath.scheduler.demand import Demand, Placement
@@ -170,9 +170,9 @@ class Seat:
     async def records(self, query: RecordQuery) -> RecordAnswer:
         return await self.desk.broadcast.records(query, self)
 
-    async def answer(self, number: int, records: list[RequestRecord]) -> None:
+    async def answer(self, number: int, found: RecordAnswer) -> None:
         if self.inquiries.pop(number, None) is not None:
-            self.desk.broadcast.answered(number, records)
+            self.desk.broadcast.answered(number, found)
 
     def tell(self) -> None:
         """There is news."""

@@ -15,7 +15,7 @@ from dualpath.scheduler.coordinator import Coordinator
 from dualpath.scheduler.desk.api import Inquiry, Outlook, PauseState
 from dualpath.scheduler.desk.remote import RemoteDesk
 from dualpath.scheduler.gate import Gate
-from dualpath.scheduler.records import RecordBook, newest
+from dualpath.scheduler.records import RecordBook, merged
 
 
 class SharedControl(Control):
@@ -54,7 +54,7 @@ class SharedControl(Control):
             others = await self._desk.records(query)
         except DualPathError:
             others = RecordAnswer([], (OTHER_GATEWAYS,))
-        return RecordAnswer(newest([*self._records_here(query), *others.records], query.limit), others.missing)
+        return merged([self._records_here(query), others], query.limit)
 
     def follow(self, outlook: Outlook) -> None:
         for abort in outlook.aborts:
