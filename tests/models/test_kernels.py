@@ -7,6 +7,7 @@ import random
 import pytest
 import torch
 
+from dualpath.models.kernels import cpu
 from dualpath.models.kernels.contract import PagedBatch
 from dualpath.models.kernels.cpu import CpuKernels
 from dualpath.models.kernels.merge import Attended, merge_by_owner, merge_padded, merge_two
@@ -66,7 +67,16 @@ def test_visible(layout: KvLayout) -> None:
 @pytest.mark.parametrize("window", [None, 1, 16, 50])
 @pytest.mark.parametrize("lengths", [[1], [16, 17, 15], [160, 1, 33, 300], [400] + [3] * 30])
 @pytest.mark.parametrize("order", ["runs", "shuffled", "shared"])
-def test_paged(layout: KvLayout, window: int | None, lengths: list[int], order: str) -> None:
+@pytest.mark.parametrize("whole_tokens", [0, cpu.WHOLE_TOKENS])
+def test_paged(
+    layout: KvLayout,
+    window: int | None,
+    lengths: list[int],
+    order: str,
+    whole_tokens: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cpu, "WHOLE_TOKENS", whole_tokens)
     torch.manual_seed(0)
     pages, batch = _paged(layout, lengths, order)
     q = torch.randn(len(lengths), 4, _head_dim(layout))
@@ -98,6 +108,17 @@ def _paged(layout: KvLayout, lengths: list[int], order: str) -> tuple[torch.Tens
             pool[2:4] = pool[2:4].nan_to_num(0.5)
         table.append([*mine, *[0] * (width - count)])
     return pool[:, 1], PagedBatch(torch.tensor(table, dtype=torch.int32), torch.tensor(lengths), lengths, block_tokens)
+
+
+@pytest.mark.parametrize(("scratch_bytes", "is_planned"), [(3 * 300 * 4 * 16, False), (3 * 300 * 4 * 16 - 1, True)])
+def test_no_more_is_copied_than_scratch_memory(
+    scratch_bytes: int, is_planned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = GqaLayout(torch.float32, 1, 8)
+    monkeypatch.setattr(cpu, "SCRATCH_BYTES", scratch_bytes)
+    pages, batch = _paged(layout, [300, 20, 1], "runs")
+    CpuKernels().attend_paged(torch.randn(3, 4, 8), pages, layout.split, batch, None, SCALE)
+    assert (None in batch.memo) == is_planned
 
 
 def test_plan_reads_runs_in_place() -> None:

@@ -101,8 +101,13 @@ class ModelUpdates:
             _as_hf(model)
         if not directory.is_dir():
             raise UnsupportedModelError(f"{directory}: there is no such directory")
-        fingerprint = self._start_weights.fingerprint_of(directory)
-        model = load_model(directory, dtype=self._config.dtype, name=self._start.name, fingerprint=fingerprint)
+        model = load_model(
+            directory,
+            dtype=self._config.dtype,
+            name=self._start.name,
+            fingerprint=self._start_weights.fingerprint_of(directory),
+            packs=not any(map(self._is_overwritten, self._models.values())),  # what is copied is not computed with
+        )
         own = _as_hf(next(iter(self._models.values())))
         if kind := _differences(model.spec, own.spec) or _different_tensors(model, own):
             raise UnsupportedModelError(f"{directory}: a model of another kind: {kind}")

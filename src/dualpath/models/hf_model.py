@@ -17,6 +17,7 @@ from dualpath.models.fingerprint import without_cosmetics
 from dualpath.models.kernels.contract import Kernels
 from dualpath.models.layout import GqaLayout, KvLayout, MlaLayout
 from dualpath.models.mla import MlaAttention
+from dualpath.models.packed import packed_weights
 from dualpath.models.prefill import PrefillStep
 from dualpath.models.seam import DecodeBatch, GraphLimits, LayerStream, ModelSpec, PrefillItem
 from dualpath.models.step import STEP_KEYWORD, ForwardStep
@@ -48,9 +49,13 @@ class HfModel:
     def overwrite(self, other: HfModel) -> None:
         """Our weights, in place, by those of a model of the same kind on any device. Blocks; no forward is running."""
         own, new = self._model.state_dict(), other._model.state_dict()
+        packed = packed_weights(self._model)
         with torch.no_grad():
             for name, tensor in own.items():
-                tensor.copy_(new[name])
+                if name in packed:
+                    packed[name].overwrite(new[name])
+                else:
+                    tensor.copy_(new[name])
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)  # forwards have streams of their own
 

@@ -17,6 +17,7 @@ from dualpath.models.families import SPARSE_FAMILIES, SPARSE_SINCE, check_model_
 from dualpath.models.hf_model import HfModel
 from dualpath.models.kernels.select import select_kernels
 from dualpath.models.layout import KvLayout, row_bytes
+from dualpath.models.packed import pack_linears
 from dualpath.models.seam import ModelSpec
 from dualpath.models.step import ATTENTION_NAME
 
@@ -30,11 +31,13 @@ def load_model(
     device: str = "cpu",
     name: str | None = None,
     fingerprint: str | None = None,
+    packs: bool = True,
 ) -> HfModel:
     """Load the model in ``model_dir``; ``dtype`` "auto" is the checkpoint's own.
 
-    ``fingerprint`` saves hashing the weights when the caller knows it already. Raises UnsupportedModelError for
-    directories, families and checkpoints that cannot be served, ConfigError for settings that make no sense here.
+    ``fingerprint`` saves hashing the weights when the caller knows it already. ``packs``: what runs on a CPU gets its
+    weights in the order of ``packed``. Raises UnsupportedModelError for directories, families and checkpoints that
+    cannot be served, ConfigError for settings that make no sense here.
     """
     path = Path(model_dir)
     _check_dtype(dtype)
@@ -45,6 +48,8 @@ def load_model(
     kind = torch_dtype(dtype, config)
     model = load_weights(path, kind, **straight_to(target))
     model.to(target)  # type: ignore[arg-type]  # its decorator hides the overloads
+    if packs:
+        pack_linears(model)
     layout = layout_of(config, kind)
     if fingerprint is None:
         from dualpath.models.fingerprint import fingerprint_model_dir

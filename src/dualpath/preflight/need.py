@@ -5,6 +5,7 @@ from __future__ import annotations
 from dualpath.cluster.sizes import Sizes, derive_sizes
 from dualpath.config import NodeConfig, ServeConfig
 from dualpath.core.geometry import KvGeometry
+from dualpath.models.packed import MOST_TWICE_BYTES
 from dualpath.preflight.model_files import weight_bytes
 from dualpath.preflight.model_kind import ModelKind
 from dualpath.store.header import object_bytes
@@ -27,7 +28,7 @@ def slots_bytes(config: ServeConfig, node: NodeConfig | None, geometry: KvGeomet
 
 
 def host_bytes(config: ServeConfig, node: NodeConfig | None, kind: ModelKind) -> int:
-    """Staging buffers; on a CPU the weights, which engines share, and the KV of "devices" too."""
+    """Staging buffers; on a CPU the weights, which engines share (small ones twice), and the KV of "devices" too."""
     num_bytes = staging_bytes(config, node, kind)
     if kind.namespace.numerics != "cpu":
         return num_bytes
@@ -35,7 +36,8 @@ def host_bytes(config: ServeConfig, node: NodeConfig | None, kind: ModelKind) ->
     prefill, decode = _engines(config, node)
     workspaces = 4 * sizes.workspace_tokens * geometry.bytes_per_token_layer  # two, and two spare ones
     pool = sizes.decode_kv_tokens * geometry.bytes_per_token
-    return num_bytes + weight_bytes(config.model.dir) + prefill * workspaces + decode * pool
+    weights = weight_bytes(config.model.dir)
+    return num_bytes + weights + min(weights, MOST_TWICE_BYTES) + prefill * workspaces + decode * pool
 
 
 def _sizes(config: ServeConfig, kind: ModelKind) -> Sizes:

