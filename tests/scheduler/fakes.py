@@ -82,7 +82,7 @@ class FakeStorage:
     def free_bytes(self) -> int | None:
         return None
 
-    def try_write(self) -> None:
+    def try_write(self, num_bytes: int | None = None) -> None:
         """There is room."""
 
     def close(self) -> None: ...

@@ -73,7 +73,7 @@ class Storage(MemoryStore):
     def free_bytes(self) -> int | None:
         return self.max_objects * SIZE_BYTES - self.used_bytes()
 
-    def try_write(self) -> None:
+    def try_write(self, num_bytes: int | None = None) -> None:
         self.num_tries += 1
         if self.refusal is not None:
             raise self.refusal

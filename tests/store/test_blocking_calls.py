@@ -28,14 +28,14 @@ class Bench:
 
     def __init__(self, max_threads: int) -> None:
         self.runtime = StandingRuntime()
-        self.calls = BlockingCalls(self.runtime, "test", self.try_storage, max_threads=max_threads)
+        self.calls = BlockingCalls(self.runtime, "test", self.try_write, max_threads=max_threads)
         self.num_tries = 0
         self.works = threading.Event()
         self.refusal: StoreError | None = None
         self.gates: list[threading.Event] = []
         self.outcomes: list[tuple[str, str]] = []
 
-    def try_storage(self) -> None:
+    def try_write(self, num_bytes: int) -> None:
         self.num_tries += 1
         self.works.wait()
         if self.refusal is not None:

@@ -21,6 +21,7 @@ from tests.store.s3_server import BUCKET, S3Server, s3_server, set_credentials
 
 from dualpath.core.errors import BlockCorruptError, BlockMissingError, ConfigError, StoreError, StoreFullError
 from dualpath.core.runtime import SystemRuntime
+from dualpath.store import blocking_calls
 from dualpath.store import nixl_transfers as nixl_io
 from dualpath.store.contract import IoState
 from dualpath.store.header import verify
@@ -28,6 +29,7 @@ from dualpath.store.index import BlockIndex
 from dualpath.store.nixl_api import build_agent
 from dualpath.store.open import open_store
 from dualpath.store.parents import learn_parents
+from dualpath.store.s3.bucket import Bucket
 from dualpath.store.s3.store import S3Store
 from dualpath.store.s3.transfers import S3Io
 
@@ -310,6 +312,28 @@ def test_late_bytes_fall_into_memory_that_is_still_held(bench: Bench, proxy: Fau
     bench.staging.fill_(7)
     time.sleep(0.2)
     assert bool((bench.staging == 7).all())
+
+
+def test_a_slow_network_is_no_stalled_storage(
+    bench: Bench, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A read takes long. Storage answers all the same, unless what asks it is as large as what it asks about."""
+    bench.write(1)
+    proxy.fail("GET", is_held=True)
+    monkeypatch.setattr(blocking_calls, "TRIED_AFTER_S", 0.2)
+    write = Bucket.write
+
+    def write_slowly(bucket: Bucket, name: str, data: bytes) -> None:
+        time.sleep(10.0 * len(data) / OBJECT_BYTES)
+        write(bucket, name, data)
+
+    monkeypatch.setattr(Bucket, "write", write_slowly)
+    (ticket,) = bench.io.submit_reads(bench.requests([1]))
+    wait_until(lambda: bench.io.stalled_s() > 0.2)
+    wait_until(lambda: bench.io.stalled_s() == 0.0, timeout_s=5.0)
+    assert bench.io.poll(ticket) is IoState.IN_PROGRESS
+    proxy.let_go()
+    wait_until(lambda: bench.io.release(ticket))
 
 
 def test_a_stopped_server_keeps_no_more_than_the_posted_transfers_memory_and_not_for_ever(

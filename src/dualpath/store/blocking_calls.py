@@ -27,6 +27,7 @@ NUM_THREADS = 4
 MAX_THREADS = 32  # with those that are stuck
 STUCK_S = 1.0
 TRIED_AFTER_S = 3.0  # without an answer
+TRIED_BYTES = 1  # on a slow network a whole block would take as long as what it is to speak for
 _MORE_AFTER_S = 1e-3
 
 logger = logging.getLogger(__name__)
@@ -39,13 +40,13 @@ class BlockingCalls:
         self,
         runtime: Runtime,
         name: str,
-        try_storage: Callable[[], None],  # blocks; raises StoreError where storage does not work, or is full
+        try_write: Callable[[int], None],  # so many bytes; blocks; raises StoreError where storage does not work
         num_threads: int = NUM_THREADS,
         max_threads: int = MAX_THREADS,
     ) -> None:
         self._runtime = runtime
         self._name = name
-        self._try_storage = try_storage
+        self._try_write = try_write
         self._num_threads, self._max_threads = num_threads, max_threads
         self._lock = threading.Lock()
         self._waiting: deque[Call] = deque()
@@ -120,7 +121,7 @@ class BlockingCalls:
     def _try(self, began_s: float) -> Command:
         """On a thread of ours."""
         try:
-            self._try_storage()
+            self._try_write(TRIED_BYTES)
         except StoreFullError:
             pass  # an answer
         except StoreError as error:

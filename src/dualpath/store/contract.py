@@ -110,9 +110,9 @@ class BlockDirectory(Protocol):
         """What storage still has for us; None where it does not say. Raises StoreError."""
         ...
 
-    def try_write(self) -> None:
-        """Write an object of the usual size under no block's name, and remove it. Raises StoreFullError where there is
-        no room, StoreError where it cannot be written for another reason.
+    def try_write(self, num_bytes: int | None = None) -> None:
+        """Write an object under no block's name, of the usual size unless given, and remove it. Raises StoreFullError
+        where there is no room, StoreError where it cannot be written for another reason.
         """
         ...
 

@@ -89,7 +89,7 @@ class MemoryStore:
     def free_bytes(self) -> int | None:
         return None
 
-    def try_write(self) -> None:
+    def try_write(self, num_bytes: int | None = None) -> None:
         """There is always room."""
 
     def close(self) -> None:

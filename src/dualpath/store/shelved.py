@@ -33,5 +33,5 @@ class ShelvedStore:
     def free_bytes(self) -> int | None:
         return self._first.free_bytes()
 
-    def try_write(self) -> None:
-        self._first.try_write()
+    def try_write(self, num_bytes: int | None = None) -> None:
+        self._first.try_write(num_bytes)

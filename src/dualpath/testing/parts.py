@@ -115,7 +115,7 @@ class FaultyStore(MemoryStore):
         self._suffer(key)
         return super().exists(key)
 
-    def try_write(self) -> None:
+    def try_write(self, num_bytes: int | None = None) -> None:
         """The directory has its place on every node's storage: where one is full, it is."""
         self._suffer(None)
         if self._weather.strength("full"):

@@ -127,14 +127,14 @@ class FileDirectory:
             raise StoreError(f"{self.url}: {error.strerror or error}") from error
         return found.f_bavail * found.f_frsize
 
-    def try_write(self) -> None:
+    def try_write(self, num_bytes: int | None = None) -> None:
         """As a temporary: should we die here, whoever lists the store next removes it."""
         key = BlockKey(bytes(KEY_BYTES))
         path = self.temporary_of(key)
         try:
             self.make_folder(key)
             with open(path, "xb", buffering=0) as file:
-                left = memoryview(bytes(object_bytes(self.geometry)))
+                left = memoryview(bytes(num_bytes or object_bytes(self.geometry)))
                 while left:
                     left = left[file.write(left) :]
                 os.fsync(file.fileno())

@@ -62,9 +62,9 @@ class S3Directory:
         """A bucket does not say how much it takes."""
         return None
 
-    def try_write(self) -> None:
+    def try_write(self, num_bytes: int | None = None) -> None:
         name = self.bucket.below_prefix(f"{self.namespace_digest.hex()}/try-{SystemRuntime().unique_id()}")
-        self.bucket.write(name, bytes(object_bytes(self.geometry)))
+        self.bucket.write(name, bytes(num_bytes or object_bytes(self.geometry)))
         self.bucket.delete(name)
 
     def close(self) -> None:
