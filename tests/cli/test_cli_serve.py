@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -114,7 +116,7 @@ class Answer:
         return self.lines
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_it_says_how_it_goes_and_one_signal_ends_it_in_order(
     start: Start, number: signal.Signals, tmp_path: Path
 ) -> None:
@@ -132,6 +134,30 @@ def test_it_says_how_it_goes_and_one_signal_ends_it_in_order(
         "closed with 9 s to drain",
         "stopped",
     ]
+
+
+def test_a_terminal_that_is_closed_ends_it_in_order(start: Start) -> None:
+    master, terminal = os.openpty()
+    command = start().process.args
+    assert isinstance(command, list)
+    process = subprocess.Popen(
+        command,
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        cwd=ROOT,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    try:
+        os.close(terminal)
+        said = b""
+        while b"listening on" not in said:
+            said += os.read(master, 4096)
+        os.close(master)  # and the kernel sends SIGHUP
+        assert process.wait(DEADLINE_S) == 0
+    finally:
+        process.kill()
 
 
 def test_a_running_request_ends_before_the_server_does(start: Start) -> None:

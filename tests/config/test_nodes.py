@@ -35,7 +35,7 @@ def test_nodes_keep_their_order_and_settings(tmp_path: Path) -> None:
         ("", "", None, None),
         ("", "storage_nic_mbps = 80\n", 10e6, 10e6),
         ("storage_nic_mbps = 160\n", "", None, 20e6),
-        ("storage_nic_mbps = 160\n", "storage_nic_mbps = 80\n", 10e6, 20e6),
+        ("storage_nic_mbps = 160\n", "storage_nic_mbps = 80\n", 10e6, 10e6),
         ("storage_nic_mbps = 160\npace_storage = true\n", "storage_nic_mbps = 80\n", 20e6, 20e6),
     ],
 )

@@ -10,7 +10,9 @@ import argparse
 import errno
 import importlib
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -80,6 +82,8 @@ def _add_unusable(verbs: Any, name: str, error: ModuleNotFoundError) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        _end_when_the_terminal_goes()
     try:
         arguments = build_parser().parse_args(argv)
         code: int = arguments.run(arguments)
@@ -96,6 +100,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except Exception as error:
         return _fail_unforeseen(error)
+
+
+def _end_when_the_terminal_goes() -> None:
+    """As SIGTERM does it; what is said meanwhile nobody reads, and saying it must not fail."""
+    terminals = [number for number in (1, 2) if os.isatty(number)]
+
+    def end(*_: object) -> None:
+        for number in terminals:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+        signal.raise_signal(signal.SIGTERM)
+
+    signal.signal(signal.SIGHUP, end)
 
 
 def _fail_unforeseen(error: Exception) -> int:

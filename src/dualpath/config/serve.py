@@ -308,7 +308,8 @@ class ServeConfig:
 
     def storage_nic_bytes_per_s(self, node: NodeConfig) -> float | None:
         """The rate of the node's storage NIC as far as it is known, real or emulated."""
-        return bytes_per_s(node.storage_nic_mbps) or self.emulated_nic_bytes_per_s(node)
+        rates = bytes_per_s(node.storage_nic_mbps), self.emulated_nic_bytes_per_s(node)
+        return min((rate for rate in rates if rate), default=None)
 
     def _check_gateways(self) -> None:
         count, port = self.ray.gateways, self.gateway.port
