@@ -184,7 +184,8 @@ class VirtualVllm:
         """Paused it only says goodbye."""
         if not self._is_paused:
             return bool(self._requests)
-        return bool(self._given_up) or any(r.status == "ended" for r in self._requests.values())
+        gone = {request.request_id for request in self._given_up}
+        return any(r.status == "ended" or name in gone for name, r in self._requests.items())
 
     async def run(self) -> None:
         while True:
