@@ -53,11 +53,13 @@ async def test_they_are_those_of_the_whole_forward(model_dir, monkeypatch, max_l
             truth = torch.log_softmax(model(torch.tensor([prompt])).logits[0], dim=-1)
         assert event.prompt_logprobs is not None
         assert len(event.prompt_logprobs) == len(prompt) - 1
-        for i, (value, top) in enumerate(event.prompt_logprobs):
+        for i, (value, top, rank) in enumerate(event.prompt_logprobs):
             assert value == pytest.approx(truth[i, prompt[i + 1]].item(), abs=1e-3)
+            assert truth[i].sort(descending=True).values[rank - 1].item() == pytest.approx(value, abs=1e-3)
             best = truth[i].topk(2)
             assert list(top) == best.indices.tolist()
             assert list(top.values()) == pytest.approx(best.values.tolist(), abs=1e-3)
+        assert event.rank == 1
         assert event.logprob == pytest.approx(truth[-1].max().item(), abs=1e-3)
 
 

@@ -173,7 +173,10 @@ class FakeBackend:
             await asyncio.sleep(self.pause_s)
             event = self._event(request, token_id, is_last=i == len(ids) - 1)
             if i == 0 and (num := request.sampling.num_prompt_logprobs) is not None:
-                told = [(-1.0 - k, dict.fromkeys(range(num), -0.5)) for k in range(len(request.prompt_token_ids) - 1)]
+                told = [
+                    (-1.0 - k, dict.fromkeys(range(num), -0.5), 40 + k)
+                    for k in range(len(request.prompt_token_ids) - 1)
+                ]
                 event = replace(event, prompt_logprobs=tuple(told))
             yield event
             if event.finish_reason is not None:

@@ -285,7 +285,7 @@ async def test_log_probabilities_of_a_conversation_are_the_answers_not_a_choices
     first, second, *others = answer["prompt_logprobs"]
     assert first is None
     assert second == {
-        "117": {"logprob": -1.0, "rank": None, "decoded_token": "u"},
+        "117": {"logprob": -1.0, "rank": 40, "decoded_token": "u"},
         "0": {"logprob": -0.5, "rank": 1, "decoded_token": "\0"},
     }
     assert len(others) == len(backend.requests[0].prompt_token_ids) - 2

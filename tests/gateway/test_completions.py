@@ -282,7 +282,7 @@ async def test_log_probabilities_of_the_prompt_in_vllms_shape(http: httpx.AsyncC
     body = {"model": "fake", "prompt": [[97, 1], [98, 50, 0]], "max_tokens": 1, "prompt_logprobs": 2}
     two = (await http.post("/v1/completions", json=body)).json()["choices"]
     top = {str(i): {"logprob": -0.5, "rank": i + 1, "decoded_token": chr(i)} for i in range(2)}
-    own = {"logprob": -1.0, "rank": None, "decoded_token": "2"}
+    own = {"logprob": -1.0, "rank": 40, "decoded_token": "2"}
     assert [choice["prompt_logprobs"] for choice in two] == [
         [None, {"1": top["1"], "0": top["0"]}],
         [None, {"50": own, **top}, {"0": top["0"], "1": top["1"]}],
@@ -296,7 +296,7 @@ async def test_log_probabilities_of_the_prompt_in_vllms_shape(http: httpx.AsyncC
 async def test_an_echo_and_prompt_logprobs_get_each_what_they_ask_for(http: httpx.AsyncClient) -> None:
     body = {"model": "fake", "prompt": [97, 98], "max_tokens": 0, "echo": True, "logprobs": 3, "prompt_logprobs": 0}
     (choice,) = (await http.post("/v1/completions", json=body)).json()["choices"]
-    assert choice["prompt_logprobs"] == [None, {"98": {"logprob": -1.0, "rank": None, "decoded_token": "b"}}]
+    assert choice["prompt_logprobs"] == [None, {"98": {"logprob": -1.0, "rank": 40, "decoded_token": "b"}}]
     assert choice["logprobs"]["token_logprobs"] == [None, -1.0]
     assert len(choice["logprobs"]["top_logprobs"][1]) == 4
 

@@ -55,7 +55,7 @@ async def test_log_probabilities_of_the_prompts_token_ids(http: httpx.AsyncClien
     assert answer["prompt_logprobs"] == [
         None,
         {
-            "1": {"logprob": -1.0, "rank": None, "decoded_token": None},
+            "1": {"logprob": -1.0, "rank": 40, "decoded_token": None},
             "0": {"logprob": -0.5, "rank": 1, "decoded_token": None},
         },
     ]

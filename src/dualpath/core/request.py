@@ -72,8 +72,9 @@ class TokenEvent:
     logprob: float | None = None
     top_logprobs: Mapping[int, float] | None = None  # token id -> log probability, most likely first
     finish_reason: FinishReason | None = None
-    # With the first token, if asked for: (log probability, the most likely ones') of each prompt token but the first.
-    prompt_logprobs: tuple[tuple[float, Mapping[int, float]], ...] | None = None
+    # With the first token, if asked for: (logprob, top_logprobs, rank) of each prompt token but the first.
+    prompt_logprobs: tuple[tuple[float, Mapping[int, float], int], ...] | None = None
+    rank: int | None = None  # of its log probability, where that is told. 1: none is higher
 
 
 @dataclass(slots=True)

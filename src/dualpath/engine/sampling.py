@@ -14,7 +14,7 @@ from dualpath.engine.draw import draw
 from dualpath.engine.output_state import OutputState
 from dualpath.engine.shape_logits import shape_logits
 
-PromptLogprob = tuple[float, Mapping[int, float]]  # a token's, and the most likely ones'
+PromptLogprob = tuple[float, Mapping[int, float], int]  # a token's, the most likely ones', the token's rank
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,16 +62,20 @@ def uniform(seed: int, position: int) -> float:
 def _with_logprobs(logits: torch.Tensor, events: Sequence[TokenEvent], nums: Sequence[int]) -> list[TokenEvent]:
     """As OpenAI and vLLM report them: of the model's own distribution, before temperature and all that shapes it."""
     found = logprobs(logits, [event.token_id for event in events], nums)
-    return [TokenEvent(event.token_id, *told) for event, told in zip(events, found, strict=True)]
+    return [
+        TokenEvent(event.token_id, value, top, rank=rank)
+        for event, (value, top, rank) in zip(events, found, strict=True)
+    ]
 
 
 def logprobs(logits: torch.Tensor, token_ids: Sequence[int], nums: Sequence[int]) -> list[PromptLogprob]:
     """Of a token for each row, and of the row's ``nums`` most likely."""
     every = torch.log_softmax(logits.float(), dim=-1)
-    chosen = every.gather(1, torch.tensor(token_ids, device=logits.device).unsqueeze(-1)).squeeze(-1).tolist()
+    chosen = every.gather(1, torch.tensor(token_ids, device=logits.device).unsqueeze(-1))
+    ranks = (1 + (every > chosen).sum(dim=-1)).tolist()
     nums = [min(num, every.shape[1]) for num in nums]
     values, ids = (found.tolist() for found in torch.topk(every, max(nums), dim=-1))
     return [
-        (value, dict(zip(ids[i][:num], values[i][:num], strict=True)))
-        for i, (value, num) in enumerate(zip(chosen, nums, strict=True))
+        (value, dict(zip(ids[i][:num], values[i][:num], strict=True)), rank)
+        for i, (value, num, rank) in enumerate(zip(chosen.squeeze(-1).tolist(), nums, ranks, strict=True))
     ]

@@ -49,7 +49,10 @@ class GenerationJob:
             return []
         first, *others = self.prompt_of(choice_index).token_ids
         told = answer.prompt_logprobs or ()
-        return [TokenEvent(first), *(TokenEvent(i, *found) for i, found in zip(others, told, strict=True))]
+        return [
+            TokenEvent(first),
+            *(TokenEvent(i, value, top, rank=rank) for i, (value, top, rank) in zip(others, told, strict=True)),
+        ]
 
     def deltas(self, backend: Backend) -> AsyncGenerator[Delta, None]:
         """All choices' pieces as they come. Closing the generator closes every backend iterator before it returns."""

@@ -79,7 +79,7 @@ def _at_place(event: TokenEvent, num_top: int, text_of: Callable[[int], str | No
     top = event.top_logprobs or {}
     ranks = {token_id: rank for rank, token_id in enumerate(top, start=1)}
     told = {event.token_id: event.logprob, **dict(list(top.items())[:num_top])}
-    return {i: PromptLogprob(finite(value), ranks.get(i), text_of(i)) for i, value in told.items()}
+    return {i: PromptLogprob(finite(value), ranks.get(i, event.rank), text_of(i)) for i, value in told.items()}
 
 
 def finite(logprob: float | None) -> float:

@@ -43,7 +43,7 @@ class PromptLogprob(msgspec.Struct):
     """vLLM's: of one token that may stand at a place of the prompt."""
 
     logprob: float
-    rank: int | None  # among all tokens, from 1 on; None: not one of the most likely that were asked for
+    rank: int | None  # among all tokens, from 1 on; None: the engine does not say
     decoded_token: str | None
 
 

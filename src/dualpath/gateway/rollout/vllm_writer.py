@@ -110,7 +110,7 @@ def _chosen(event: TokenEvent, num_top: int) -> _Chosen:
     ranks = {token_id: rank for rank, (token_id, _) in enumerate(ranked, start=1)}
     top = [_Logprob(token_id, _name(token_id), finite(value), ranks[token_id]) for token_id, value in ranked[:num_top]]
     token_id = event.token_id
-    return _Chosen(token_id, _name(token_id), finite(event.logprob), ranks.get(token_id), top_logprobs=top)
+    return _Chosen(token_id, _name(token_id), finite(event.logprob), ranks.get(token_id, event.rank), top_logprobs=top)
 
 
 def _name(token_id: int) -> str:
