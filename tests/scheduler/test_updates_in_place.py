@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
-from tests.scheduler.cluster import Cluster, cluster
+from tests.scheduler.cluster import Cluster, cluster, expected
 from tests.scheduler.fakes import FakeDecode, FakePrefill
+from tests.scheduler.fixtures import make_request
 from tests.scheduler.virtual_time import run_virtual
 
-from dualpath.core.errors import ConfigError, WeightsError
+from dualpath.core.errors import ConfigError, OtherWeightsError, WeightsError
 from dualpath.core.ids import EngineId
+from dualpath.core.request import TokenEvent
 from dualpath.core.weights import Weights
+from dualpath.protocol.api import PrefillOrder
 
 Engines = list[FakePrefill | FakeDecode]
 
@@ -105,5 +109,29 @@ def test_one_that_cannot_go_back_is_lost_until_it_has(former: str) -> None:
                     await asyncio.sleep(0.1)
             assert lost.has.directory == former
             assert num_failures == 2
+
+    run_virtual(scenario())
+
+
+def test_one_that_gets_others_late_is_lost_until_it_has_those_in_use() -> None:
+    """A former scheduler has asked it, and died."""
+
+    async def scenario() -> None:
+        async with cluster() as it:
+            _engines(it)
+            engine = it.prefill[0]
+            ask = engine.prefill
+
+            async def prefill(order: PrefillOrder) -> AsyncIterator[TokenEvent | None]:
+                if engine.has.directory:
+                    raise OtherWeightsError("it has other weights")
+                async for event in ask(order):
+                    yield event
+
+            engine.prefill = prefill  # type: ignore[method-assign]
+            engine.has = Weights(7, "7", "/late")
+            request = make_request(max_tokens=3)
+            async with asyncio.timeout(60.0):
+                assert await it.run(request) == expected(request)
 
     run_virtual(scenario())

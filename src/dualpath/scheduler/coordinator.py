@@ -65,6 +65,7 @@ class Coordinator:
             job.record.num_retries += 1
             if isinstance(cause, OtherWeightsError):
                 await self.runtime.sleep_s(self.steps.config.pause_s)
+                await self.desk.check_weights(attempt.engine_ids)
             if isinstance(cause, RequeuedError):
                 await self._until_opened(job)
                 continue

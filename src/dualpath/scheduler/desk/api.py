@@ -61,6 +61,10 @@ class Questions(Protocol):
         """Return when the engines have been asked how they are, but for those known to be lost."""
         ...
 
+    async def check_weights(self, engine_ids: tuple[EngineId, ...]) -> None:
+        """One of them has refused an order as for other weights than it has. Return when they have been asked."""
+        ...
+
     async def fate(self, engine_id: EngineId, peer_id: PeerId) -> bool:
         """Wait until a lost engine is back, has a successor or is gone for good, not longer than a request is tried.
 

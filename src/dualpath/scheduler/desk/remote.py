@@ -249,6 +249,9 @@ class RemoteDesk(Recorder):  # type: ignore[misc]
     async def check(self, engine_ids: tuple[EngineId, ...]) -> None:
         await self._ask(lambda: self._seat.check(engine_ids), self._config.queue_timeout_s)
 
+    async def check_weights(self, engine_ids: tuple[EngineId, ...]) -> None:
+        await self._ask(lambda: self._seat.check_weights(engine_ids), self._config.queue_timeout_s)
+
     async def fate(self, engine_id: EngineId, peer_id: PeerId) -> bool:
         answer: bool = await self._ask(lambda: self._seat.fate(engine_id, peer_id), self._config.queue_timeout_s)
         return answer

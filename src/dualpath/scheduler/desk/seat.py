@@ -101,6 +101,9 @@ class Seat:
     async def check(self, engine_ids: tuple[EngineId, ...]) -> None:
         await asyncio.gather(*map(self.desk.health.check, engine_ids))
 
+    async def check_weights(self, engine_ids: tuple[EngineId, ...]) -> None:
+        await asyncio.gather(*map(self.desk.updates.check, engine_ids))
+
     async def fate(self, engine_id: EngineId, peer_id: PeerId) -> bool:
         """So a request that ends every engine that it comes to has not all of them down at once, and deaths are told
         from broken lines."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TypeVar
 
@@ -109,6 +110,15 @@ class Updates:
                 await self._bring(engine_id, epoch)
             if self.epoch.weights == epoch.weights:
                 return
+
+    async def check(self, engine_id: EngineId) -> None:
+        """Between updates an engine may get others all the same: what a former scheduler has asked of it is done late.
+        It is lost then until it has those in use, or requests would be placed there for good, and refused."""
+        epoch = self.epoch
+        with suppress(EngineFailure):  # whoever does not answer is noticed elsewhere
+            weights, _ = await self._weights_of(engine_id)
+            if weights != epoch.weights and self.epoch is epoch and not self._turn.locked():
+                self._membership.mark_lost(engine_id, WeightsError("it has other weights than those in use"))
 
     async def _bring(self, engine_id: EngineId, epoch: WeightEpoch) -> None:
         if not (epoch.weights.number or self._is_in_place(engine_id)):
