@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
+from itertools import chain, repeat
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +26,7 @@ from dualpath.core.weights import Weights
 from dualpath.protocol.api import DecodeOrder, DecodeStep
 from dualpath.store.open import open_store
 from dualpath.vllm.messages import Load, Push, StepWork
+from dualpath.vllm.worker.staged_prefill import StagedPrefill
 from dualpath.vllm.worker.weights import NodeWeights
 
 
@@ -106,6 +110,29 @@ def test_weights_that_came_behind_us_are_noticed(tmp_path: Path) -> None:
     node.check(new.directory)
     with pytest.raises(ConfigError, match="behind DualPath"):
         node.check("the start")
+
+
+class _Changing(NodeWeights):
+    """vLLM's thread changes them behind whoever has just looked."""
+
+    looks: Iterator[Weights]
+
+    @property
+    def current(self) -> Weights:  # type: ignore[override]
+        return next(self.looks)
+
+    @current.setter
+    def current(self, weights: Weights) -> None:
+        self.looks = repeat(weights)
+
+
+def test_weights_are_told_with_their_own_fingerprint_while_they_change(tmp_path: Path) -> None:
+    """Else a new scheduler would look for the new ones' blocks by the former ones' name, or ask for them in vain."""
+    node, new = _Changing(model_dir(tmp_path / "start", 0), NAMESPACE), _weights(tmp_path, 1)
+    node.name(new)
+    node.looks = chain([Weights()], repeat(new))
+    engine: Any = SimpleNamespace(parts=SimpleNamespace(weights=node))
+    assert asyncio.run(StagedPrefill.weights(engine)) == (Weights(), NAMESPACE.model_fingerprint)
 
 
 # -- what becomes of requests -----------------------------------------------------------------------------------------

@@ -65,7 +65,7 @@ class StagedNode(Generic[Task]):
         return await self._staged.read(request_id, blocks, namespace_digest)
 
     async def weights(self) -> tuple[Weights, str]:
-        return self.parts.weights.current, self.parts.weights.fingerprint
+        return self.parts.weights.in_use()
 
     async def name_weights(self, weights: Weights) -> str:
         return await self.parts.runtime.to_thread(self.parts.weights.name, weights)

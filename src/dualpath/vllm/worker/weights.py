@@ -52,6 +52,11 @@ class NodeWeights:
     def fingerprint(self) -> str:
         return self._known[self.current].fingerprint
 
+    def in_use(self) -> tuple[Weights, str]:
+        """With their fingerprint. Any thread: ``current`` may change at any moment."""
+        weights = self.current
+        return weights, self._known[weights].fingerprint
+
     def namespace(self, weights: Weights) -> Namespace:
         """Raises ConfigError where they have not been named."""
         return replace(self._namespace, model_fingerprint=self._find(weights).fingerprint)
