@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import time
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import chain, repeat
 from pathlib import Path
@@ -23,6 +25,7 @@ from dualpath.core.keys import root_key
 from dualpath.core.pause import PauseMode
 from dualpath.core.request import TokenEvent
 from dualpath.core.weights import Weights
+from dualpath.models.updates import StartWeights
 from dualpath.protocol.api import DecodeOrder, DecodeStep
 from dualpath.store.open import open_store
 from dualpath.vllm.messages import Load, Push, StepWork
@@ -110,6 +113,23 @@ def test_weights_that_came_behind_us_are_noticed(tmp_path: Path) -> None:
     node.check(new.directory)
     with pytest.raises(ConfigError, match="behind DualPath"):
         node.check("the start")
+
+
+def test_files_are_read_once_for_all_who_ask_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    node, new, read = _node_weights(tmp_path), _weights(tmp_path, 1), list[Path]()
+    fingerprint_of = StartWeights.fingerprint_of
+
+    def counted(self: StartWeights, directory: Path) -> str:
+        read.append(directory)
+        time.sleep(0.05)
+        return fingerprint_of(self, directory)
+
+    monkeypatch.setattr(StartWeights, "fingerprint_of", counted)
+    with ThreadPoolExecutor() as threads:
+        (fingerprint,) = set(threads.map(node.name, [new] * 4))
+    assert len(read) == 1
+    model_dir(Path(new.directory), 2)
+    assert node.name(new) != fingerprint, "other files are there now"
 
 
 class _Changing(NodeWeights):

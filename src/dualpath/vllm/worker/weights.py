@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -45,6 +46,7 @@ class NodeWeights:
         a config.json as vLLM understands it."""
         self._start = StartWeights(directory, namespace.model_fingerprint)
         self._namespace, self._path, self._read_config = namespace, path, read_config
+        self._naming = threading.Lock()
         self.current = Weights()
         self._known = {self.current: _Named(directory, namespace.model_fingerprint, signature(directory))}
 
@@ -62,8 +64,18 @@ class NodeWeights:
         return replace(self._namespace, model_fingerprint=self._find(weights).fingerprint)
 
     def name(self, weights: Weights) -> str:
-        """Their fingerprint. Raises ConfigError where the model cannot take them, as far as files can tell."""
+        """Their fingerprint. Raises ConfigError where the model cannot take them, as far as files can tell.
+
+        Files are read once, however often that is asked: for each peer of a server that has been started again.
+        """
+        with self._naming:
+            return self._name(weights)
+
+    def _name(self, weights: Weights) -> str:
         directory = Path(weights.directory) if weights.number else self._start.directory
+        known = self._known.get(weights)
+        if known is not None and directory.is_dir() and signature(directory) == known.signature:
+            return known.fingerprint
         self._start.check_kind(directory, self._read_config)
         found = signature(directory)
         named = _Named(directory, self._start.fingerprint_of(directory), found)
