@@ -29,6 +29,7 @@ from dualpath.models.updates import StartWeights
 from dualpath.protocol.api import DecodeOrder, DecodeStep
 from dualpath.store.open import open_store
 from dualpath.vllm.messages import Load, Push, StepWork
+from dualpath.vllm.worker import half
 from dualpath.vllm.worker.staged_prefill import StagedPrefill
 from dualpath.vllm.worker.weights import NodeWeights
 
@@ -221,12 +222,29 @@ async def _decoding(both: Nodes, *, is_opaque: bool) -> AsyncIterator[DecodeStep
 
 
 async def test_a_request_whose_tokens_we_know_is_placed_again(tmp_path: Path) -> None:
+    """Before the model has others: whoever takes its tokens must not take the next for the former ones'."""
     async with nodes(tmp_path) as both:
-        line = await _decoding(both, is_opaque=False)
-        await both.change(_weights(tmp_path, 1))
+        line, loaded = await _decoding(both, is_opaque=False), list[str]()
+        changing = asyncio.create_task(both.change(_weights(tmp_path, 1), loaded.append))
         with pytest.raises(OtherWeightsError):
             async for _ in line:
                 pass
+        await both.left(both.prefill, "one")
+        await asyncio.sleep(0.1)
+        assert len(loaded) == 1, "the prefill engine's"
+        await both.release(ONE)
+        await changing
+        assert len(loaded) == 2
+
+
+async def test_a_gateway_that_is_gone_keeps_no_weights_from_changing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(half, "LET_GO_S", 0.1)
+    async with nodes(tmp_path) as both:
+        await _decoding(both, is_opaque=False)
+        async with asyncio.timeout(10):
+            await both.change(_weights(tmp_path, 1))
         await both.left(both.prefill, "one")
         await both.release(ONE)
 

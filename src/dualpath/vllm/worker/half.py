@@ -6,6 +6,7 @@ that the step's own forward waits for, ``start_load`` comes after the forward.
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -22,6 +23,9 @@ from dualpath.vllm.worker.staged_decode import StagedDecode
 from dualpath.vllm.worker.staged_prefill import StagedPrefill
 from dualpath.vllm.worker.takes import Take
 from dualpath.vllm.worker.tasks import DecodeTask, PrefillTask
+
+LET_GO_S = 5.0  # a gateway that is gone never does
+_log = logging.getLogger(__name__)
 
 
 class WorkerHalf(ABC):
@@ -256,9 +260,18 @@ class DecodeWorkerHalf(WorkerHalf):
                 self._parts.runtime.wait(job.left, self._parts.settings.transfer_s)
 
     def _leave(self, tasks: list[DecodeTask]) -> None:
-        """vLLM has taken all blocks back, those too that are being copied out."""
+        """vLLM has taken all blocks back, those too that are being copied out. Who has ordered them has let go of those
+        that are placed again: no token by HTTP overtakes the word on the line that it is of other weights."""
         self._parts.loop.call_soon_threadsafe(self._engine.other_weights, tasks)
         self.preempted(list(self._saves))
+        runtime = self._parts.runtime
+        end_s = runtime.now_s() + LET_GO_S
+        try:
+            for task in tasks:
+                if not task.order.request.is_opaque:
+                    runtime.wait(task.unpinned, max(0.0, end_s - runtime.now_s()))
+        except TimeoutError:
+            _log.warning("a gateway has not let go of its requests in %g s: weights change all the same", LET_GO_S)
 
     def _changed(self, version: str) -> None:
         self._parts.loop.call_soon_threadsafe(self._engine.tell_version, self._tasks.all(), version)
