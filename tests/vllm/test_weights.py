@@ -17,7 +17,7 @@ import pytest
 import torch
 from tests.scheduler.fixtures import NAMESPACE, make_request
 from tests.vllm.nodes import BLOCK, Nodes, model_dir, nodes, save
-from tests.vllm.pair import pair, until
+from tests.vllm.pair import FAST, pair, until
 from tests.vllm.test_nodes import NEW_IDS, ONE, PROMPT, TWO, ended, handed_over, handing_over
 
 from dualpath.core.errors import ConfigError, OtherWeightsError, WeightsError
@@ -326,6 +326,15 @@ async def test_a_server_without_a_door_keeps_its_weights_and_says_what_it_lacks(
         with pytest.raises(WeightsError, match=r"it was started without --middleware dualpath\.vllm\.door\.Door"):
             await it.service.control.update_weights("/one")
         assert it.service.ready()
+
+
+async def test_a_server_without_a_door_serves_again_after_a_pause_that_it_could_not_keep() -> None:
+    async with pair(replace(FAST, lease_s=0.1), have_doors=False) as it:
+        await until(it.service.ready)
+        await it.service.control.pause(PauseMode.KEEP)
+        await it.service.control.resume()
+        async with asyncio.timeout(10):
+            assert len(await it.run(make_request("after", max_tokens=4))) == 4
 
 
 async def test_a_pause_that_keeps_is_the_doors() -> None:

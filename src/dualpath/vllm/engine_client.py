@@ -47,7 +47,7 @@ class _Server:
     door_key: Any
     _link: NodeLink
     _engine_id: EngineId
-    _is_paused: bool | None = None  # None: as a former scheduler left it
+    _is_paused: bool | None = None  # None: nobody knows, as of a former scheduler's
 
     def _meet(self, server: ApiServer) -> None:
         self.server, self._namespace, self._info = server, self._link.report.namespace, self._link.info(self._engine_id)
@@ -76,7 +76,11 @@ class _Server:
 
     async def pause(self) -> None:
         self._is_paused = True
-        await self._ask_door("pause")
+        try:
+            await self._ask_door("pause")
+        except ConfigError:
+            self._is_paused = None  # there is no door, and need not be one for it to go on
+            raise
 
     async def resume(self) -> None:
         """Whoever has no door has never been paused."""
