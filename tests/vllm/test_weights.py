@@ -339,14 +339,38 @@ async def test_a_server_without_a_door_serves_again_after_a_pause_that_it_could_
 
 async def test_a_pause_that_keeps_is_the_doors() -> None:
     async with pair() as it:
-        running = asyncio.create_task(it.run(make_request("kept", max_tokens=40)))
+        running = asyncio.create_task(it.run(make_request("kept", max_tokens=200)))
         await until(lambda: bool(it.decode.worker.running))
         await it.service.control.pause(PauseMode.KEEP)
         assert it.decode_server.at_door[-1] == it.prefill_server.at_door[-1] == "pause"
         await asyncio.sleep(0.05)
         assert not running.done()
         await it.service.control.resume()
-        assert len(await running) == 40
+        assert len(await running) == 200
+
+
+async def test_a_server_goes_on_though_a_pause_came_while_the_former_one_ended() -> None:
+    async with pair() as it:
+        engine, told = it.scheduler.desk._engines[it.decode.info.engine_id], it.decode_server.at_door
+        await engine.pause()
+        ask, may_end = it.servers[1].ask, asyncio.Event()
+
+        async def slow(path: str, *more: Any) -> bytes:
+            answer = await ask(path, *more)
+            if path.endswith("resume"):
+                await may_end.wait()
+            return answer
+
+        it.servers[1].ask = slow  # type: ignore[method-assign]
+        former = asyncio.create_task(engine.resume())
+        await until(lambda: told[-1] == "resume")
+        latter = asyncio.create_task(engine.pause())
+        await asyncio.sleep(0.05)
+        may_end.set()
+        await asyncio.gather(former, latter)
+        assert told[-1] == "pause"
+        await engine.resume()
+        assert told[-1] == "resume"
 
 
 async def test_a_server_that_is_started_again_gets_the_weights_in_use() -> None:

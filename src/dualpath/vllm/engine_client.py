@@ -50,6 +50,7 @@ class _Server:
     _is_paused: bool | None = None  # None: nobody knows, as of a former scheduler's
 
     def _meet(self, server: ApiServer) -> None:
+        self._turn = asyncio.Lock()  # of pauses and their ends, which a server would take in any order
         self.server, self._namespace, self._info = server, self._link.report.namespace, self._link.info(self._engine_id)
 
     @property
@@ -75,23 +76,25 @@ class _Server:
         return stats
 
     async def pause(self) -> None:
-        self._is_paused = True
-        try:
-            await self._ask_door("pause")
-        except ConfigError:
-            self._is_paused = None  # there is no door, and need not be one for it to go on
-            raise
+        async with self._turn:
+            self._is_paused = True
+            try:
+                await self._ask_door("pause")
+            except ConfigError:
+                self._is_paused = None  # there is no door, and need not be one for it to go on
+                raise
 
     async def resume(self) -> None:
         """Whoever has no door has never been paused."""
-        if self._is_paused is False:
-            return
-        try:
-            await self._ask_door("resume")
-        except ConfigError:
-            if self._is_paused:
-                raise
-        self._is_paused = False
+        async with self._turn:
+            if self._is_paused is False:
+                return
+            try:
+                await self._ask_door("resume")
+            except ConfigError:
+                if self._is_paused:
+                    raise
+            self._is_paused = False
 
     async def load_weights(self, weights: Weights) -> str:
         """They are looked at: two do not fit."""
