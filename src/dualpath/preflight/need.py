@@ -28,7 +28,7 @@ def slots_bytes(config: ServeConfig, node: NodeConfig | None, geometry: KvGeomet
 
 
 def host_bytes(config: ServeConfig, node: NodeConfig | None, kind: ModelKind) -> int:
-    """Staging buffers; on a CPU the weights, which engines share (small ones twice), and the KV of "devices" too."""
+    """Staging buffers; on a CPU the weights, which engines share, and the KV of "devices" too."""
     num_bytes = staging_bytes(config, node, kind)
     if kind.namespace.numerics != "cpu":
         return num_bytes
@@ -37,7 +37,9 @@ def host_bytes(config: ServeConfig, node: NodeConfig | None, kind: ModelKind) ->
     workspaces = 4 * sizes.workspace_tokens * geometry.bytes_per_token_layer  # two, and two spare ones
     pool = sizes.decode_kv_tokens * geometry.bytes_per_token
     weights = weight_bytes(config.model.dir)
-    return num_bytes + weights + min(weights, MOST_TWICE_BYTES) + prefill * workspaces + decode * pool
+    if kind.namespace.kv_dtype == "float32" and weights <= MOST_TWICE_BYTES:
+        weights *= 2  # models.packed
+    return num_bytes + weights + prefill * workspaces + decode * pool
 
 
 def _sizes(config: ServeConfig, kind: ModelKind) -> Sizes:
