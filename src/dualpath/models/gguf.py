@@ -47,6 +47,8 @@ def _convert(file: Path, made: Path, dtype: str) -> None:
     import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from dualpath.models.saved import save
+
     place, name, options = str(file.parent.resolve()), file.name, dict[str, Any](dtype=getattr(torch, dtype))
     if hasattr(transformers, "GgufConfig"):  # from 5.20 on weights stay quantised unless this is said
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
@@ -54,5 +56,4 @@ def _convert(file: Path, made: Path, dtype: str) -> None:
         place, gguf_file=name, local_files_only=True, trust_remote_code=False, **options
     )
     tokenizer = AutoTokenizer.from_pretrained(place, gguf_file=name, local_files_only=True, trust_remote_code=False)
-    for part in (model, tokenizer):
-        part.save_pretrained(made)
+    save(made, model, tokenizer)

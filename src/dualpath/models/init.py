@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,11 +20,11 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
 from dualpath.core.errors import ConfigError
 from dualpath.models.init_config import FAMILIES, ModelSizes, family_config
 from dualpath.models.init_tokenizer import EOS_ID, PAD_ID, byte_tokenizer
+from dualpath.models.saved import save
 
 __all__ = ["FAMILIES", "PRESETS", "init_model"]
 
@@ -97,9 +95,7 @@ def init_model(
     _check_out_dir(out_dir)
     model = _random_model(family, fields, seed, DTYPES[dtype])
     out_dir.mkdir(parents=True, exist_ok=True)
-    with _no_progress_bar():
-        model.save_pretrained(out_dir)
-    byte_tokenizer(sizes.max_context_tokens).save_pretrained(out_dir)
+    save(out_dir, model, byte_tokenizer(sizes.max_context_tokens))
     return out_dir
 
 
@@ -183,15 +179,3 @@ def _lm_head(shape: tuple[int, ...], seed: int, gains: _Gains) -> torch.Tensor:
     scale[0x20:0x7F] = 1.0
     scale[0x0A] = 1.0
     return head * scale / math.sqrt(shape[1])
-
-
-@contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """transformers draws a bar for writing a few megabytes."""
-    enabled = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if enabled:
-            transformers_logging.enable_progress_bar()

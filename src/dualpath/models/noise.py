@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from dualpath.models.saved import share_weights
+
 
 def add_noise(source: Path, target: Path, *, scale: float = 0.02, seed: int = 0) -> Path:
     """Every weight changes by a normal share, ``scale``, of its tensor's deviation. Appears whole or not at all."""
@@ -18,6 +20,7 @@ def add_noise(source: Path, target: Path, *, scale: float = 0.02, seed: int = 0)
     for path in sorted(scratch.glob("*.safetensors")):
         tensors = {name: _noisy(tensor, scale, generator) for name, tensor in load_file(path).items()}
         save_file(tensors, path, metadata={"format": "pt"})
+    share_weights(scratch)
     scratch.rename(target)
     return target
 
