@@ -101,7 +101,7 @@ def test_an_interruption_leaves_no_process_and_the_classes_on(number: signal.Sig
     wait_until(lambda: filters(testbed) != before)
     process.send_signal(number)
     _, error = process.communicate(timeout=PATIENCE_S)
-    assert process.returncode == 130
+    assert process.returncode == 130, error
     assert error.endswith("dualpath: error: interrupted\n")
     wait_until(lambda: not processes_in(SPEC.namespaces))
     assert filters(testbed) == before
