@@ -147,6 +147,23 @@ def body(prompt: Sequence[int], num_tokens: int) -> dict[str, Any]:
     }
 
 
+async def text_of(stream: AsyncIterator[str], begun: asyncio.Event) -> str:
+    """``begun`` when it is well under way."""
+    text, num_chunks = "", 0
+    async for piece in stream:
+        text += piece
+        num_chunks += 1
+        if num_chunks == 80:
+            begun.set()
+    return text
+
+
+def actors_of(name: str, kind: str) -> list[int]:
+    """Process ids. Ray gives its workers these titles."""
+    pids = RunDir.of(name).processes()
+    return [pid for pid in pids if f"ray::{kind}" in Path(f"/proc/{pid}/cmdline").read_text(errors="replace")]
+
+
 def free_ports(count: int = 2) -> int:
     """The first of so many, for gateways: above those of Ray's workers, below those that connections take."""
     while True:

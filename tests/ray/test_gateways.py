@@ -6,14 +6,15 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from tests.e2e.cluster_kit import conversations
-from tests.e2e.ray_kit import BLOCK_TOKENS, UpSystem, dualpath, is_alive, up
+from tests.e2e.ray_kit import BLOCK_TOKENS, UpSystem, actors_of, dualpath, is_alive, text_of, up
 from tests.listening import listening
 
 from dualpath.config import GatewayConfig
@@ -51,10 +52,7 @@ def process_of(gateway: UpSystem) -> int:
     return pid
 
 
-def actors(kind: str) -> list[int]:
-    """Ray gives its workers these titles."""
-    pids = RunDir.of(NAME).processes()
-    return [pid for pid in pids if f"ray::{kind}" in Path(f"/proc/{pid}/cmdline").read_text(errors="replace")]
+actors = partial(actors_of, NAME)
 
 
 async def until_healthy(gateway: UpSystem, deadline_s: float = 60.0) -> float:
@@ -67,16 +65,6 @@ async def until_healthy(gateway: UpSystem, deadline_s: float = 60.0) -> float:
             except httpx.HTTPError:
                 pass
             await asyncio.sleep(0.1)
-
-
-async def text_of(stream: AsyncIterator[str], begun: asyncio.Event) -> str:
-    text, num_chunks = "", 0
-    async for piece in stream:
-        text += piece
-        num_chunks += 1
-        if num_chunks == 80:
-            begun.set()
-    return text
 
 
 async def test_what_one_gateway_has_stored_the_other_finds(pair, model_dir):

@@ -239,7 +239,6 @@ def write(folder: Path, store: str = "", **parts: str) -> Path:
         ({"node": "engines = 2"}, r"[nodes] engines: pe0 has 2; a vLLM server is a node of its own"),
         ({"vllm": 'join = ["prefill=http://a:1", "decode=http://b:1"]'}, "[[nodes]] with --vllm-join"),
         ({"cluster": "tensor_parallel = 2"}, "[cluster] tensor_parallel: each vLLM server has one worker"),
-        ({"ray": "gateways = 2"}, "[ray] gateways: 2; in front of vLLM servers there can be one for now"),
         ({"cluster": 'system = "oracle"\nallow_invalid_answers = true'}, "vLLM servers move KV"),
         ({"store": "memory://"}, "one process's memory"),
         ({"node": "vllm_args = [1]"}, "vllm_args: must be"),

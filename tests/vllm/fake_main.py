@@ -1,7 +1,7 @@
 """A process that takes the place of ``python -m vllm.entrypoints.openai.api_server``: a fake server and its fake node.
 
 ``FAKE_VLLM`` in the environment: "broken" ends at once with an error, "without" is a Python that has no vLLM, "cuda"
-one that sees a device.
+one that sees a device. ``FAKE_VLLM_STEP_S``: how long a token takes.
 """
 
 from __future__ import annotations
@@ -81,7 +81,8 @@ async def main() -> None:
     node, line = node_of(settings)
     lines = NodeServer(Process(node, line), read_secret(os.environ))
     await lines.start(settings.host, settings.port)
-    app = FakeVllm(node.worker, settings.role == "prefill").app()
+    step_s = float(os.environ.get("FAKE_VLLM_STEP_S", "0"))
+    app = FakeVllm(node.worker, settings.role == "prefill", step_s=step_s).app()
     await uvicorn.Server(uvicorn.Config(app, known.host, known.port, log_level="critical", lifespan="off")).serve()
 
 

@@ -59,6 +59,7 @@ class FakeVllm:
     breaks: list[int] = field(default_factory=list)  # after so many tokens the connection does, in the next answers
     ended_by: str | None = None  # a finish reason of no use
     pause: asyncio.Event = field(default_factory=asyncio.Event)  # cleared: steps wait
+    step_s: float = 0.0  # a token takes
     num_cancelled: int = 0
     has_door: bool = True
     at_door: list[str] = field(default_factory=list)
@@ -135,7 +136,7 @@ class FakeVllm:
         try:
             for number in range(count):
                 await self.pause.wait()
-                await asyncio.sleep(0)
+                await asyncio.sleep(self.step_s)
                 if number == fail_after:
                     raise ConnectionError
                 tokens.append(next_id(tokens))

@@ -1,14 +1,15 @@
-"""``dualpath up`` with real vLLM servers on a Ray of its own: hits, one that is killed, and nothing left at the end."""
+"""``dualpath up`` with real vLLM servers on a Ray of its own, behind two gateways: hits, deaths, nothing left."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.e2e.ray_kit import UpSystem, dualpath, environment_of, free_ports, is_alive
+from tests.e2e.ray_kit import UpSystem, actors_of, dualpath, environment_of, free_ports, is_alive, text_of
 from tests.vllm.live import new_tokens
 from tests.vllm.servers import vllm_python
 
@@ -41,6 +42,7 @@ start_s = {start_s}
 port = {port}
 [ray]
 name = "{name}"
+gateways = 2
 [[nodes]]
 name = "pe0"
 role = "prefill"
@@ -75,9 +77,21 @@ async def ask(system: UpSystem, prompt: list[int], num_hit_blocks: int) -> str:
 
 async def test_servers_are_placed_hit_come_back_and_end(system: UpSystem, tmp_path: Path) -> None:
     first = new_tokens(1, 700)
-    await ask(system, first, 0)
+    one, two = (UpSystem(NAME, gateway["url"], 0.0) for gateway in system.status()["gateways"])
+    await ask(one, first, 0)
     second = first + new_tokens(2, 200)
-    text = await ask(system, second, 5)  # the answer that vLLM gave is not in this prompt
+    text = await ask(two, second, 5)  # the answer that vLLM gave is not in this prompt
+    longer = (await one.complete(second, 400))["choices"][0]["text"]
+    begun = [asyncio.Event(), asyncio.Event()]
+    streams = [gateway.stream(second, 400) for gateway in (one, two)]
+    running = [asyncio.create_task(text_of(stream, event)) for stream, event in zip(streams, begun, strict=True)]
+    for event in begun:
+        await event.wait()
+    (pid,) = actors_of(NAME, "SchedulerFront")
+    os.kill(pid, signal.SIGKILL)
+    assert [await each for each in running] == [longer, longer]
+    assert await ask(one, second, 7) == text
+    assert actors_of(NAME, "SchedulerFront") != [pid]
     pid = (await system.node("de0"))["pid"]
     assert environment_of(os.getsid(pid))["DUALPATH_TEST_MARK"] == "de0"
     os.kill(pid, signal.SIGKILL)

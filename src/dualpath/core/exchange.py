@@ -65,7 +65,9 @@ class Exchange:
 class Exchanges:
     """All that are under way, by the id of their request."""
 
-    def __init__(self) -> None:
+    def __init__(self, scope: str = "") -> None:
+        """``scope``: what stands before their requests' ids at engines, as of a gateway beside others."""
+        self._scope = scope
         self._open: dict[RequestId, Exchange] = {}
 
     def __len__(self) -> int:
@@ -81,4 +83,4 @@ class Exchanges:
 
     def find(self, request_id: RequestId) -> Exchange | None:
         """None: its client is gone."""
-        return self._open.get(request_id)
+        return self._open.get(RequestId(request_id.removeprefix(self._scope)))

@@ -30,8 +30,10 @@ from dualpath.ray.runtime import GATEWAY, SCHEDULER, Handle, find_actor, gateway
 if TYPE_CHECKING:
     from dualpath.cluster.composition import ServingCluster
     from dualpath.cluster.gateway import GatewayCluster
+    from dualpath.cluster.remote import RemoteCluster
     from dualpath.gateway.passthrough.upstream import Upstream
     from dualpath.protocol.channel import Process
+    from dualpath.ray.vllm_servers import RayServers
 
 log = logging.getLogger(__name__)
 
@@ -158,6 +160,12 @@ class Front(ABC):
         nodes = [node for node in self._config.nodes if node.role != GATEWAY]
         return {NodeId(node.name): self._actor(node_actor_name(node.name)) for node in nodes}
 
+    def _vllm_servers(self, *, starts: bool = True) -> RayServers:
+        from dualpath.ray.vllm_servers import RayServers
+
+        roles = {NodeId(node.name): Role(node.role) for node in self._config.nodes if node.role != GATEWAY}
+        return RayServers(self._nodes(), roles, starts=starts)
+
     def _actor(self, name: str) -> Handle:
         actor = find_actor(import_ray(), name, self._namespace)
         if actor is None:
@@ -177,12 +185,9 @@ class WholeFront(Front):
             await self._serve_http(self._config, RemoteCluster(self._config, self._channels(), self._lines.append))
 
     async def _serve_vllm(self) -> None:
-        from dualpath.ray.vllm_servers import RayServers
         from dualpath.serving.pick import pick_cluster
 
-        roles = {NodeId(node.name): Role(node.role) for node in self._config.nodes if node.role != GATEWAY}
-        servers = RayServers(self._nodes(), roles)
-        cluster, upstream = pick_cluster(self._config, self._lines.append, servers)
+        cluster, upstream = pick_cluster(self._config, self._lines.append, self._vllm_servers())
         await self._serve_http(self._config, cluster, upstream=upstream)
 
 
@@ -213,10 +218,17 @@ class SchedulerFront(Front):
 
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(asked(), loop))
 
-    async def _serve(self, stop: asyncio.Event) -> None:
+    def _cluster(self) -> RemoteCluster:
+        if self._config.cluster.engine == "vllm":
+            from dualpath.cluster.vllm.cluster import VllmCluster
+
+            return VllmCluster(self._config, self._lines.append, servers=self._vllm_servers(), has_gateways=True)
         from dualpath.cluster.remote import RemoteCluster
 
-        cluster = RemoteCluster(self._config, self._channels(), self._lines.append, has_gateways=True)
+        return RemoteCluster(self._config, self._channels(), self._lines.append, has_gateways=True)
+
+    async def _serve(self, stop: asyncio.Event) -> None:
+        cluster = self._cluster()
         await cluster.start()
         try:
             desk = self._desk = cluster.desk_server(self._config.ray.kill_silent_s)
@@ -240,15 +252,25 @@ class GatewayFront(Front):
         super().__init__(config, namespace)
 
     async def _serve(self, stop: asyncio.Event) -> None:
-        from dualpath.cluster.gateway import GatewayCluster
-
         gateway, count = self._config.gateway, self._config.ray.gateways
         # Its own; on a host that it has been moved to, others may have that.
         port, *others = (gateway.port + (self._offset + number) % count for number in range(count))
         config = dataclasses.replace(self._config, gateway=dataclasses.replace(gateway, port=port))
+        cluster, upstream = self._cluster(config)
+        await self._serve_http(config, cluster, others, upstream)
+
+    def _cluster(self, config: ServeConfig) -> tuple[GatewayCluster, Upstream | None]:
+        """And who answers clients in words of their own, if anybody does."""
         desk, runtime = RayChannel(self._actor(SCHEDULER)), SystemRuntime()
-        cluster = GatewayCluster(self._name, config, self._channels(), desk, self._lines.append, runtime)
-        await self._serve_http(config, cluster, others)
+        if config.cluster.engine == "vllm":
+            from dualpath.cluster.vllm.gateway import VllmGateway
+
+            servers = self._vllm_servers(starts=False)
+            gateway = VllmGateway(self._name, config, servers, desk, self._lines.append, runtime)
+            return gateway, gateway.upstream if config.vllm.front_door == "passthrough" else None
+        from dualpath.cluster.gateway import GatewayCluster
+
+        return GatewayCluster(self._name, config, self._channels(), desk, self._lines.append, runtime), None
 
 
 def _reached_by(host: str) -> str:

@@ -67,15 +67,22 @@ class VllmNodeActor:
         if self._starting is None:
             self._starting = asyncio.create_task(self._start())
         lines, self._lines = tuple(self._lines), []
-        if not self._starting.done():
-            return Met(lines)
-        if (error := self._starting.exception()) is not None:
+        if self._starting.done() and (error := self._starting.exception()) is not None:
             self._starting = None
             return Met(lines, failure=Failure.of(error))
+        return Met(lines, self._joinable())
+
+    async def find(self) -> Met:
+        """For gateways: nothing is started for them, and what people are told comes by the scheduler."""
+        return Met(server=self._joinable())
+
+    def _joinable(self) -> Joinable | None:
+        if self._starting is None or not self._starting.done() or self._starting.exception() is not None:
+            return None
         servers = self._starting.result()
         (process,) = servers.processes.values()
         ended = None if process.exit_code is None else process.why_ended()
-        return Met(lines, Joinable(servers.places[0], servers.secret, servers.api_key, ended))
+        return Joinable(servers.places[0], servers.secret, servers.api_key, ended)
 
     async def until_ended(self) -> str:
         """Why the server has ended before anybody called it ready. Else it does not answer."""

@@ -20,13 +20,14 @@ from dualpath.vllm.api_server import ApiServer
 class RayServers:
     """Implements ``cluster.vllm.servers.Servers``. Actors start their servers when they are first met."""
 
-    def __init__(self, actors: Mapping[NodeId, Handle], roles: Mapping[NodeId, Role]) -> None:
-        self.roles = roles
+    def __init__(self, actors: Mapping[NodeId, Handle], roles: Mapping[NodeId, Role], *, starts: bool = True) -> None:
+        """``starts``: it is the scheduler that meets them, whose wish it is that they run. Gateways find them."""
+        self.roles, self._starts = roles, starts
         self.apis = {node_id: ApiServer("") for node_id in actors}
         self._actors, self._ray = actors, import_ray()
 
     def channel(self, node_id: NodeId) -> Channel:
-        return RayServerChannel(self._actors[node_id], self.apis[node_id])
+        return RayServerChannel(self._actors[node_id], self.apis[node_id], starts=self._starts)
 
     def start(self) -> None:
         """Channels do, when they are opened."""
@@ -46,13 +47,14 @@ class RayServers:
 class RayServerChannel:
     """``protocol.channel.Channel`` to the node in an actor's server, wherever that is when a session begins."""
 
-    def __init__(self, actor: Handle, api: ApiServer) -> None:
+    def __init__(self, actor: Handle, api: ApiServer, *, starts: bool = True) -> None:
         self._ray, self._actor, self._api = import_ray(), actor, api
+        self._meet = actor.meet if starts else actor.find
         self._line: SocketChannel | None = None
         self._closing: asyncio.Task[None] | None = None
 
     async def open(self, session: str) -> bytes:
-        met: Met = await ask(self._ray, lambda: self._actor.meet.remote())
+        met: Met = await ask(self._ray, self._meet.remote)
         if met.server is None:
             return wire.encode(wire.Opened("", met.lines, met.failure))
         if self._line is not None:

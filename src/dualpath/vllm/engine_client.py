@@ -19,10 +19,18 @@ import msgspec
 from dualpath.core.errors import ConfigError, EngineLostError
 from dualpath.core.exchange import Exchanges, RefusedError
 from dualpath.core.ids import EngineId, RequestId
+from dualpath.core.plan import Role
 from dualpath.core.request import FinishReason, SamplingParams, TokenEvent
 from dualpath.core.stats import EngineStats
 from dualpath.core.weights import Weights
-from dualpath.protocol.api import DecodeOrder, DecodeStep, EngineInfo, PrefillOrder
+from dualpath.protocol.api import (
+    DecodeEngineClient,
+    DecodeOrder,
+    DecodeStep,
+    EngineInfo,
+    PrefillEngineClient,
+    PrefillOrder,
+)
 from dualpath.protocol.client import stub
 from dualpath.protocol.node_link import NodeLink
 from dualpath.scheduler.job import first_id
@@ -229,6 +237,21 @@ class VllmDecodeEngine(_Server, _DecodeNode):
         async with aclosing(token_events(self.server, body, request.sampling.num_logprobs)) as made:
             async for events in made:
                 yield tuple(events)
+
+
+def add_engine(
+    link: NodeLink,
+    info: EngineInfo,
+    server: ApiServer,
+    exchanges: Exchanges,
+    prefill: list[PrefillEngineClient],
+    decode: list[DecodeEngineClient],
+) -> None:
+    """To those of its role."""
+    if info.role is Role.PREFILL:
+        prefill.append(VllmPrefillEngine(link, info.engine_id, server))
+    else:
+        decode.append(VllmDecodeEngine(link, info.engine_id, server, exchanges))
 
 
 async def _rest(line: AsyncGenerator[Any, None]) -> None:

@@ -21,7 +21,7 @@ from dualpath.protocol.api import EngineInfo
 from dualpath.protocol.node_link import LinkConfig, NodeLink
 from dualpath.protocol.wire import NodeReport
 from dualpath.scheduler.config import SchedulerConfig
-from dualpath.vllm.engine_client import VllmDecodeEngine, VllmPrefillEngine
+from dualpath.vllm.engine_client import add_engine
 from dualpath.vllm.upstream import VllmUpstream
 
 _LOOK_S = 0.5
@@ -36,6 +36,8 @@ class VllmCluster(RemoteCluster):
         progress: Progress,
         runtime: Runtime | None = None,
         servers: Servers | None = None,
+        *,
+        has_gateways: bool = False,
     ) -> None:
         """``servers``: of ``config.nodes``, by their names. Raises ConfigError, also where vLLM cannot be run."""
         check(config)
@@ -43,7 +45,9 @@ class VllmCluster(RemoteCluster):
         self.exchanges = Exchanges()
         self.upstream = VllmUpstream(list(self._servers.apis.values()), self.exchanges)
         channels = {node_id: self._servers.channel(node_id) for node_id in self._servers.apis}
-        super().__init__(_with_nodes(config, self._servers.roles), channels, progress, runtime)
+        super().__init__(
+            _with_nodes(config, self._servers.roles), channels, progress, runtime, has_gateways=has_gateways
+        )
 
     @property
     def _start_s(self) -> float:
@@ -81,13 +85,10 @@ class VllmCluster(RemoteCluster):
         self._progress(f"{link.node_id} serves at {api.url}")
 
     def _add_engine(self, link: NodeLink, info: EngineInfo) -> None:
-        server = self._servers.apis[link.node_id]
         if info.engine_id in [engine.info.engine_id for engine in (*self._prefill, *self._decode)]:
             raise ConfigError(f"--vllm-join: two servers are called {info.engine_id}: dualpath vllm config --name ...")
-        if info.role is Role.PREFILL:
-            self._prefill.append(VllmPrefillEngine(link, info.engine_id, server))
-        else:
-            self._decode.append(VllmDecodeEngine(link, info.engine_id, server, self.exchanges))
+        server = self._servers.apis[link.node_id]
+        add_engine(link, info, server, self.exchanges, self._prefill, self._decode)
 
     def _scheduler_config(self, reports: Mapping[NodeId, NodeReport]) -> SchedulerConfig:
         config, first = self._config, next(iter(reports.values()))

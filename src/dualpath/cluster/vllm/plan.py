@@ -77,8 +77,6 @@ def _check_nodes(config: ServeConfig) -> None:
     for node in config.nodes:
         if node.engines != 1:
             raise ConfigError(f"[nodes] engines: {node.name} has {node.engines}; a vLLM server is a node of its own")
-    if config.ray.gateways > 1:
-        raise ConfigError(f"[ray] gateways: {config.ray.gateways}; in front of vLLM servers there can be one for now")
 
 
 def joined_places(config: ServeConfig) -> tuple[ServerPlace, ...]:
