@@ -3,7 +3,8 @@
 Nothing is loaded here, so all that DualPath adds is cost: placing, the gateway, digests, and the blocks that it stores.
 Both have a prefill and a decode server of one thread on this machine's cores; the four live side by side, and requests
 go to one system, then to the other, with prompts that nobody has seen. NixlConnector has no gateway: this process asks
-its prefill server, then its decode server, as vLLM's own example of a proxy does.
+its prefill server, then its decode server, as vLLM's own example of a proxy does. Its servers are stopped (SIGSTOP)
+while DualPath is asked: they are busy without a request, too.
 
     OMP_NUM_THREADS=1 python benchmarks/vllm_overhead.py --model DIR --vllm-python .venv-vllm/bin/python
 
@@ -36,8 +37,8 @@ NAME = "m"
 
 
 @contextlib.asynccontextmanager
-async def nixl_server(options: argparse.Namespace, log: Path) -> AsyncIterator[str]:
-    """Plain vLLM with its own connector."""
+async def nixl_server(options: argparse.Namespace, log: Path) -> AsyncIterator[tuple[str, int]]:
+    """Plain vLLM with its own connector: its URL, and the process group."""
     port, side_port = free_ports(2)
     transfer = {"kv_connector": "NixlConnector", "kv_role": "kv_both", "kv_buffer_device": "cpu"}
     words = [str(options.vllm_python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(options.model)]
@@ -53,7 +54,7 @@ async def nixl_server(options: argparse.Namespace, log: Path) -> AsyncIterator[s
         )
     try:
         await _ready(f"http://127.0.0.1:{port}", process, log)
-        yield f"http://127.0.0.1:{port}"
+        yield f"http://127.0.0.1:{port}", process.pid
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -110,8 +111,8 @@ async def measure(options: argparse.Namespace, scratch: Path) -> None:
     vllm += ["1", "--store", store_url(scratch / "kv"), *(f"--vllm-arg={each}" for each in options.vllm_arg)]
     async with contextlib.AsyncExitStack() as stack:
         ours = await stack.enter_async_context(running_server(vllm))
-        one = await stack.enter_async_context(nixl_server(options, scratch / "prefill.log"))
-        two = await stack.enter_async_context(nixl_server(options, scratch / "decode.log"))
+        one, prefill_pid = await stack.enter_async_context(nixl_server(options, scratch / "prefill.log"))
+        two, decode_pid = await stack.enter_async_context(nixl_server(options, scratch / "decode.log"))
         client = await stack.enter_async_context(httpx.AsyncClient(timeout=600))
         times: dict[str, list[tuple[float, float]]] = {"NixlConnector": [], "DualPath": []}
         for turn in range(options.rounds + 1):  # the first warms up
@@ -119,6 +120,8 @@ async def measure(options: argparse.Namespace, scratch: Path) -> None:
                 prompt = [dice.randrange(100, options.vocab) for _ in range(options.prompt)]
                 body = {"model": NAME, "prompt": prompt, "max_tokens": options.answer, "temperature": 0.0}
                 body["ignore_eos"] = True
+                for pid in (prefill_pid, decode_pid):
+                    os.killpg(pid, signal.SIGSTOP if name == "DualPath" else signal.SIGCONT)
                 found = await (ask(client, ours, body) if name == "DualPath" else ask_nixl(client, (one, two), body))
                 if turn:
                     times[name].append(found)
