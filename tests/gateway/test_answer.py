@@ -15,6 +15,17 @@ CALLS = {
     "mistral": '[TOOL_CALLS]f{"a": 1}',
     "deepseek_v3": "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>f<｜tool▁sep｜>{}<｜tool▁call▁end｜>",
     "openai": "<|start|>assistant<|channel|>commentary to=functions.f<|message|>{}<|call|>",
+    "llama3_json": '<|python_tag|>{"name": "f", "parameters": {}}',
+    "deepseek_v32": '<｜DSML｜invoke name="f"><｜DSML｜parameter name="days">1</｜DSML｜parameter></｜DSML｜invoke>',
+    "kimi_k2": "<|tool_call_begin|>functions.f:0<|tool_call_argument_begin|>{}<|tool_call_end|>",
+    "glm45": "<tool_call>f\n<arg_key>days</arg_key>\n<arg_value>1</arg_value>\n</tool_call>",
+    "minimax_m2": '<minimax:tool_call>\n<invoke name="f">\n<parameter name="days">1</parameter>\n</invoke>',
+    "seed_oss": "<seed:tool_call><function=f><parameter=days>1</parameter></function></seed:tool_call>",
+    "gemma4": '<|tool_call>call:f{a:<|"|>x<|"|>,b:[1]}<tool_call|>',
+    "granite": '<|tool_call|>[{"name": "f", "arguments": {}}]',
+    "phi4_mini_json": 'functools[{"name": "f", "arguments": {}}]',
+    "nemotron_json": '<TOOLCALL>[{"name": "f", "arguments": {}}]</TOOLCALL>',
+    "pythonic": "<|python_start|>[f(a='x')]<|python_end|>",
 }
 FORMATS = [
     ("hermes", "qwen3"),
@@ -24,6 +35,11 @@ FORMATS = [
     ("mistral", "mistral"),
     ("deepseek_v3", "deepseek_r1"),
     ("openai", "openai_gptoss"),
+    *((calls, "qwen3") for calls in ("deepseek_v32", "kimi_k2", "glm45", "minimax_m2", "granite", "nemotron_json")),
+    ("seed_oss", "seed_oss"),
+    ("gemma4", "gemma4"),
+    ("phi4_mini_json", None),
+    ("pythonic", None),
 ]
 FRAGMENTS = [
     *('{"name": "f", ', '"arguments": ', '"parameters": ', '{"a": 1}', "}", "{", "[", "]", '"', "\\", "null", ":", ","),
@@ -57,6 +73,25 @@ FRAGMENTS = [
         CALL,
         '{"name": "f", "arguments": {}}',
     ),
+    *(
+        '<｜DSML｜invoke name="f">',
+        "</｜DSML｜invoke>",
+        '<｜DSML｜parameter name="a" string="true">',
+        "</｜DSML｜function_calls>",
+    ),
+    *("<|tool_call_begin|>", "f:0", "<|tool_call_argument_begin|>", "<|tool_call_end|>", "<|tool_calls_section_end|>"),
+    *(
+        "<arg_key>",
+        "a</arg_key>",
+        "<arg_value>",
+        "</arg_value>",
+        '<invoke name="f">',
+        "</invoke>",
+        "<minimax:tool_call>",
+    ),
+    *('<parameter name="a">', "<seed:tool_call>", "<seed:think>", "</seed:think>", "<|tool_call>", "call:f{", "a:"),
+    *('<|"|>', "<tool_call|>", "<|channel>thought\n", "<channel|>", "<|tool_call|>", "functools[", "<TOOLCALL>"),
+    *("</TOOLCALL>", "[f(", "a='x'", ")]", "<|python_start|>", "<|python_end|>"),
 ]
 
 
@@ -143,6 +178,17 @@ def test_harmony_has_content_reasoning_and_calls_apart() -> None:
         ("[TOOL_CALLS] [THINK]", "mistral", "mistral"),
         ("<｜tool▁calls▁begin｜> </think>", "deepseek_v3", "deepseek_r1"),
         ("<|start|>system<|message|> <|channel|>", "openai", "openai_gptoss"),
+        ("'｜DSML｜' <think>", "deepseek_v32", "qwen3"),
+        ("<|tool_calls_section_begin|>", "kimi_k2", None),
+        ("<tool_call> <arg_key> <think>", "glm45", "qwen3"),
+        ("<minimax:tool_call> <invoke name= <think>", "minimax_m2", "qwen3"),
+        ("<seed:tool_call> <function= <seed:think>", "seed_oss", "seed_oss"),
+        ("<|tool_call>call: <|channel>thought", "gemma4", "gemma4"),
+        ("<|tool_call|>", "granite", None),
+        ("<|tool|>", "phi4_mini_json", None),
+        ("<TOOLCALL>", "nemotron_json", None),
+        ("<|start_header_id|> [func_name1(a=b)]", "pythonic", None),
+        ("<|header_start|>", "llama3_json", None),
     ],
 )
 def test_the_chat_template_tells_the_form(template: str, calls: str, reasoning: str | None) -> None:
@@ -159,6 +205,8 @@ def test_the_chat_template_tells_the_form(template: str, calls: str, reasoning: 
         (("auto", "none"), ("hermes", None)),
         (("none", "deepseek_r1"), (None, "deepseek_r1")),
         (("qwen3_xml", "glm45"), ("qwen3_coder", "qwen3")),
+        (("glm45", "kimi_k2"), ("glm45", "qwen3")),
+        (("llama4_pythonic", "deepseek_v4"), ("pythonic", "qwen3")),
         (("openai", "auto"), ("openai", "openai_gptoss")),
     ],
 )

@@ -48,7 +48,10 @@ TOOLS: list[Any] = [
 MARKS = (
     *("<tool_call>", "</tool_call>", "<think>", "</think>", "[TOOL_CALLS]", "[ARGS]", "<|python_tag|>"),
     *("<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"),
-    *("<｜tool▁calls▁end｜>", *harmony.MARKUP),
+    *("<｜tool▁calls▁end｜>", *harmony.MARKUP, "｜DSML｜", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"),
+    *("<|tool_calls_section_begin|>", "<|tool_call_begin|>", "<|tool_call_argument_begin|>", "<|tool_call_end|>"),
+    *("<|tool_calls_section_end|>", "<minimax:tool_call>", "</minimax:tool_call>", "<seed:tool_call>", '<|"|>'),
+    *("</seed:tool_call>", "<|tool_call>", "<tool_call|>", "<|tool_call|>", "<TOOLCALL>", "</TOOLCALL>"),
 )
 FORMS = [  # calls, reasoning, what the chat template has beside
     ("hermes", None, ""),
@@ -60,6 +63,19 @@ FORMS = [  # calls, reasoning, what the chat template has beside
     ("deepseek_v3", "deepseek_r1", "```json"),
     ("deepseek_v3", None, ""),
     ("openai", "openai_gptoss", ""),
+    ("deepseek_v32", "qwen3", ""),
+    ("deepseek_v32", None, "tool_calls>"),
+    ("kimi_k2", None, ""),
+    ("glm45", "qwen3", ""),
+    ("glm45", None, "</arg_key><arg_value>"),
+    ("minimax_m2", "qwen3", ""),
+    ("seed_oss", "seed_oss", ""),
+    ("gemma4", "gemma4", ""),
+    ("granite", None, ""),
+    ("phi4_mini_json", None, ""),
+    ("phi4_mini_json", None, "functools["),
+    ("nemotron_json", None, ""),
+    ("pythonic", None, ""),
 ]
 
 
@@ -141,7 +157,7 @@ def test_strict_tools_may_be_called_but_then_rightly(
     for text in (
         f"{says_final}Hello there.",
         call,
-        *([] if calls in ("openai", "llama3_json") else [f"Well. {behind_thoughts}"]),
+        *([] if calls in ("openai", "llama3_json", "pythonic") else [f"Well. {behind_thoughts}"]),
     ):
         assert fits(tokenizer, grammar, text), text
     name = "weather" if "weather" in call else "now"

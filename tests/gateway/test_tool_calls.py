@@ -9,6 +9,7 @@ import pytest
 from tests.gateway.answers import Answer, cuts, parser, read
 
 from dualpath.gateway.text import reader
+from dualpath.gateway.text.answer import AnswerFormat
 from dualpath.gateway.text.pieces import CallDelta
 
 ARGUMENTS = '{"city": "Pa}ris \\"</tool_call>", "days": [1, {"a": 2}]}'
@@ -17,6 +18,15 @@ XML = "<tool_call>\n<function=f>\n{}</function>\n</tool_call>"
 V3 = "<｜tool▁calls▁begin｜>{}<｜tool▁calls▁end｜>"
 V3_CALL = "<｜tool▁call▁begin｜>function<｜tool▁sep｜>f\n```json\n{}\n```<｜tool▁call▁end｜>"
 V31_CALL = "<｜tool▁call▁begin｜>f<｜tool▁sep｜>{}<｜tool▁call▁end｜>"
+DSML = '<｜DSML｜{kind}>\n<｜DSML｜invoke name="f">\n{}</｜DSML｜invoke>\n</｜DSML｜{kind}>'
+DSML_PARAMETER = '<｜DSML｜parameter name="{}" string="{}">{}</｜DSML｜parameter>\n'
+MINIMAX = '<minimax:tool_call>\n<invoke name="f">\n{}</invoke>\n<invoke name="other">\n</invoke>\n</minimax:tool_call>'
+KIMI = "<|tool_calls_section_begin|>{}<|tool_calls_section_end|>"
+KIMI_CALL = "<|tool_call_begin|>functions.{}<|tool_call_argument_begin|>{}<|tool_call_end|>"
+GLM = "<tool_call>f\n{}</tool_call>"
+GLM_PARAMETER = "<arg_key>{}</arg_key>\n<arg_value>{}</arg_value>\n"
+SEED = "<seed:tool_call>\n<function=f>\n{}</function>\n</seed:tool_call>"
+GEMMA = "<|tool_call>call:f{}<tool_call|>"
 HARMONY_CALL = "<|channel|>commentary to=functions.f <|constrain|>json<|message|>"
 
 
@@ -73,6 +83,86 @@ FAMILIES: list[tuple[str, str, str, list[tuple[str, str]]]] = [  # (family, text
         "",
         [("f", "{}"), ("f", "{}")],
     ),
+    (
+        "deepseek_v32",
+        "So.\n\n"
+        + DSML.format(
+            DSML_PARAMETER.format("city", "true", '12 "a"\n')
+            + DSML_PARAMETER.format("deep", "false", '{"a": [1, null]}'),
+            kind="function_calls",
+        ),
+        "So.\n",
+        [("f", '{"city": "12 \\"a\\"\\n", "deep": {"a": [1, null]}}')],
+    ),
+    ("deepseek_v32", DSML.format("", kind="tool_calls"), "", [("f", "{}")]),
+    # What the attribute says is no string is one nevertheless where it is no JSON.
+    (
+        "deepseek_v32",
+        DSML.format(DSML_PARAMETER.format("days", "false", "x y"), kind="tool_calls"),
+        "",
+        [("f", '{"days": "x y"}')],
+    ),
+    (
+        "minimax_m2",
+        "So.\n" + MINIMAX.format('<parameter name="city">a\n"b"\n</parameter>\n<parameter name="days">3</parameter>\n'),
+        "So.",
+        [("f", '{"city": "a\\n\\"b\\"\\n", "days": 3}'), ("other", "{}")],
+    ),
+    (
+        "kimi_k2",
+        "So." + KIMI.format(KIMI_CALL.format("f:0", '{"a": "<|tool_call_end|>"}') + KIMI_CALL.format("other:1", "{}")),
+        "So.",
+        [("f", '{"a": "<|tool_call_end|>"}'), ("other", "{}")],
+    ),
+    ("kimi_k2", KIMI_CALL.format("f", "{}") + "x", "x", [("f", "{}")]),
+    (
+        "glm45",
+        "So.\n" + GLM.format(GLM_PARAMETER.format("city", "a\nb ") + GLM_PARAMETER.format("sure", "true")),
+        "So.",
+        [("f", '{"city": "a\\nb ", "sure": true}')],
+    ),
+    (
+        "glm45",
+        "<tool_call>f<arg_key>days</arg_key><arg_value>2</arg_value></tool_call><tool_call>other</tool_call>",
+        "",
+        [("f", '{"days": 2}'), ("other", "{}")],
+    ),
+    (
+        "seed_oss",
+        SEED.format("<parameter=city>\na\n</parameter>\n<parameter=deep>{'a': None}</parameter>\n"),
+        "",
+        [("f", '{"city": "\\na\\n", "deep": {"a": null}}')],
+    ),
+    (
+        "gemma4",
+        "So." + GEMMA.format('{city:<|"|>a "b"\n}<|"|>,days:2,sure:true,deep:{x:[1,<|"|>y<|"|>,null],z:{}}}'),
+        "So.",
+        [("f", '{"city": "a \\"b\\"\\n}", "days": 2, "sure": true, "deep": {"x": [1, "y", null], "z": {}}}')],
+    ),
+    ("gemma4", GEMMA.format("{}") + GEMMA.format('{"a": "b", c: d}'), "", [("f", "{}"), ("f", '{"a": "b", "c": "d"}')]),
+    (
+        "granite",
+        '<|tool_call|>[{"name": "f", "arguments": {"a": 1}}, {"name": "other", "arguments": {}}]',
+        "",
+        [("f", '{"a": 1}'), ("other", "{}")],
+    ),
+    ("granite", '<tool_call>[{"name": "f"}]</tool_call>', "", [("f", "{}")]),
+    ("phi4_mini_json", 'So. functools[{"name": "f", "arguments": {"a": 1}}]', "So. ", [("f", '{"a": 1}')]),
+    ("phi4_mini_json", '<|tool_call|>[{"name": "f"}]<|/tool_call|>', "", [("f", "{}")]),
+    ("nemotron_json", '<TOOLCALL>[{"name": "f"}, {"name": "g"}]</TOOLCALL>', "", [("f", "{}"), ("g", "{}")]),
+    (
+        "pythonic",
+        "[f(city='it\\'s ]', deep=[1, {'a': None}], sure=true), other()]",
+        "",
+        [("f", '{"city": "it\'s ]", "deep": [1, {"a": null}], "sure": true}'), ("other", "{}")],
+    ),
+    ("pythonic", "So.<|python_start|>[ns.g(days=-1)]<|python_end|>", "So.", [("ns.g", '{"days": -1}')]),
+    (
+        "pythonic",
+        '<function_calls>\nf(city="x")\nother()\n</function_calls>',
+        "",
+        [("f", '{"city": "x"}'), ("other", "{}")],
+    ),
 ]
 
 
@@ -105,6 +195,26 @@ def test_each_family_writes_calls_its_own_way(
         ("mistral", '[TOOL_CALLS]{"a": 1}'),
         ("deepseek_v3", "<｜tool▁calls▁begin｜>none<｜tool▁calls▁end｜>"),
         ("deepseek_v3", "<｜tool▁call▁begin｜>f\n<｜tool▁sep｜>"),
+        ("deepseek_v32", '<｜DSML｜invoke name="f">\n<｜DSML｜parameter name="city" string="true">x'),
+        ("minimax_m2", 'the tag <invoke name="f"> is'),
+        ("minimax_m2", '<invoke name="nobody">\n</invoke>'),
+        ("qwen3_coder", "<function=nobody>\n</function>"),
+        ("kimi_k2", "<|tool_calls_section_begin|>none<|tool_calls_section_end|>"),
+        ("kimi_k2", "<|tool_call_begin|>f\n<|tool_call_argument_begin|>{}"),
+        ("glm45", "<tool_call>a tag</tool_call>"),
+        ("glm45", "<tool_call>f\n<arg_key>city</arg_key>\n<arg_value>x"),
+        ("gemma4", "<|tool_call>call:f{a:1"),
+        ("gemma4", "<|tool_call>f{a:1}<tool_call|>"),
+        ("gemma4", "<|tool_call>call:f" + "{a:" * 99 + "1" + "}" * 99 + "<tool_call|>"),
+        ("granite", "<|tool_call|>none"),
+        ("phi4_mini_json", "the module functools is functools[0]"),
+        ("pythonic", "[1, 2]"),
+        ("pythonic", "[f(1)]"),
+        ("pythonic", "[f(city=open('x'))]"),
+        ("pythonic", "[nobody(city=1)]"),
+        ("pythonic", "[f(city='x'"),
+        ("pythonic", "as in [f(city='x')]"),
+        ("pythonic", "<|python_start|>(lambda: 0)()<|python_end|>"),
         ("openai", "no channel at all\n"),
         ("openai", "<|channel|>final"),
     ],
@@ -181,12 +291,53 @@ XML_VALUES: list[tuple[str, str, Any]] = [  # (parameter, text, value)
     ("share", "None", None),
     ("deep", '{"a": [1]}', {"a": [1]}),
     ("deep", "[1, 2]", [1, 2]),
+    ("deep", "{'a': [True, None]}", {"a": [True, None]}),
+    ("deep", "{'a': {1}}", "{'a': {1}}"),
     ("deep", "[1, ", "[1, "),
     ("sure", "True", True),
     ("sure", "1", "1"),
     ("not in the schema", "1", "1"),
     ("city", 'a "quoted" <parameter> \\ \u2028', 'a "quoted" <parameter> \\ \u2028'),
 ]
+
+
+@pytest.mark.parametrize(
+    ("family", "text", "call_ids"),
+    [
+        (
+            "kimi_k2",
+            KIMI_CALL.format("f:7", "{}") + KIMI_CALL.format("f:8", "null"),
+            ["functions.f:7", "functions.f:8"],
+        ),
+        ("mistral", "[TOOL_CALLS]f[CALL_ID]abcdef123[ARGS]{}", ["abcdef123"]),
+        ("mistral", '[TOOL_CALLS][{"id": "abcdef123", "name": "f", "arguments": {}}]', ["abcdef123"]),
+        ("kimi_k2", KIMI_CALL.format("f:0", "{}") + KIMI_CALL.format("f:0", "{}"), ["functions.f:0", ""]),
+        ("kimi_k2", KIMI_CALL.format("é:0", "{}"), [""]),
+        ("hermes", CALL, [""]),
+    ],
+)
+def test_calls_keep_the_ids_that_the_model_wrote(family: str, text: str, call_ids: list[str]) -> None:
+    """For templates that show them again. Empty: it has none of its own, or not one for each."""
+    for parts in ([text], list(text)):
+        reading = parser(family)
+        pieces = [piece for part in parts for piece in reading.push(part)] + reading.close()
+        got = [piece.call_id for piece in pieces if isinstance(piece, CallDelta) and piece.call_id]
+        assert len(set(got)) == len(call_ids)
+        for call_id, expected in zip(got, call_ids, strict=True):
+            assert call_id == expected if expected else call_id.startswith("call_")
+
+
+def test_types_are_found_where_the_schema_refers_to_them() -> None:
+    schema = {
+        "type": "object",
+        "properties": {"a": {"$ref": "#/$defs/A"}, "b": {"allOf": [{"$ref": "#/$defs/B"}]}, "c": {"$ref": "#/$defs/C"}},
+        "$defs": {"A": {"type": "object"}, "B": {"type": "integer"}, "C": {"$ref": "#/$defs/C"}},
+    }
+    tools = [{"type": "function", "function": {"name": "f", "parameters": schema}}]
+    reading = AnswerFormat("qwen3_coder", None).reading("", tools=tools).parser()
+    values = '<parameter=a>{"x": 1}</parameter><parameter=b>2</parameter><parameter=c>3</parameter>'
+    ((_, arguments),) = read(reading, [XML.format(values)]).calls
+    assert json.loads(arguments) == {"a": {"x": 1}, "b": 2, "c": "3"}
 
 
 def test_values_in_tags_get_their_type_from_the_schema() -> None:

@@ -9,10 +9,24 @@ from dualpath.config.fields import Table, setting
 MIB = 1024**2
 # By vLLM's names.
 TOOL_CALL_PARSERS = (
-    *("auto", "none", "hermes", "qwen3_coder", "llama3_json", "mistral", "deepseek_v3"),
-    *("qwen3_xml", "deepseek_v31", "openai"),
+    *("auto", "none", "hermes", "qwen3_coder", "llama3_json", "mistral", "deepseek_v3", "deepseek_v32", "kimi_k2"),
+    *("glm45", "minimax_m2", "seed_oss", "gemma4", "granite", "phi4_mini_json", "nemotron_json", "pythonic", "openai"),
+    *(
+        "qwen3_xml",
+        "deepseek_v31",
+        "deepseek_v4",
+        "glm47",
+        "granite4",
+        "llama4_json",
+        "llama4_pythonic",
+        "lfm2",
+        "olmo3",
+    ),
 )
-REASONING_PARSERS = ("auto", "none", "qwen3", "deepseek_r1", "mistral", "glm45", "openai_gptoss")
+REASONING_PARSERS = (
+    *("auto", "none", "qwen3", "deepseek_r1", "mistral", "seed_oss", "gemma4", "openai_gptoss"),
+    *("glm45", "glm47", "kimi_k2", "minimax_m2", "deepseek_v3", "deepseek_v4"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,15 +15,34 @@ from dualpath.gateway.text.tool_calls import GRAMMARS
 HARMONY, HARMONY_REASONING = "openai", "openai_gptoss"
 AUTO, NONE = "auto", "none"  # as the chat template says; not at all
 THINK_TAGS = ("<think>", "</think>")
-_TAGS = {"qwen3": THINK_TAGS, "deepseek_r1": THINK_TAGS, "mistral": ("[THINK]", "[/THINK]")}
-# The first of these that a template writes tells the form.
+_TAGS = {
+    "qwen3": THINK_TAGS,
+    "deepseek_r1": THINK_TAGS,
+    "mistral": ("[THINK]", "[/THINK]"),
+    "seed_oss": ("<seed:think>", "</seed:think>"),
+    "gemma4": ("<|channel>thought\n", "<channel|>"),
+}
+# The first of these that a template writes tells the form. Some are parts of marks, as templates put them together.
 _CALL_MARKS = (
     ("<｜tool▁calls▁begin｜>", "deepseek_v3"),
+    ("｜DSML｜", "deepseek_v32"),
+    ("<|tool_calls_section_begin|>", "kimi_k2"),
+    ("<arg_key>", "glm45"),
+    ("<minimax:tool_call>", "minimax_m2"),
+    ("<seed:tool_call>", "seed_oss"),
+    ("<|tool_call>", "gemma4"),
+    ("functools[", "phi4_mini_json"),
+    ("<|tool|>", "phi4_mini_json"),
+    ("<|tool_call|>", "granite"),
+    ("<TOOLCALL>", "nemotron_json"),
+    ("func_name1(", "pythonic"),  # what such templates tell the model to write
+    ("<|tool_call_start|>", "pythonic"),
     ("[TOOL_CALLS]", "mistral"),
     ("<function=", "qwen3_coder"),
     ("<tool_call>", "hermes"),
     ("<|python_tag|>", "llama3_json"),
     ("<|start_header_id|>", "llama3_json"),
+    ("<|header_start|>", "llama3_json"),
 )
 
 
@@ -82,7 +101,18 @@ class AnswerReading:
 
 
 # Names of vLLM's for forms that are read alike here.
-_ALIASES = {"qwen3_xml": "qwen3_coder", "deepseek_v31": "deepseek_v3", "glm45": "qwen3"}
+_CALL_ALIASES = {
+    "qwen3_xml": "qwen3_coder",
+    "deepseek_v31": "deepseek_v3",
+    "deepseek_v4": "deepseek_v32",
+    "glm47": "glm45",
+    "granite4": "hermes",
+    "llama4_json": "llama3_json",
+    "llama4_pythonic": "pythonic",
+    "lfm2": "pythonic",
+    "olmo3": "pythonic",
+}
+_REASONING_ALIASES = dict.fromkeys(("glm45", "glm47", "kimi_k2", "minimax_m2", "deepseek_v3", "deepseek_v4"), "qwen3")
 
 
 def chosen_format(chat_template: str, calls: str = AUTO, reasoning: str = AUTO) -> AnswerFormat:
@@ -92,13 +122,15 @@ def chosen_format(chat_template: str, calls: str = AUTO, reasoning: str = AUTO) 
         return AnswerFormat(HARMONY, HARMONY_REASONING)
     if told.calls == HARMONY and AUTO in (calls, reasoning):
         return told
-    return AnswerFormat(_chosen(calls, told.calls), _chosen(reasoning, told.reasoning))
+    return AnswerFormat(
+        _chosen(calls, told.calls, _CALL_ALIASES), _chosen(reasoning, told.reasoning, _REASONING_ALIASES)
+    )
 
 
-def _chosen(name: str, told: str | None) -> str | None:
+def _chosen(name: str, told: str | None, aliases: Mapping[str, str]) -> str | None:
     if name in (AUTO, NONE):
         return told if name == AUTO else None
-    return _ALIASES.get(name, name)
+    return aliases.get(name, name)
 
 
 def answer_format(chat_template: str) -> AnswerFormat:
@@ -106,8 +138,9 @@ def answer_format(chat_template: str) -> AnswerFormat:
     if harmony.CHANNEL in chat_template:
         return AnswerFormat(HARMONY, HARMONY_REASONING)
     calls = next((name for mark, name in _CALL_MARKS if mark in chat_template), "hermes")
-    if _TAGS["mistral"][0] in chat_template:
-        return AnswerFormat(calls, "mistral")
+    for name in ("mistral", "seed_oss", "gemma4"):
+        if _TAGS[name][0].rstrip() in chat_template:
+            return AnswerFormat(calls, name)
     if any(tag in chat_template for tag in THINK_TAGS):
         return AnswerFormat(calls, "deepseek_r1" if calls == "deepseek_v3" else "qwen3")
     return AnswerFormat(calls, None)

@@ -3,56 +3,23 @@
 from __future__ import annotations
 
 import json
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+import re
+from collections.abc import Sequence
+from typing import ClassVar
 
-from dualpath.gateway.text.xml_calls import END_FUNCTION, END_PARAMETER, FUNCTION, PARAMETER, schema_types
-from dualpath.grammar.lark import ANY_TEXT, Rules, either, json_value, quoted
-
-Mark = Callable[[str], str]  # markup as it stands in a rule: text, or one special token
-
-
-@dataclass(frozen=True, slots=True)
-class Tool:
-    name: str
-    schema: Mapping[str, Any]  # of its arguments
-    is_strict: bool
-
-    @property
-    def arguments(self) -> str:
-        return json_value(self.schema, is_strict=self.is_strict)
-
-
-class CallForm(ABC):
-    """``opener`` and what comes behind it are a block; ``between`` stands between two of them, if there may be more."""
-
-    opener: str
-    between: str | None = None
-
-    def __init__(self, rules: Rules, mark: Mark) -> None:
-        self.rules, self.mark = rules, mark
-
-    @abstractmethod
-    def behind(self, tools: Sequence[Tool], *, many: bool) -> str:
-        """The part of a rule behind the opener."""
-
-    def forced(self, tools: Sequence[Tool], *, many: bool) -> str:
-        """Calls and nothing else."""
-        block = self.rules.add(f"{self.mark(self.opener)} {self.behind(tools, many=many)}")
-        if not many or self.between is None:
-            return block
-        return self.rules.add(f"{block} ({quoted(self.between) if self.between else ''} {block})*")
-
-    def among_text(self, tools: Sequence[Tool]) -> str:
-        """Any text, and calls wherever one is begun."""
-        behind = self.rules.add(self.behind(tools, many=True))
-        mark = self.mark(self.opener)
-        text = self.rules.add(ANY_TEXT)
-        if mark == quoted(self.opener):
-            return self.rules.add(f"({self.rules.ending(self.opener)} {behind})* {text}")
-        return self.rules.add(f"{text} ({mark} {behind} {text})*")
+from dualpath.gateway.text.call_form import CallForm, Tool, members
+from dualpath.gateway.text.gemma_form import GemmaForm
+from dualpath.gateway.text.tag_forms import (
+    DsmlForm,
+    DsmlNewForm,
+    GlmDenseForm,
+    GlmForm,
+    MiniMaxForm,
+    QwenCoderForm,
+    SeedForm,
+    parameters,
+)
+from dualpath.grammar.lark import either, json_value, quoted
 
 
 def _object(tool: Tool, arguments: str = "arguments") -> str:
@@ -74,39 +41,6 @@ class HermesForm(CallForm):
 
     def call(self, tool: Tool) -> str:
         return _object(tool)
-
-
-class QwenCoderForm(HermesForm):
-    """Parameters in the schema's order, not required ones where the model wants them. Text stands as it is."""
-
-    def call(self, tool: Tool) -> str:
-        properties, required = tool.schema.get("properties"), tool.schema.get("required")
-        shared = {key: tool.schema[key] for key in ("$defs", "definitions") if key in tool.schema}
-        parts = [quoted(f"{FUNCTION}{tool.name}>\n")]
-        for key, schema in properties.items() if isinstance(properties, dict) else ():
-            value = self._value({**shared, **schema} if isinstance(schema, dict) else {}, tool.is_strict)
-            rule = self.rules.add(f"{quoted(f'{PARAMETER}{key}>{chr(10)}')} {value}")
-            parts.append(rule if isinstance(required, list) and key in required else rule + "?")
-        return " ".join([*parts, quoted(END_FUNCTION)])
-
-    def _value(self, schema: dict[str, Any], is_strict: bool) -> str:
-        end, types = f"\n{END_PARAMETER}\n", set(schema_types(schema))
-        options = schema.get("enum")
-        if isinstance(options, list) and options and all(isinstance(option, str) for option in options):
-            return f"{either([quoted(option) for option in options])} {quoted(end)}"
-        if "string" in types or not types:
-            return self.rules.ending(end)
-        return f"{json_value(schema, is_strict=is_strict)} {quoted(end)}"
-
-
-class MistralForm(CallForm):
-    """One list of objects."""
-
-    opener = "[TOOL_CALLS]"
-
-    def behind(self, tools: Sequence[Tool], *, many: bool) -> str:
-        item = self.rules.add(either([_object(tool) for tool in tools]))
-        return f"{quoted('[')} {_listed(item, ', ', many=many)} {quoted(']')}"
 
 
 class MistralNameForm(CallForm):
@@ -147,6 +81,58 @@ class DeepSeekBlockForm(DeepSeekForm):
         return quoted("\n")
 
 
+class KimiForm(CallForm):
+    """Ids with the number of a call; which one the model counts itself."""
+
+    opener = "<|tool_calls_section_begin|>"
+
+    def behind(self, tools: Sequence[Tool], *, many: bool) -> str:
+        item = self.rules.add(either([self.rules.add(self._call(tool)) for tool in tools]))
+        return f"{item}{'+' if many else ''} {self.mark('<|tool_calls_section_end|>')}"
+
+    def _call(self, tool: Tool) -> str:
+        number = r"/[0-9]{1,4}/"
+        head = f"{self.mark('<|tool_call_begin|>')} {quoted(f'functions.{tool.name}:')} {number}"
+        return f"{head} {self.mark('<|tool_call_argument_begin|>')} {tool.arguments} {self.mark('<|tool_call_end|>')}"
+
+
+class ListForm(CallForm):
+    """A mark, a list of objects, perhaps another mark."""
+
+    closer: ClassVar[str] = ""
+
+    def behind(self, tools: Sequence[Tool], *, many: bool) -> str:
+        item = self.rules.add(either([_object(tool) for tool in tools]))
+        end = self.mark(self.closer) if self.closer else ""
+        return f"{quoted('[')} {_listed(item, ', ', many=many)} {quoted(']')} {end}"
+
+
+class MistralForm(ListForm):
+    opener = "[TOOL_CALLS]"
+
+
+class GraniteForm(ListForm):
+    opener = "<|tool_call|>"
+
+
+class PhiForm(ListForm):
+    opener, closer = "<|tool_call|>", "<|/tool_call|>"
+
+
+class NemotronForm(ListForm):
+    opener, closer = "<TOOLCALL>", "</TOOLCALL>"
+
+
+class PhiWordForm(CallForm):
+    """``functools[...]``, as vLLM's template has it."""
+
+    opener = "functools["
+
+    def behind(self, tools: Sequence[Tool], *, many: bool) -> str:
+        item = self.rules.add(either([_object(tool) for tool in tools]))
+        return f"{_listed(item, ', ', many=many)} {quoted(']')}"
+
+
 class LlamaForm(CallForm):
     """Objects without any mark, or behind ``<|python_tag|>``; text does not begin as they do."""
 
@@ -164,10 +150,54 @@ class LlamaForm(CallForm):
         return self.rules.add(f"({self.mark(self.opener)}? {self.forced(tools, many=True)} | {text})?")
 
 
+class PythonForm(CallForm):
+    """A list of calls without any mark; text does not begin as it does. Values are JSON, which the reader takes too."""
+
+    opener = "["
+
+    def behind(self, tools: Sequence[Tool], *, many: bool) -> str:
+        item = self.rules.add(either([self.rules.add(self._call(tool)) for tool in tools]))
+        return f"{_listed(item, ', ', many=many)} {quoted(']')}"
+
+    def _call(self, tool: Tool) -> str:
+        """The required ones first."""
+        rules: dict[bool, list[str]] = {True: [], False: []}
+        for key, schema, is_required in parameters(tool):
+            value = json_value(schema, is_strict=tool.is_strict)
+            rules[is_required].append(self.rules.add(f"{quoted(key + '=')} {value}"))
+        return f"{quoted(tool.name + '(')} {members(rules[True], rules[False], quoted(', '))} {quoted(')')}"
+
+    def among_text(self, tools: Sequence[Tool]) -> str:
+        text = self.rules.add(r"/[^\[](?s:.*)/")
+        return self.rules.add(f"({self.forced(tools, many=True)} | {text})?")
+
+
 def call_form(calls: str, template: str) -> type[CallForm]:
     """Of calls as ``AnswerFormat`` names them; a family's variants are told by its chat template."""
-    if calls == "mistral":
-        return MistralNameForm if "[ARGS]" in template else MistralForm
-    if calls == "deepseek_v3":
-        return DeepSeekBlockForm if "```json" in template else DeepSeekForm
-    return {"qwen3_coder": QwenCoderForm, "llama3_json": LlamaForm}.get(calls, HermesForm)
+    is_variant, variant = _VARIANTS.get(calls, ("", HermesForm))
+    return variant if is_variant and re.search(is_variant, template) else _FORMS.get(calls, HermesForm)
+
+
+_FORMS: dict[str, type[CallForm]] = {
+    "qwen3_coder": QwenCoderForm,
+    "llama3_json": LlamaForm,
+    "mistral": MistralForm,
+    "deepseek_v3": DeepSeekForm,
+    "deepseek_v32": DsmlForm,
+    "kimi_k2": KimiForm,
+    "glm45": GlmForm,
+    "minimax_m2": MiniMaxForm,
+    "seed_oss": SeedForm,
+    "gemma4": GemmaForm,
+    "granite": GraniteForm,
+    "phi4_mini_json": PhiForm,
+    "nemotron_json": NemotronForm,
+    "pythonic": PythonForm,
+}
+_VARIANTS: dict[str, tuple[str, type[CallForm]]] = {  # what only the variant's template has
+    "mistral": (r"\[ARGS\]", MistralNameForm),
+    "deepseek_v3": ("```json", DeepSeekBlockForm),
+    "deepseek_v32": ("tool_calls>", DsmlNewForm),
+    "glm45": ("</arg_key><arg_value>", GlmDenseForm),
+    "phi4_mini_json": (r"functools\[", PhiWordForm),
+}

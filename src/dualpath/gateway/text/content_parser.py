@@ -9,9 +9,9 @@ import contextlib
 import re
 
 from dualpath.gateway.text.answer_parser import AnswerParser
+from dualpath.gateway.text.call_grammar import CallGrammar
 from dualpath.gateway.text.pieces import Piece, ReasoningDelta
 from dualpath.gateway.text.reader import Need, TooLongError
-from dualpath.gateway.text.tool_calls import CallGrammar
 
 
 class ContentParser(AnswerParser):

@@ -19,6 +19,7 @@ def read_json_call(
     the name is known. ``markers`` outside of strings end it. ``only``: nothing says that it is a call but itself, so
     it must have arguments and one of these names."""
     name = arguments = None
+    call_id = ""
     if (yield from reader.peek(i)) != "{":
         return False
     i += 1
@@ -28,7 +29,7 @@ def read_json_call(
             if name is None or (only is not None and arguments is None):
                 return False
             reader.take(i + 1)
-            sink.whole(name, arguments)
+            sink.whole(name, arguments, call_id)
             return True
         member = yield from _member(reader, i, markers)
         if member is None or (only is not None and member[0] not in _MEMBERS):
@@ -36,7 +37,7 @@ def read_json_call(
         key, i = member
         if key in _ARGUMENTS and name is not None and arguments is None and (yield from reader.peek(i)) == "{":
             reader.take(i)
-            sink.begin(name)
+            sink.begin(name, call_id)
             yield from take_object(reader, markers, sink.arguments)
             yield from _take_rest(reader, markers)
             return True
@@ -47,6 +48,8 @@ def read_json_call(
             name = string_value(reader.text(i, end))
             if not name or (only is not None and name not in only):
                 return False
+        elif key == "id":
+            call_id = string_value(reader.text(i, end)) or ""
         elif key in _ARGUMENTS and arguments is None:
             arguments = reader.text(i, end)
             if arguments.startswith('"') and string_value(arguments) is None:
@@ -54,18 +57,20 @@ def read_json_call(
         i = end
 
 
-def read_arguments(reader: Reader, i: int, name: str, sink: CallSink, markers: tuple[str, ...]) -> Need[bool]:
-    """Take a call whose name stood before its arguments, which begin at ``i``; False if none do."""
+def read_arguments(
+    reader: Reader, i: int, name: str, sink: CallSink, markers: tuple[str, ...], call_id: str = ""
+) -> Need[bool]:
+    """Take a call whose name, and perhaps id, stood before its arguments, which begin at ``i``; False if none do."""
     if not name:
         return False
     if (yield from reader.peek(i)) == "{":
         reader.take(i)
-        sink.begin(name)
+        sink.begin(name, call_id)
         yield from take_object(reader, markers, sink.arguments)
         return True
     if (yield from reader.sees(i, "null")):
         reader.take(i + len("null"))
-        sink.whole(name, None)
+        sink.whole(name, None, call_id)
         return True
     return False
 
