@@ -238,6 +238,141 @@ def test_nobody_goes_unheard_by_a_template_that_is_strict_about_roles(model_dir:
     assert prompt(never, [system, user, said, system, said, user]).startswith(start)
 
 
+# As Mistral's: turns that take turns, but for calls and their results; nothing empty.
+TURNS = (
+    "{%- set said = messages | rejectattr('role', 'equalto', 'tool') | rejectattr('tool_calls') | list %}"
+    "{%- for m in said %}{%- if (m.role == 'user') != (loop.index0 % 2 == 0) or not m.content %}"
+    "{{ raise_exception('turns') }}{%- endif %}{%- endfor %}"
+    + EACH
+    + "[{{ m.role }}]{{ m.content }}"
+    + CALLS
+    + "{{ c.function.name }}"
+    + ENDS
+    + "{# tools #}"
+)
+
+
+def test_two_answers_in_a_row_are_one_where_turns_must_take_turns(model_dir: Path) -> None:
+    turns, any_order = load(model_dir, TURNS), load(model_dir, TURNS.replace("raise_exception('turns')", "''"))
+    assert not turns.template_needs.assistants_in_a_row
+    user, said = {"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}
+    assert prompt(turns, [user, said, said, user]) == "[user]u[assistant]a\n\na[user]u"
+    assert prompt(any_order, [user, said, said, user]) == "[user]u[assistant]a[assistant]a[user]u"
+    _, asked, result = history("{}")
+    assert (
+        prompt(turns, [user, said, asked, result, said, user])
+        == "[user]u[assistant]aread[tool]sunny[assistant]a[user]u"
+    )
+    assert prompt(turns, [user, asked, said, result]) == "[user]u[assistant]aread[tool]sunny"
+    assert prompt(turns, [user, {**asked, "content": "b"}, asked, result]) == "[user]u[assistant]breadread[tool]sunny"
+    thought = {**said, "reasoning_content": "hm"}
+    shows = load(model_dir, TURNS.replace("{{ m.content }}", "{{ m.reasoning }}|{{ m.content }}"))
+    assert prompt(shows, [user, thought, thought, user]) == "[user]|u[assistant]hm\n\nhm|a\n\na[user]|u"
+
+
+def test_calls_that_were_broken_off_are_followed_by_what_stands_for_a_result(model_dir: Path) -> None:
+    user, asked, _ = history("{}")
+    text = prompt(load(model_dir, TURNS), [user, asked, user, {"role": "assistant", "content": "a"}, user])
+    assert text == "[user]hi[assistant]read[tool][no result]\n\nhi[assistant]a[user]hi"
+    free = load(model_dir, TURNS.replace("raise_exception('turns')", "''"))
+    assert prompt(free, [user, asked, user]) == "[user]hi[assistant]read[user]hi"
+
+
+def test_an_empty_answer_is_left_out_where_it_is_refused(model_dir: Path) -> None:
+    turns = load(model_dir, TURNS)
+    user, empty = {"role": "user", "content": "u"}, {"role": "assistant", "content": ""}
+    assert prompt(turns, [user, empty, user]) == "[user]u\n\nu"
+    with pytest.raises(InvalidRequestError, match="turns"):
+        prompt(turns, [user, empty])
+    assert prompt(load(model_dir, QWEN), [user, empty, user]) == "[user]u[assistant][user]u"
+
+
+def test_an_empty_list_of_tools_is_for_templates_that_fail_without_one(model_dir: Path) -> None:
+    lists = load(model_dir, "{%- for t in tools %}{{ t.function.name }}{%- endfor %}" + LLAMA)
+    assert lists.template_needs == TemplateNeeds(lists_no_tools=True, one_call=True, content_apart=True)
+    assert prompt(lists, [{"role": "user", "content": "hi"}]) == "[user]hi"
+    asks = load(model_dir, "{{ 'none' if tools is none else 'some' }}" + QWEN)
+    assert prompt(asks, [{"role": "user", "content": "hi"}]) == "none[user]hi"
+
+
+def test_instructions_stay_where_they_are_while_tools_are_called(model_dir: Path) -> None:
+    """As some of Mistral's, which show them before the last user's message only, and with a result last nowhere."""
+    moves = (
+        "{%- for m in messages if m.role != 'system' %}[{{ m.role }}]"
+        "{%- if loop.last and m.role == 'user' and messages[0].role == 'system' %}"
+        "{{ messages[0].content }}|{%- endif %}"
+        "{{ m.content }}" + CALLS + "{{ c.function.name }}" + ENDS + "{# tools #}"
+    )
+    system, (user, *loop) = {"role": "system", "content": "s"}, history("{}")
+    moving = load(model_dir, moves)
+    assert not moving.template_needs.system_first
+    assert prompt(moving, [system, user, *loop]) == "[user]s[user]hi[assistant]read[tool]sunny"
+    assert load(model_dir, QWEN).template_needs.system_first
+
+
+def test_reasoning_is_a_part_of_content_where_that_is_how_it_is_read(model_dir: Path) -> None:
+    parts = (
+        EACH + "[{{ m.role }}]{%- if m.content is string %}{{ m.content }}{%- else %}{%- for p in m.content %}"
+        "{{ '(' + p.thinking + ')' if p.type == 'thinking' else p.text }}{%- endfor %}{%- endif %}"
+        + CALLS
+        + "{{ c.function.name }}"
+        + ENDS
+        + "{# tools #}"
+    )
+    user, asked, result = history("{}")
+    asked = {**asked, "content": "I look.", "reasoning_content": "hm"}
+    assert prompt(load(model_dir, parts), [user, asked, result]) == "[user]hi[assistant](hm)I look.read[tool]sunny"
+    assert prompt(load(model_dir, parts), [user, {**asked, "content": ""}]) == "[user]hi[assistant](hm)read"
+    for other in (QWEN, parts.replace("m.content is string", "true"), parts.replace("'('", "m.reasoning + '('")):
+        assert not load(model_dir, other).template_needs.thinks_in_parts
+
+
+def test_objects_are_given_where_the_template_has_a_form_of_its_own_for_them(model_dir: Path) -> None:
+    arguments = "{{ c.function.arguments if c.function.arguments is string else c.function.arguments | FORM }}"
+    own, json_form, python = (
+        load(
+            model_dir,
+            EACH + "{{ m.content }}" + CALLS + "{{ c.function.name }}" + arguments.replace("FORM", form) + ENDS,
+        )
+        for form in ("items | join(':')", "tojson", "string")
+    )
+    user, asked, _ = history('{"a": "x"}')
+    assert prompt(own, [user, asked]) == "hiread('a', 'x')"
+    for other in (json_form, python):
+        assert prompt(other, [user, asked]) == 'hiread{"a": "x"}'
+
+
+def test_a_template_that_shows_only_objects_is_given_one_whatever_the_model_wrote(model_dir: Path) -> None:
+    shows = (
+        "{{ c.function.name }}{% if c.function.arguments is mapping %}{{ c.function.arguments | tojson }}{% endif %}"
+    )
+    user, asked, _ = history('{"a": "x')
+    text = prompt(load(model_dir, EACH + "{{ m.content }}" + CALLS + shows + ENDS), [user, asked])
+    assert json.loads(text.removeprefix("hiread")) == {"arguments": '{"a": "x'}
+
+
+def test_what_is_shown_behind_the_call_is_told_before_it(model_dir: Path) -> None:
+    """As Gemma's templates, which show what was said behind a call's result."""
+    behind = (
+        EACH + "[{{ m.role }}]" + CALLS + "{{ c.function.name }}{%- endfor %}{{ m.content }}{%- endfor %}{# tools #}"
+    )
+    user, asked, result = history("{}")
+    text = prompt(load(model_dir, behind), [user, {**asked, "content": "I look."}, result])
+    assert text == "[user]hi[assistant]I look.[assistant]read[tool]sunny"
+
+
+def test_ids_are_filled_in_where_nobody_gave_any(model_dir: Path) -> None:
+    ids = (
+        EACH + "[{{ m.role }}]{%- if m.role == 'tool' %}{{ m.tool_call_id + '=' }}{%- endif %}{{ m.content }}"
+        "{%- for c in m.tool_calls %}({{ c.id + ' ' + c.function.name }})" + ENDS + "{# tools #}"
+    )
+    calls = [{"type": "function", "function": {"name": name, "arguments": "{}"}} for name in "abc"]
+    asked = {"role": "assistant", "content": "", "tool_calls": [calls[0], {**calls[1], "id": "x"}, calls[2]]}
+    results = [{"role": "tool", "content": "1", "tool_call_id": "x"}, *({"role": "tool", "content": t} for t in "23")]
+    text = prompt(load(model_dir, ids), [{"role": "user", "content": "hi"}, asked, *results])
+    assert text == "[user]hi[assistant](call_1_0 a)(x b)(call_1_2 c)[tool]x=1[tool]call_1_0=2[tool]call_1_2=3"
+
+
 def test_reasoning_is_given_by_the_name_that_the_template_reads(model_dir: Path) -> None:
     for name in ("reasoning_content", "reasoning", "thinking"):
         reads = load(model_dir, EACH + "[{{ m.NAME }}]{{ m.content }}{%- endfor %}".replace("NAME", name))

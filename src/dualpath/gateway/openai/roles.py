@@ -9,7 +9,9 @@ from dualpath.gateway.text.template import TemplateNeeds
 
 Message = dict[str, Any]
 _INSTRUCT = ("system", "developer")
+_REASONING = ("reasoning_content", "reasoning", "thinking")
 SHORT_ID_CHARS = 9
+NO_RESULT = "[no result]"
 
 
 def fit_roles(messages: list[Message], needs: TemplateNeeds) -> list[Message]:
@@ -18,6 +20,10 @@ def fit_roles(messages: list[Message], needs: TemplateNeeds) -> list[Message]:
     out: list[Message] = []
     for message in messages:
         role = message["role"]
+        if role == "assistant":
+            if message is messages[-1] or needs.empty_assistants or message["content"] or message.get("tool_calls"):
+                _add_answer(out, message, needs)
+            continue
         if role == "developer" and not (needs.developer_later if out else needs.developer_first):
             role = "system"
             if out and out[-1]["role"] in _INSTRUCT:  # templates take one
@@ -28,6 +34,8 @@ def fit_roles(messages: list[Message], needs: TemplateNeeds) -> list[Message]:
                 out[-1] = _joined(out[-1], message)
                 continue
             role = "user"
+        if role == "user" and out and out[-1].get("tool_calls") and not needs.users_after_calls:
+            out += _no_results(out[-1])
         last = out[-1]["role"] if out else None
         joins = (last == "user" and not needs.users_in_a_row) or (last == "tool" and not needs.users_after_results)
         if role == "user" and joins:
@@ -37,12 +45,34 @@ def fit_roles(messages: list[Message], needs: TemplateNeeds) -> list[Message]:
     return out
 
 
+def _add_answer(out: list[Message], message: Message, needs: TemplateNeeds) -> None:
+    last = out[-1] if out and out[-1]["role"] == "assistant" else None
+    if last is None or needs.assistants_in_a_row:
+        out.append(message)
+        return
+    out[-1] = last | message
+    for name in ("content", *_REASONING):
+        if last.get(name) or message.get(name):
+            out[-1][name] = "\n\n".join(filter(None, (last.get(name), message.get(name))))
+    if last.get("tool_calls"):
+        out[-1]["tool_calls"] = last["tool_calls"] + (message.get("tool_calls") or [])
+
+
+def _no_results(message: Message) -> list[Message]:
+    """What stands for the results of calls that were broken off."""
+    return [
+        {"role": "tool", "tool_call_id": call.get("id"), "name": call["function"]["name"], "content": NO_RESULT}
+        for call in message["tool_calls"]
+    ]
+
+
 def _joined(first: Message, second: Message) -> Message:
     return {**first, "content": f"{first['content']}\n\n{second['content']}"}
 
 
 def fit_calls(messages: list[Message], needs: TemplateNeeds) -> list[Message]:
     """Calls with their results, in the form and order that the template takes."""
+    messages = _with_ids(messages)
     if needs.short_call_ids:
         messages = [_with_short_ids(message) for message in messages]
     empty = None if needs.calls_without_content else ""
@@ -75,6 +105,40 @@ def _one_by_one(message: Message, empty: Message, results: list[Message]) -> lis
     for k, call in enumerate(message["tool_calls"]):
         out += [{**(empty if k else message), "tool_calls": [call]}, *own.pop(str(call.get("id")), [])]
     return out + others
+
+
+def fit_reasoning(messages: list[Message], needs: TemplateNeeds) -> list[Message]:
+    """The last step, as content is text before it."""
+    return [_thought_in_parts(message) for message in messages] if needs.thinks_in_parts else messages
+
+
+def _thought_in_parts(message: Message) -> Message:
+    reasoning, content = message.get("reasoning_content"), message.get("content")
+    if message["role"] != "assistant" or not reasoning:
+        return message
+    said = [{"type": "text", "text": content}] if content else []
+    return {**message, "content": [{"type": "thinking", "thinking": reasoning}, *said]}
+
+
+def _with_ids(messages: list[Message]) -> list[Message]:
+    """Calls have ids, and results those of the calls that they are of: in their order, where nobody says it."""
+    out: list[Message] = list(messages)
+    waiting: list[str] = []
+    for i, message in enumerate(messages):
+        if calls := message.get("tool_calls"):
+            waiting = [str(call.get("id") or f"call_{i}_{k}") for k, call in enumerate(calls)]
+            named = zip(calls, waiting, strict=True)
+            out[i] = {
+                **message,
+                "tool_calls": [call if call.get("id") else {**call, "id": name} for call, name in named],
+            }
+        elif message["role"] == "tool":
+            call_id = message.get("tool_call_id")
+            if not call_id and waiting:
+                out[i] = {**message, "tool_call_id": waiting.pop(0)}
+            elif call_id in waiting:
+                waiting.remove(str(call_id))
+    return out
 
 
 def _with_short_ids(message: Message) -> Message:

@@ -12,14 +12,17 @@ from typing import Any
 
 _NAME, _OTHER = "probe_function", "other_function"
 _ID, _OTHER_IDS = "probe0001", ("call_0123456789abcdef01234567", "c1")  # nine characters, and as others have them
-_SAID = "probe-said"
+_SAID, _THOUGHT = "probe-said", "probe-thought"
 _HELLO: list[dict[str, Any]] = [{"role": "user", "content": "probe"}]
-_TEXT = '{"probe":"value"}'  # spaced as no serialiser spaces it
+_VALUE = "probed-value"
+_TEXT = f'{{"probe":"{_VALUE}"}}'  # spaced as no serialiser spaces it
+_NO_FORM = re.compile(rf"""\{{\s*(["'])probe\1\s*:\s*\1{_VALUE}\1\s*\}}""")  # JSON, or an object as Python prints it
 
 
 @dataclass(frozen=True, slots=True)
 class TemplateNeeds:
     takes_tools: bool = True
+    lists_no_tools: bool = False  # an empty list, where there are none: with null it fails
     describes_tools: bool = False  # and fails without a description
     developer_first: bool = False
     developer_later: bool = False
@@ -33,20 +36,29 @@ class TemplateNeeds:
     short_call_ids: bool = False  # of nine characters: with others it fails
     names_thinking: bool = False  # as gpt-oss calls what others have as reasoning_content
     thinks_or_says: bool = False  # beside calls: with both it fails
+    thinks_in_parts: bool = False  # reasoning is a part of content, and is not shown elsewhere
     system_first: bool = True
     system_later: bool = True  # behind other messages
     users_in_a_row: bool = True
     users_after_results: bool = True  # of tools
+    users_after_calls: bool = True  # that have no result
+    assistants_in_a_row: bool = True
+    empty_assistants: bool = True  # without content and calls
 
 
 def template_needs(template: str, render: Callable[[list[dict[str, Any]], Any], str]) -> TemplateNeeds:
     """``render`` gives a conversation's text, with tools or None, and may fail in any way."""
 
+    no_tools: list[Any] | None = None
+
     def rendered(messages: list[dict[str, Any]], tools: Any = None) -> str:
         try:
-            return render(messages, tools)
+            return render(messages, no_tools if tools is None else tools)
         except Exception:  # the model's program
             return ""
+
+    if not rendered(_HELLO) and rendered(_HELLO, []):
+        no_tools = []
 
     def takes(*roles: str) -> bool:
         """Shown, and in this order: what is moved to the front changes all that has been stored."""
@@ -55,49 +67,72 @@ def template_needs(template: str, render: Callable[[list[dict[str, Any]], Any], 
         return places[0] >= 0 and places == sorted(places)
 
     def called(
-        arguments: object, content: str | None, *names: str, call_id: str = _ID, then: Any = (), **more: str
+        arguments: object,
+        content: object,
+        *names: str,
+        call_id: str = _ID,
+        before: Any = (),
+        has_results: bool = True,
+        then: Any = (),
+        thoughts: tuple[str, ...] = (),
     ) -> str:
         calls = [
             {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}} for name in names
         ]
         results = [{"role": "tool", "tool_call_id": call_id, "name": name, "content": "probe"} for name in names]
-        asked = {"role": "assistant", "content": content, "tool_calls": calls, **more}
-        return rendered([*_HELLO, asked, *results, *then])
+        asked = {"role": "assistant", "content": content, "tool_calls": calls, **dict.fromkeys(thoughts, _THOUGHT)}
+        return rendered([*before, *_HELLO, asked, *(results if has_results else ()), *then])
 
     def shown(arguments: object, content: str | None) -> str:
         return called(arguments, content, _NAME)
 
     plain = takes("user", "assistant", "user")
-    parsed = {"probe": "value"}
+    parsed = {"probe": _VALUE}
     content = None if not any(_NAME in shown(arguments, "") for arguments in (_TEXT, parsed)) else ""
     text, from_object = shown(_TEXT, content), shown(parsed, content)
     given = _TEXT if _NAME in text else parsed
     takes_calls = _NAME in text or _NAME in from_object
     names_developer = "developer" in template
     names_thinking = bool(re.search(r"\.thinking\b|\[['\"]thinking['\"]\]", template))
-    thinks = {"thinking": "probe-thought"} if names_thinking else {}
+    thinking = ("thinking",) if names_thinking else ()
     said_and_called = called(given, _SAID, _NAME)
-    says_beside = _SAID in said_and_called and _NAME in said_and_called
+    says_beside = 0 <= said_and_called.find(_SAID) < said_and_called.find(_NAME)
+    thought_in_parts = called(
+        given, [{"type": "thinking", "thinking": _THOUGHT}, {"type": "text", "text": _SAID}], _NAME
+    )
+    thought_beside = called(given, _SAID, _NAME, thoughts=("reasoning_content", "reasoning", *thinking))
+    instructs = takes("system", "user") and takes("system", "user", "assistant", "user")
+    instructed = called(given, content, _NAME, before=[{"role": "system", "content": _SAID}])
+    assistants_in_a_row = takes("user", "assistant", "assistant", "user")
     return TemplateNeeds(
         takes_tools=not template or bool(re.search(r"\btools\b", template)),
+        lists_no_tools=no_tools is not None,
         describes_tools=not rendered(_HELLO, [_tool()]) and bool(rendered(_HELLO, [_tool(description="")])),
         developer_first=names_developer and takes("developer", "user"),
         developer_later=names_developer
         and takes("system", "developer", "user")
         and takes("user", "assistant", "developer", "user"),
         one_call=takes_calls and _OTHER not in called(given, content, _NAME, _OTHER),
-        content_apart=takes_calls and not says_beside and takes("user", "assistant", "assistant", "user"),
+        content_apart=takes_calls and not says_beside and assistants_in_a_row,
         short_call_ids=takes_calls and not all(called(given, content, _NAME, call_id=one) for one in _OTHER_IDS),
-        thinks_or_says=bool(thinks) and says_beside and not called(given, _SAID, _NAME, **thinks),
-        arguments_as_text=_TEXT in text,
-        arguments_as_object_only=_NAME in from_object and _NAME not in text,
+        thinks_or_says=names_thinking and says_beside and not called(given, _SAID, _NAME, thoughts=thinking),
+        thinks_in_parts=_THOUGHT not in thought_beside
+        and 0 <= thought_in_parts.find(_THOUGHT) < thought_in_parts.find(_SAID)
+        and not re.search(r"['\"]type['\"]", thought_in_parts),  # the parts as they stand
+        # Where an object is shown in a form of the model's own, text would stand there in another.
+        arguments_as_text=_TEXT in text and (_VALUE not in from_object or bool(_NO_FORM.search(from_object))),
+        arguments_as_object_only=_VALUE in from_object and _VALUE not in text,
         calls_without_content=content is None and takes_calls,
         names_thinking=names_thinking,
         # Where not even a plain conversation is shown, nothing can be told.
-        system_first=not plain or takes("system", "user"),
+        system_first=not plain
+        or (instructs and (not takes_calls or 0 <= instructed.find(_SAID) < instructed.find(_NAME))),
         system_later=not plain or takes("user", "assistant", "system", "user"),
         users_in_a_row=not plain or takes("user", "user"),
         users_after_results=not takes_calls or bool(called(given, content, _NAME, then=_HELLO)),
+        users_after_calls=not takes_calls or bool(called(given, content, _NAME, has_results=False, then=_HELLO)),
+        assistants_in_a_row=not plain or assistants_in_a_row,
+        empty_assistants=not plain or bool(rendered([*_HELLO, {"role": "assistant", "content": ""}, *_HELLO])),
     )
 
 
