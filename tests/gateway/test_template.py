@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from tests.gateway.answers import parser, read
 from tokenizers import AddedToken
 
 from dualpath.core.errors import InvalidRequestError
@@ -325,6 +326,44 @@ def test_reasoning_is_a_part_of_content_where_that_is_how_it_is_read(model_dir: 
     assert prompt(load(model_dir, parts), [user, {**asked, "content": ""}]) == "[user]hi[assistant](hm)read"
     for other in (QWEN, parts.replace("m.content is string", "true"), parts.replace("'('", "m.reasoning + '('")):
         assert not load(model_dir, other).template_needs.thinks_in_parts
+
+
+@pytest.mark.parametrize(
+    ("before", "behind", "around"),
+    [("<think>\n", "\n</think>\n\n", "\n\n"), ("<think>", "</think>", ""), ("<think>\n", "\n</think>\n", "\n")],
+)
+def test_line_breaks_that_the_template_writes_are_not_written_twice(
+    model_dir: Path, before: str, behind: str, around: str
+) -> None:
+    """What the model wrote comes back as it was, also where the template takes nothing away."""
+    wrote = f"{before}hm{behind}I look.{around}<tool_call>\n" + '{"name": "read", "arguments": {}}\n</tool_call>'
+    reads = (
+        EACH
+        + "{%- if m.role == 'assistant' %}BEFORE{{ m.reasoning_content }}BEHIND{{ m.content }}AROUND"
+        + CALLS
+        + "<tool_call>\n{{ '{\"name\": \"' + c.function.name + '\", \"arguments\": ' + c.function.arguments + '}' }}"
+        "{{ '\n</tool_call>' }}{%- endfor %}{%- else %}{{ m.content }}{%- endif %}{%- endfor %}{# tools #}"
+    )
+    for name, value in {"BEFORE": before, "BEHIND": behind, "AROUND": around}.items():
+        reads = reads.replace(name, "{{ '" + value.replace("\n", "\\n") + "' }}")
+    answer = read(parser("hermes", "qwen3"), [wrote])
+    ((name, arguments),) = answer.calls
+    call = {"id": "c1", "type": "function", "function": {"name": name, "arguments": arguments}}
+    said = {"role": "assistant", "content": answer.content, "reasoning_content": answer.reasoning, "tool_calls": [call]}
+    user, result = {"role": "user", "content": "hi"}, {"role": "tool", "tool_call_id": "c1", "content": "sunny"}
+    assert prompt(load(model_dir, reads), [user, said, result]) == f"hi{wrote}sunny"
+
+
+def test_reasoning_stays_where_it_is_shown_when_content_is_apart(model_dir: Path) -> None:
+    at_calls = (
+        EACH + "{%- if m.tool_calls %}({{ m.reasoning }})" + CALLS + "{{ c.function.name }}{%- endfor %}"
+        "{%- else %}[{{ m.role }}]{{ m.content }}{%- endif %}{%- endfor %}{# tools #}"
+    )
+    user, asked, result = history("{}")
+    asked = {**asked, "content": "I look.", "reasoning": "hm"}
+    assert prompt(load(model_dir, at_calls), [user, asked, result]) == "[user]hi[assistant]I look.(hm)read[tool]sunny"
+    both = at_calls.replace("[{{ m.role }}]", "[{{ m.role }}]({{ m.reasoning }})")
+    assert "(hm)I look.()read" in prompt(load(model_dir, both), [user, asked, result])
 
 
 def test_objects_are_given_where_the_template_has_a_form_of_its_own_for_them(model_dir: Path) -> None:

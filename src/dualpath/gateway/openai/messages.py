@@ -9,7 +9,7 @@ from typing import Any
 from dualpath.gateway.errors import invalid
 from dualpath.gateway.json_size import ContainerLimit
 from dualpath.gateway.openai.bodies import ChatBody, TokenizeBody
-from dualpath.gateway.openai.roles import fit_calls, fit_reasoning, fit_roles
+from dualpath.gateway.openai.roles import fit_answers, fit_calls, fit_roles
 from dualpath.gateway.text.template import TemplateNeeds
 from dualpath.gateway.text.tokenizer import Tokenizer
 
@@ -41,7 +41,7 @@ def conversation_text(tokenizer: Tokenizer, body: ChatBody | TokenizeBody, max_c
     if body.tools and not needs.takes_tools:
         raise invalid("this model's chat template has no tools", "tools", "unsupported_parameter")
     return tokenizer.render_chat(
-        fit_reasoning(fit_calls(fit_roles(messages, needs), needs), needs),
+        fit_answers(fit_calls(fit_roles(messages, needs), needs), needs),
         [_shown_tool(needs, tool) for tool in body.tools or []] or ([] if needs.lists_no_tools else None),
         add_generation_prompt=add_prompt,
         continue_final_message=continue_final,

@@ -82,8 +82,9 @@ def fit_calls(messages: list[Message], needs: TemplateNeeds) -> list[Message]:
         message, i = messages[i], i + 1
         calls = message.get("tool_calls") or []
         if calls and needs.content_apart and message["content"]:
-            out.append({name: value for name, value in message.items() if name != "tool_calls"})
-            message = {"role": message["role"], "content": empty, "tool_calls": calls}
+            thoughts = {name: message[name] for name in _REASONING if name in message and needs.thinks_at_calls}
+            out.append({name: value for name, value in message.items() if name not in ("tool_calls", *thoughts)})
+            message = {"role": message["role"], "content": empty, "tool_calls": calls, **thoughts}
         if not needs.one_call or len(calls) < 2:
             out.append(message)
             continue
@@ -107,17 +108,27 @@ def _one_by_one(message: Message, empty: Message, results: list[Message]) -> lis
     return out + others
 
 
-def fit_reasoning(messages: list[Message], needs: TemplateNeeds) -> list[Message]:
-    """The last step, as content is text before it."""
-    return [_thought_in_parts(message) for message in messages] if needs.thinks_in_parts else messages
+def fit_answers(messages: list[Message], needs: TemplateNeeds) -> list[Message]:
+    """Answers as the template shows them as the model wrote them; the last step, as content is text before it."""
+    return [_fit_answer(message, needs) if message["role"] == "assistant" else message for message in messages]
 
 
-def _thought_in_parts(message: Message) -> Message:
-    reasoning, content = message.get("reasoning_content"), message.get("content")
-    if message["role"] != "assistant" or not reasoning:
-        return message
-    said = [{"type": "text", "text": content}] if content else []
-    return {**message, "content": [{"type": "thinking", "thinking": reasoning}, *said]}
+def _fit_answer(message: Message, needs: TemplateNeeds) -> Message:
+    """Without the line breaks that the template writes itself, and with reasoning where it is read."""
+    out = dict(message)
+    for name in _REASONING:
+        if isinstance(out.get(name), str):
+            out[name] = out[name].removeprefix(needs.thought_edges[0]).removesuffix(needs.thought_edges[1])
+    reasoning, content = out.get("reasoning_content"), out.get("content")
+    if content and reasoning:
+        content = content.removeprefix(needs.said_edges[0])
+    if content and out.get("tool_calls"):  # the last line break before a call has not been content
+        content = content.removesuffix(needs.said_edges[1][1:])
+    out["content"] = content
+    if reasoning and needs.thinks_in_parts:
+        said = [{"type": "text", "text": content}] if content else []
+        out["content"] = [{"type": "thinking", "thinking": reasoning}, *said]
+    return out
 
 
 def _with_ids(messages: list[Message]) -> list[Message]:

@@ -37,6 +37,10 @@ class TemplateNeeds:
     names_thinking: bool = False  # as gpt-oss calls what others have as reasoning_content
     thinks_or_says: bool = False  # beside calls: with both it fails
     thinks_in_parts: bool = False  # reasoning is a part of content, and is not shown elsewhere
+    thinks_at_calls: bool = False  # where content is apart, reasoning is shown with the call only
+    # Line breaks that the template itself writes: around reasoning, and around content between reasoning and a call.
+    thought_edges: tuple[str, str] = ("", "")
+    said_edges: tuple[str, str] = ("", "")
     system_first: bool = True
     system_later: bool = True  # behind other messages
     users_in_a_row: bool = True
@@ -72,6 +76,7 @@ def template_needs(template: str, render: Callable[[list[dict[str, Any]], Any], 
         *names: str,
         call_id: str = _ID,
         before: Any = (),
+        between: Any = (),
         has_results: bool = True,
         then: Any = (),
         thoughts: tuple[str, ...] = (),
@@ -81,7 +86,7 @@ def template_needs(template: str, render: Callable[[list[dict[str, Any]], Any], 
         ]
         results = [{"role": "tool", "tool_call_id": call_id, "name": name, "content": "probe"} for name in names]
         asked = {"role": "assistant", "content": content, "tool_calls": calls, **dict.fromkeys(thoughts, _THOUGHT)}
-        return rendered([*before, *_HELLO, asked, *(results if has_results else ()), *then])
+        return rendered([*before, *_HELLO, *between, asked, *(results if has_results else ()), *then])
 
     def shown(arguments: object, content: str | None) -> str:
         return called(arguments, content, _NAME)
@@ -95,15 +100,24 @@ def template_needs(template: str, render: Callable[[list[dict[str, Any]], Any], 
     names_developer = "developer" in template
     names_thinking = bool(re.search(r"\.thinking\b|\[['\"]thinking['\"]\]", template))
     thinking = ("thinking",) if names_thinking else ()
+    all_thoughts = ("reasoning_content", "reasoning", *thinking)
     said_and_called = called(given, _SAID, _NAME)
     says_beside = 0 <= said_and_called.find(_SAID) < said_and_called.find(_NAME)
     thought_in_parts = called(
         given, [{"type": "thinking", "thinking": _THOUGHT}, {"type": "text", "text": _SAID}], _NAME
     )
-    thought_beside = called(given, _SAID, _NAME, thoughts=("reasoning_content", "reasoning", *thinking))
+    thought_beside = called(given, _SAID, _NAME, thoughts=all_thoughts)
     instructs = takes("system", "user") and takes("system", "user", "assistant", "user")
     instructed = called(given, content, _NAME, before=[{"role": "system", "content": _SAID}])
     assistants_in_a_row = takes("user", "assistant", "assistant", "user")
+    content_apart = takes_calls and not says_beside and assistants_in_a_row
+    said_before = {"role": "assistant", "content": _SAID, **dict.fromkeys(all_thoughts, _THOUGHT)}
+    thinks_in_parts = (
+        _THOUGHT not in thought_beside
+        and 0 <= thought_in_parts.find(_THOUGHT) < thought_in_parts.find(_SAID)
+        and not re.search(r"['\"]type['\"]", thought_in_parts)  # the parts as they stand
+    )
+    laid_out = thought_in_parts if thinks_in_parts else thought_beside
     return TemplateNeeds(
         takes_tools=not template or bool(re.search(r"\btools\b", template)),
         lists_no_tools=no_tools is not None,
@@ -113,12 +127,18 @@ def template_needs(template: str, render: Callable[[list[dict[str, Any]], Any], 
         and takes("system", "developer", "user")
         and takes("user", "assistant", "developer", "user"),
         one_call=takes_calls and _OTHER not in called(given, content, _NAME, _OTHER),
-        content_apart=takes_calls and not says_beside and assistants_in_a_row,
+        content_apart=content_apart,
         short_call_ids=takes_calls and not all(called(given, content, _NAME, call_id=one) for one in _OTHER_IDS),
         thinks_or_says=names_thinking and says_beside and not called(given, _SAID, _NAME, thoughts=thinking),
-        thinks_in_parts=_THOUGHT not in thought_beside
-        and 0 <= thought_in_parts.find(_THOUGHT) < thought_in_parts.find(_SAID)
-        and not re.search(r"['\"]type['\"]", thought_in_parts),  # the parts as they stand
+        thinks_in_parts=thinks_in_parts,
+        thinks_at_calls=content_apart
+        and _THOUGHT in called(given, content, _NAME, thoughts=all_thoughts)
+        and _THOUGHT not in called(given, content, _NAME, between=[said_before]),
+        thought_edges=_edges(laid_out, _THOUGHT),
+        said_edges=(
+            _edges(laid_out, _SAID)[0] if 0 <= laid_out.find(_THOUGHT) < laid_out.find(_SAID) else "",
+            _edges(said_and_called, _SAID)[1] if says_beside else "",
+        ),
         # Where an object is shown in a form of the model's own, text would stand there in another.
         arguments_as_text=_TEXT in text and (_VALUE not in from_object or bool(_NO_FORM.search(from_object))),
         arguments_as_object_only=_VALUE in from_object and _VALUE not in text,
@@ -134,6 +154,14 @@ def template_needs(template: str, render: Callable[[list[dict[str, Any]], Any], 
         assistants_in_a_row=not plain or assistants_in_a_row,
         empty_assistants=not plain or bool(rendered([*_HELLO, {"role": "assistant", "content": ""}, *_HELLO])),
     )
+
+
+def _edges(text: str, part: str) -> tuple[str, str]:
+    """The line breaks around a part of a text."""
+    before, found, after = text.partition(part)
+    if not found:
+        return "", ""
+    return before[len(before.rstrip("\n")) :], after[: len(after) - len(after.lstrip("\n"))]
 
 
 def _tool(**more: str) -> dict[str, Any]:
