@@ -24,6 +24,7 @@ CALLS = {
     "gemma4": '<|tool_call>call:f{a:<|"|>x<|"|>,b:[1]}<tool_call|>',
     "granite": '<|tool_call|>[{"name": "f", "arguments": {}}]',
     "phi4_mini_json": 'functools[{"name": "f", "arguments": {}}]',
+    "hunyuan_a13b": '<tool_calls>[{"name": "f", "arguments": {}}]</tool_calls>',
     "nemotron_json": '<TOOLCALL>[{"name": "f", "arguments": {}}]</TOOLCALL>',
     "pythonic": "<|python_start|>[f(a='x')]<|python_end|>",
 }
@@ -40,6 +41,7 @@ FORMATS = [
     ("gemma4", "gemma4"),
     ("phi4_mini_json", None),
     ("pythonic", None),
+    ("hunyuan_a13b", None),
 ]
 FRAGMENTS = [
     *('{"name": "f", ', '"arguments": ', '"parameters": ', '{"a": 1}', "}", "{", "[", "]", '"', "\\", "null", ":", ","),
@@ -187,6 +189,8 @@ def test_harmony_has_content_reasoning_and_calls_apart() -> None:
         ("<|tool_call|>", "granite", None),
         ("<|tool|>", "phi4_mini_json", None),
         ("<TOOLCALL>", "nemotron_json", None),
+        ("<tool_calls>", "hunyuan_a13b", None),
+        ("<|tool_list_start|>", "pythonic", None),
         ("<|start_header_id|> [func_name1(a=b)]", "pythonic", None),
         ("<|header_start|>", "llama3_json", None),
     ],

@@ -75,6 +75,7 @@ FORMS = [  # calls, reasoning, what the chat template has beside
     ("phi4_mini_json", None, ""),
     ("phi4_mini_json", None, "functools["),
     ("nemotron_json", None, ""),
+    ("hunyuan_a13b", None, ""),
     ("pythonic", None, ""),
 ]
 

@@ -15,7 +15,11 @@ from dualpath.core.errors import InvalidRequestError
 from dualpath.gateway.errors import ApiError
 from dualpath.gateway.openai.bodies import ChatBody
 from dualpath.gateway.openai.messages import conversation_text
+from dualpath.gateway.openai.own_calls import reads_own_calls
+from dualpath.gateway.openai.plan import Planner
+from dualpath.gateway.settings import GatewaySettings
 from dualpath.gateway.sse import sse
+from dualpath.gateway.text.answer import AnswerFormat, answer_format
 from dualpath.gateway.text.template import TemplateNeeds
 from dualpath.gateway.text.tokenizer import Tokenizer
 
@@ -364,6 +368,44 @@ def test_reasoning_stays_where_it_is_shown_when_content_is_apart(model_dir: Path
     assert prompt(load(model_dir, at_calls), [user, asked, result]) == "[user]hi[assistant]I look.(hm)read[tool]sunny"
     both = at_calls.replace("[{{ m.role }}]", "[{{ m.role }}]({{ m.reasoning }})")
     assert "(hm)I look.()read" in prompt(load(model_dir, both), [user, asked, result])
+
+
+@pytest.mark.parametrize("mark", ["<|tool_call|>", "<|tool_list_start|>", "<tool_call>"])
+def test_calls_that_the_template_does_not_show_are_content(model_dir: Path, mark: str) -> None:
+    """In the model's own form: read again, they are the same calls."""
+    shows_none = EACH + "[{{ m.role }}]{{ m.content }}{%- endfor %}{# tools MARK #}".replace("MARK", mark)
+    calls = [
+        {"id": name, "type": "function", "function": {"name": name, "arguments": json.dumps(arguments)}}
+        for name, arguments in (("f", {"city": 'é "x"\n', "deep": {"a": [1, None, True]}}), ("other", {}))
+    ]
+    user, result = {"role": "user", "content": "hi"}, {"role": "tool", "tool_call_id": "f", "content": "sunny"}
+    for content in (None, "I look."):
+        asked = {"role": "assistant", "content": content, "tool_calls": calls}
+        text = prompt(load(model_dir, shows_none), [user, asked, result])
+        shown = text.removeprefix("[user]hi[assistant]").removesuffix("[tool]sunny")
+        answer = read(parser(answer_format(shows_none).calls or ""), [shown])
+        assert answer.content == (content or "")
+        assert [(name, json.loads(arguments)) for name, arguments in answer.calls] == [
+            (call["function"]["name"], json.loads(call["function"]["arguments"])) for call in calls
+        ]
+    assert prompt(load(model_dir, shows_none.replace("tools", "")), [user, asked]).endswith("[assistant]I look.")
+
+
+OWN = "{%- if m.tool_calls %}<tool_call>{{ m.tool_calls[0].function | tojson }}</tool_call>{%- endif %}"
+
+
+@pytest.mark.parametrize(
+    ("shown", "is_read"),
+    [(OWN, True), (OWN.replace("tool_call>", "calling>"), False), ("", True), ("{{ raise_exception('no') }}", None)],
+)
+def test_a_form_of_calls_that_is_not_known_is_noticed(
+    model_dir: Path, shown: str, is_read: bool | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer = load(model_dir, EACH + "{{ m.content }}" + shown + "{%- endfor %}{# tools #}")
+    assert reads_own_calls(tokenizer, answer_format(tokenizer.chat_template)) is is_read
+    assert reads_own_calls(tokenizer, AnswerFormat(None, None)) is None
+    Planner("tiny", 100, tokenizer, GatewaySettings()).warn_of_other_calls()
+    assert ("another form than hermes" in caplog.text) == (is_read is False)
 
 
 def test_objects_are_given_where_the_template_has_a_form_of_its_own_for_them(model_dir: Path) -> None:

@@ -149,6 +149,12 @@ FAMILIES: list[tuple[str, str, str, list[tuple[str, str]]]] = [  # (family, text
     ("granite", '<tool_call>[{"name": "f"}]</tool_call>', "", [("f", "{}")]),
     ("phi4_mini_json", 'So. functools[{"name": "f", "arguments": {"a": 1}}]', "So. ", [("f", '{"a": 1}')]),
     ("phi4_mini_json", '<|tool_call|>[{"name": "f"}]<|/tool_call|>', "", [("f", "{}")]),
+    (
+        "hunyuan_a13b",
+        'So.\n<tool_calls>\n{"name": "f", "arguments": {"a": 1}}\n{"name": "g"}\n</tool_calls>\n',
+        "So.",
+        [("f", '{"a": 1}'), ("g", "{}")],
+    ),
     ("nemotron_json", '<TOOLCALL>[{"name": "f"}, {"name": "g"}]</TOOLCALL>', "", [("f", "{}"), ("g", "{}")]),
     (
         "pythonic",

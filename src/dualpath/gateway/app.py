@@ -65,6 +65,8 @@ def create_app(
     metrics.name_model(backend.model_name)
     backend.on_finished(metrics.observe)
     planner = Planner(backend.model_name, backend.max_context_tokens, tokenizer, settings)
+    if upstream is None:
+        planner.warn_of_other_calls()
     admission = Admission(settings, backend.max_context_tokens, tokenizer)
     tenants = Tenants(settings.api_keys, settings.admin_keys, share_cache=settings.share_cache)
     gateway = Gateway(backend, tokenizer, settings, metrics, planner, admission, tenants)

@@ -10,8 +10,10 @@ from dualpath.gateway.errors import invalid
 from dualpath.gateway.json_size import ContainerLimit
 from dualpath.gateway.openai.bodies import ChatBody, TokenizeBody
 from dualpath.gateway.openai.roles import fit_answers, fit_calls, fit_roles
+from dualpath.gateway.text.answer import answer_format
 from dualpath.gateway.text.template import TemplateNeeds
 from dualpath.gateway.text.tokenizer import Tokenizer
+from dualpath.gateway.text.written_calls import written_calls
 
 _RESULT_ROLES = ("tool", "function")
 # The field of a part that has its text: OpenAI's, by the names of both its APIs.
@@ -40,6 +42,8 @@ def conversation_text(tokenizer: Tokenizer, body: ChatBody | TokenizeBody, max_c
         _check_tool(tool, f"tools[{i}]")
     if body.tools and not needs.takes_tools:
         raise invalid("this model's chat template has no tools", "tools", "unsupported_parameter")
+    if needs.takes_tools and not needs.shows_calls:
+        messages = [_with_written_calls(tokenizer, message) for message in messages]
     return tokenizer.render_chat(
         fit_answers(fit_calls(fit_roles(messages, needs), needs), needs),
         [_shown_tool(needs, tool) for tool in body.tools or []] or ([] if needs.lists_no_tools else None),
@@ -170,6 +174,17 @@ def _arguments(needs: TemplateNeeds, arguments: object, limit: ContainerLimit, w
     if needs.arguments_as_object_only and not isinstance(arguments, dict):
         return {"arguments": arguments}
     return arguments
+
+
+def _with_written_calls(tokenizer: Tokenizer, message: dict[str, Any]) -> dict[str, Any]:
+    """Calls as content, where the template would lose them."""
+    if not message.get("tool_calls"):
+        return message
+    template = tokenizer.chat_template
+    written = written_calls(answer_format(template).calls, template, message["tool_calls"])
+    if written is None:
+        return message
+    return {**message, "content": "\n".join(filter(None, (message["content"], written)))}
 
 
 def _shown_tool(needs: TemplateNeeds, tool: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ from dualpath.gateway.openai.chat_writer import ChatWriter
 from dualpath.gateway.openai.completion_writer import CompletionWriter
 from dualpath.gateway.openai.constraint import chat_grammar, completion_grammar
 from dualpath.gateway.openai.messages import conversation_text
+from dualpath.gateway.openai.own_calls import reads_own_calls
 from dualpath.gateway.openai.sampling import Output, check_ranges, output_of, resolve_max_tokens, sampling_of, too_long
 from dualpath.gateway.openai.shape import Shape, shape_of
 from dualpath.gateway.openai.writer import UsageIn
@@ -32,6 +34,8 @@ from dualpath.gateway.text.answer import AnswerFormat, AnswerReading, chosen_for
 from dualpath.gateway.text.choice import Choice
 from dualpath.gateway.text.detokenize import Decode
 from dualpath.gateway.text.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
 
 SLACK_CONTAINERS = 4096
 MAX_COUNTED_CONTEXTS = 2  # longest contexts that one text to be counted may have
@@ -122,6 +126,16 @@ class Planner:
     def _format(self) -> AnswerFormat:
         settings = self.settings
         return chosen_format(self.tokenizer.chat_template, settings.tool_call_parser, settings.reasoning_parser)
+
+    def warn_of_other_calls(self) -> None:
+        """Say it where the model's calls would not be read."""
+        form = self._format()
+        if reads_own_calls(self.tokenizer, form) is False:
+            logger.warning(
+                "the chat template shows tool calls in another form than %s, in which they are read: they may come as "
+                "content; --tool-call-parser sets the form",
+                form.calls,
+            )
 
     def count(self, text: str, param: str, *, add_special_tokens: bool) -> list[int]:
         """The tokens of a text that may be longer than a prompt, to be counted."""

@@ -35,8 +35,10 @@ _CALL_MARKS = (
     ("<|tool|>", "phi4_mini_json"),
     ("<|tool_call|>", "granite"),
     ("<TOOLCALL>", "nemotron_json"),
+    ("<tool_calls>", "hunyuan_a13b"),
     ("func_name1(", "pythonic"),  # what such templates tell the model to write
     ("<|tool_call_start|>", "pythonic"),
+    ("<|tool_list_start|>", "pythonic"),
     ("[TOOL_CALLS]", "mistral"),
     ("<function=", "qwen3_coder"),
     ("<tool_call>", "hermes"),

@@ -119,6 +119,10 @@ class PhiForm(ListForm):
     opener, closer = "<|tool_call|>", "<|/tool_call|>"
 
 
+class HunyuanForm(ListForm):
+    opener, closer = "<tool_calls>", "</tool_calls>"
+
+
 class NemotronForm(ListForm):
     opener, closer = "<TOOLCALL>", "</TOOLCALL>"
 
@@ -191,6 +195,7 @@ _FORMS: dict[str, type[CallForm]] = {
     "gemma4": GemmaForm,
     "granite": GraniteForm,
     "phi4_mini_json": PhiForm,
+    "hunyuan_a13b": HunyuanForm,
     "nemotron_json": NemotronForm,
     "pythonic": PythonForm,
 }

@@ -30,6 +30,7 @@ class TemplateNeeds:
     # is found. Other templates expect the parsed object, and of them some fail with anything else.
     arguments_as_text: bool = False
     arguments_as_object_only: bool = False
+    shows_calls: bool = True
     calls_without_content: bool = False  # calls are read only where content is null
     one_call: bool = False  # in a message: with more it fails, or shows the first
     content_apart: bool = False  # in a message of its own, or it is not shown beside calls
@@ -96,6 +97,7 @@ def template_needs(template: str, render: Callable[[list[dict[str, Any]], Any], 
     content = None if not any(_NAME in shown(arguments, "") for arguments in (_TEXT, parsed)) else ""
     text, from_object = shown(_TEXT, content), shown(parsed, content)
     given = _TEXT if _NAME in text else parsed
+    takes_tools = not template or bool(re.search(r"\btools\b", template))
     takes_calls = _NAME in text or _NAME in from_object
     names_developer = "developer" in template
     names_thinking = bool(re.search(r"\.thinking\b|\[['\"]thinking['\"]\]", template))
@@ -119,7 +121,7 @@ def template_needs(template: str, render: Callable[[list[dict[str, Any]], Any], 
     )
     laid_out = thought_in_parts if thinks_in_parts else thought_beside
     return TemplateNeeds(
-        takes_tools=not template or bool(re.search(r"\btools\b", template)),
+        takes_tools=takes_tools,
         lists_no_tools=no_tools is not None,
         describes_tools=not rendered(_HELLO, [_tool()]) and bool(rendered(_HELLO, [_tool(description="")])),
         developer_first=names_developer and takes("developer", "user"),
@@ -142,6 +144,7 @@ def template_needs(template: str, render: Callable[[list[dict[str, Any]], Any], 
         # Where an object is shown in a form of the model's own, text would stand there in another.
         arguments_as_text=_TEXT in text and (_VALUE not in from_object or bool(_NO_FORM.search(from_object))),
         arguments_as_object_only=_VALUE in from_object and _VALUE not in text,
+        shows_calls=not plain or takes_calls or not takes_tools,
         calls_without_content=content is None and takes_calls,
         names_thinking=names_thinking,
         # Where not even a plain conversation is shown, nothing can be told.

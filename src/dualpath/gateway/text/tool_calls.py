@@ -109,19 +109,11 @@ class LlamaCalls(CallGrammar):
 
 
 class ListedCalls(CallGrammar):
-    """A mark and a list of objects, or one."""
+    """A mark and objects, mostly in a list."""
 
     def read(self, reader: Reader, i: int, opener: str, sink: CallSink) -> Need[bool]:
         i = yield from reader.skip_blank(i)
-        if (yield from reader.peek(i)) != "[":
-            called = yield from read_json_call(reader, i, sink, self.markers)
-        else:
-            called = yield from self._list(reader, i + 1, sink)
-        if called:
-            yield from take_mark(reader, *self.closers)
-        return called
-
-    def _list(self, reader: Reader, i: int, sink: CallSink) -> Need[bool]:
+        i += len((yield from reader.sees(i, "[")))
         called = False
         while True:
             i = yield from reader.skip_blank(i, " \t\r\n,")
@@ -129,7 +121,7 @@ class ListedCalls(CallGrammar):
                 break
             called, i = True, 0
         if called:
-            yield from take_mark(reader, "]")
+            yield from take_mark(reader, "]", *self.closers)
         return called
 
 
@@ -148,6 +140,13 @@ class PhiCalls(ListedCalls):
 
     def read(self, reader: Reader, i: int, opener: str, sink: CallSink) -> Need[bool]:
         return (yield from super().read(reader, i - int(opener.endswith("[")), opener, sink))
+
+
+class HunyuanCalls(ListedCalls):
+    """Hunyuan A13B, Apriel, MiniMax M1."""
+
+    openers = ("<tool_calls>",)
+    closers = ("</tool_calls>",)
 
 
 class NemotronCalls(ListedCalls):
@@ -274,6 +273,7 @@ GRAMMARS: dict[str, type[CallGrammar]] = {
     "gemma4": GemmaCalls,
     "granite": GraniteCalls,
     "phi4_mini_json": PhiCalls,
+    "hunyuan_a13b": HunyuanCalls,
     "nemotron_json": NemotronCalls,
     "pythonic": PythonCalls,
 }
