@@ -134,6 +134,14 @@ def test_reasoning_that_the_prompt_opened() -> None:
     assert cut_off == Answer("", f"a {CALL}</thi", [], 0)
 
 
+def test_a_tag_with_a_line_behind_its_token() -> None:
+    """As Gemma 4's, which the prompt may open too."""
+    form = AnswerFormat("gemma4", "gemma4")
+    for prompt, text in (("", "<|channel>thought\na\n<channel|>b"), ("<|channel>thought\n", "a\n<channel|>b")):
+        assert read(form.reading(prompt).parser(), list(text)) == Answer("b", "a\n", [], 0)
+    assert form.reading("").markup() == {"<|channel>", "<channel|>"}
+
+
 def test_a_tag_within_a_line_is_text() -> None:
     text = "I write <think> and </think> so."
     assert read(parser("hermes", "qwen3"), [text]) == Answer(text, "", [], 0)

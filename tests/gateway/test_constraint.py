@@ -52,6 +52,7 @@ MARKS = (
     *("<|tool_calls_section_begin|>", "<|tool_call_begin|>", "<|tool_call_argument_begin|>", "<|tool_call_end|>"),
     *("<|tool_calls_section_end|>", "<minimax:tool_call>", "</minimax:tool_call>", "<seed:tool_call>", '<|"|>'),
     *("</seed:tool_call>", "<|tool_call>", "<tool_call|>", "<|tool_call|>", "<TOOLCALL>", "</TOOLCALL>"),
+    *("<|channel>", "<channel|>"),
 )
 FORMS = [  # calls, reasoning, what the chat template has beside
     ("hermes", None, ""),
@@ -193,6 +194,19 @@ def test_reasoning_comes_before_what_is_constrained(
     body = ChatBody(messages=USER, response_format={"type": "json_object"})
     grammar = chat_grammar(body, [], AnswerFormat("hermes", "qwen3"), tokenizer, prompt, holds_forms=True)
     assert fits(tokenizer, grammar, text) is right
+
+
+@pytest.mark.parametrize("marks_are_tokens", [False, True], ids=["text", "tokens"])
+def test_a_tag_with_words_behind_its_token_begins_reasoning(marks_are_tokens: bool) -> None:
+    tokenizer, form = tokenizer_of("", marks_are_tokens), AnswerFormat("gemma4", "gemma4")
+    body = ChatBody(messages=USER, response_format={"type": "json_object"})
+    free, opened = (
+        chat_grammar(body, [], form, tokenizer, prompt, holds_forms=True) for prompt in ("", "<|channel>thought\n")
+    )
+    assert fits(tokenizer, free, "<|channel>thought\nso\n<channel|>{}")
+    assert fits(tokenizer, free, "{}")
+    assert fits(tokenizer, opened, "so\n<channel|>{}")
+    assert not fits(tokenizer, opened, "{}")
 
 
 def test_a_last_message_of_harmony_is_constrained_and_thoughts_are_not() -> None:

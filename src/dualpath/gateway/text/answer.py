@@ -60,7 +60,7 @@ class AnswerFormat:
     ) -> AnswerReading:
         """For the answers to one prompt. ``tools`` that the answer may call, in OpenAI's chat form; ``max_calls``: no
         more are passed on."""
-        opens = self.reasoning is not None and prompt.rstrip().endswith(self.tags[0])
+        opens = self.reasoning is not None and prompt.rstrip().endswith(self.tags[0].rstrip())
         return AnswerReading(self, tuple(tools), max_calls, opens)
 
     @property
@@ -99,7 +99,13 @@ class AnswerReading:
         if calls == HARMONY:
             return frozenset(harmony.MARKUP)
         marks = set(GRAMMARS[calls].markup()) if self.tools and calls else set()
-        return frozenset(marks.union(self.format.tags if self.format.reasoning or marks else ()))
+        tags = map(tag_token, self.format.tags if self.format.reasoning or marks else ())
+        return frozenset(marks.union(tags))
+
+
+def tag_token(tag: str) -> str:
+    """What of a tag may be one token: words may stand behind it."""
+    return tag[: max(map(tag.rfind, ">]")) + 1]
 
 
 # Names of vLLM's for forms that are read alike here.

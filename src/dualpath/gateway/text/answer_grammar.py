@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dualpath.gateway.text import harmony
-from dualpath.gateway.text.answer import HARMONY, AnswerFormat
+from dualpath.gateway.text.answer import HARMONY, AnswerFormat, tag_token
 from dualpath.gateway.text.call_form import Tool
 from dualpath.gateway.text.call_forms import call_form
 from dualpath.gateway.text.tokenizer import Tokenizer
@@ -64,9 +64,11 @@ class _Tagged(_Writer):
         mark = self.mark(end)
         thought = self.rules.ending(end) if mark == quoted(end) else self.rules.add(f"{ANY_TEXT} {mark}")
         blank = self.rules.add(r"/[ \n\r\t]{0,8}/")
-        if shown.endswith(begin):
+        if shown.endswith(begin.rstrip()):
             return self.rules.grammar(f"{thought} {blank} {answer}")
-        return self.rules.grammar(f"({self.mark(begin)} {thought} {blank})? {answer}")
+        token = tag_token(begin)
+        words = quoted(begin[len(token) :]) if begin != token else ""
+        return self.rules.grammar(f"({self.mark(token)} {words} {thought} {blank})? {answer}")
 
     def _answer(self) -> str:
         wanted = self.wanted
