@@ -13,7 +13,7 @@ from dualpath.config.gateway import REASONING_PARSERS, TOOL_CALL_PARSERS
 from dualpath.gateway.defaults import SamplingDefaults
 from dualpath.gateway.settings import ConnectionLimits, GatewaySettings
 from dualpath.gateway.text import answer
-from dualpath.gateway.text.tool_calls import GRAMMARS
+from dualpath.gateway.text.calls.grammars import GRAMMARS
 from dualpath.serving.serve import gateway_settings
 
 OF_THE_SERVER = {"host", "port", "drain_s"}  # tests.cli.test_cli_serve

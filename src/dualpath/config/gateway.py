@@ -10,18 +10,11 @@ MIB = 1024**2
 # By vLLM's names.
 TOOL_CALL_PARSERS = (
     *("auto", "none", "hermes", "qwen3_coder", "llama3_json", "mistral", "deepseek_v3", "deepseek_v32", "kimi_k2"),
-    *("glm45", "minimax_m2", "seed_oss", "gemma4", "granite", "phi4_mini_json", "nemotron_json", "pythonic", "openai"),
-    *(
-        "qwen3_xml",
-        "deepseek_v31",
-        "deepseek_v4",
-        "glm47",
-        "granite4",
-        "llama4_json",
-        "llama4_pythonic",
-        "lfm2",
-        "olmo3",
-    ),
+    *("glm45", "minimax_m2", "seed_oss", "gemma4", "granite", "phi4_mini_json", "hunyuan_a13b", "nemotron_json"),
+    *("pythonic", "openai"),
+    # For forms that are read as others are.
+    *("qwen3_xml", "deepseek_v31", "deepseek_v4", "glm47", "granite4", "llama4_json", "llama4_pythonic"),
+    *("lfm2", "olmo3"),
 )
 REASONING_PARSERS = (
     *("auto", "none", "qwen3", "deepseek_r1", "mistral", "seed_oss", "gemma4", "openai_gptoss"),

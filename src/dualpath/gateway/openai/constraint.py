@@ -11,7 +11,7 @@ from dualpath.gateway.errors import invalid
 from dualpath.gateway.openai.bodies import ChatBody, Generation
 from dualpath.gateway.text.answer import AnswerFormat
 from dualpath.gateway.text.answer_grammar import Content, Wanted, answer_grammar, content_grammar
-from dualpath.gateway.text.call_form import Tool
+from dualpath.gateway.text.calls.form import Tool
 from dualpath.gateway.text.tokenizer import Tokenizer
 from dualpath.grammar import lark
 from dualpath.grammar.lark import Rules

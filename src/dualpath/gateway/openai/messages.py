@@ -11,9 +11,9 @@ from dualpath.gateway.json_size import ContainerLimit
 from dualpath.gateway.openai.bodies import ChatBody, TokenizeBody
 from dualpath.gateway.openai.roles import fit_answers, fit_calls, fit_roles
 from dualpath.gateway.text.answer import answer_format
+from dualpath.gateway.text.calls.written import written_calls
 from dualpath.gateway.text.template import TemplateNeeds
 from dualpath.gateway.text.tokenizer import Tokenizer
-from dualpath.gateway.text.written_calls import written_calls
 
 _RESULT_ROLES = ("tool", "function")
 # The field of a part that has its text: OpenAI's, by the names of both its APIs.

@@ -8,9 +8,9 @@ from typing import Any
 
 from dualpath.gateway.text import harmony
 from dualpath.gateway.text.answer_parser import AnswerParser, PlainParser
+from dualpath.gateway.text.calls.grammars import GRAMMARS
 from dualpath.gateway.text.content_parser import ContentParser
 from dualpath.gateway.text.harmony import HarmonyParser
-from dualpath.gateway.text.tool_calls import GRAMMARS
 
 HARMONY, HARMONY_REASONING = "openai", "openai_gptoss"
 AUTO, NONE = "auto", "none"  # as the chat template says; not at all

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from dualpath.gateway.text import harmony
 from dualpath.gateway.text.answer import HARMONY, AnswerFormat, tag_token
-from dualpath.gateway.text.call_form import Tool
-from dualpath.gateway.text.call_forms import call_form
+from dualpath.gateway.text.calls.form import Tool
+from dualpath.gateway.text.calls.forms import call_form
 from dualpath.gateway.text.tokenizer import Tokenizer
 from dualpath.grammar.lark import ANY_TEXT, Rules, either, quoted
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
-from dualpath.gateway.text.call_sink import CallSink
+from dualpath.gateway.text.calls.sink import CallSink
 from dualpath.gateway.text.pieces import Piece
 from dualpath.gateway.text.reader import Need, Reader
 

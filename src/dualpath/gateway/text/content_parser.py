@@ -9,7 +9,7 @@ import contextlib
 import re
 
 from dualpath.gateway.text.answer_parser import AnswerParser
-from dualpath.gateway.text.call_grammar import CallGrammar
+from dualpath.gateway.text.calls.grammar import CallGrammar
 from dualpath.gateway.text.pieces import Piece, ReasoningDelta
 from dualpath.gateway.text.reader import Need, TooLongError
 

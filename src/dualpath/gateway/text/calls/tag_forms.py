@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from dualpath.gateway.text.call_form import CallForm, Tool
-from dualpath.gateway.text.tag_calls import schema_types
+from dualpath.gateway.text.calls.form import CallForm, Tool
+from dualpath.gateway.text.calls.tag_calls import schema_types
 from dualpath.grammar.lark import either, json_value, quoted
 
 

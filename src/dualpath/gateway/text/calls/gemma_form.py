@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dualpath.gateway.text.call_form import CallForm, Tool, members
-from dualpath.gateway.text.gemma_calls import QUOTE
-from dualpath.gateway.text.tag_calls import schema_types
+from dualpath.gateway.text.calls.form import CallForm, Tool, members
+from dualpath.gateway.text.calls.gemma_calls import QUOTE
+from dualpath.gateway.text.calls.tag_calls import schema_types
 from dualpath.grammar.lark import either, json_value, quoted
 
 _MAX_DEPTH = 16

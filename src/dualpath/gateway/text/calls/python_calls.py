@@ -5,8 +5,8 @@ from __future__ import annotations
 import ast
 import json
 
-from dualpath.gateway.text.call_grammar import CallGrammar, take_mark
-from dualpath.gateway.text.call_sink import CallSink
+from dualpath.gateway.text.calls.grammar import CallGrammar, take_mark
+from dualpath.gateway.text.calls.sink import CallSink
 from dualpath.gateway.text.reader import Need, Reader
 
 _WORDS = {"true": True, "false": False, "null": None}  # as models write that have read JSON

@@ -7,9 +7,9 @@ import re
 from collections.abc import Sequence
 from typing import ClassVar
 
-from dualpath.gateway.text.call_form import CallForm, Tool, members
-from dualpath.gateway.text.gemma_form import GemmaForm
-from dualpath.gateway.text.tag_forms import (
+from dualpath.gateway.text.calls.form import CallForm, Tool, members
+from dualpath.gateway.text.calls.gemma_form import GemmaForm
+from dualpath.gateway.text.calls.tag_forms import (
     DsmlForm,
     DsmlNewForm,
     GlmDenseForm,

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from dualpath.gateway.text.call_sink import CallSink
+from dualpath.gateway.text.calls.sink import CallSink
 from dualpath.gateway.text.reader import Need, Reader
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from dualpath.gateway.text.call_grammar import CallGrammar, take_mark
-from dualpath.gateway.text.call_sink import CallSink
-from dualpath.gateway.text.gemma_calls import GemmaCalls
-from dualpath.gateway.text.json_calls import read_arguments, read_json_call
-from dualpath.gateway.text.python_calls import PythonCalls
+from dualpath.gateway.text.calls.gemma_calls import GemmaCalls
+from dualpath.gateway.text.calls.grammar import CallGrammar, take_mark
+from dualpath.gateway.text.calls.json_calls import read_arguments, read_json_call
+from dualpath.gateway.text.calls.python_calls import PythonCalls
+from dualpath.gateway.text.calls.sink import CallSink
+from dualpath.gateway.text.calls.tag_calls import DSML, GLM, INVOKE, QWEN_CODER, SEED, Tags, read_tagged_call
 from dualpath.gateway.text.reader import Need, Reader
-from dualpath.gateway.text.tag_calls import DSML, GLM, INVOKE, QWEN_CODER, SEED, Tags, read_tagged_call
 
 _NAME_CHARS = frozenset("0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_-./:")
 

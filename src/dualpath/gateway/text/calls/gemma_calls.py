@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 
-from dualpath.gateway.text.call_grammar import CallGrammar, take_mark
-from dualpath.gateway.text.call_sink import CallSink
+from dualpath.gateway.text.calls.grammar import CallGrammar, take_mark
+from dualpath.gateway.text.calls.sink import CallSink
 from dualpath.gateway.text.json_text import string_value, value_end
 from dualpath.gateway.text.reader import Need, Reader
 

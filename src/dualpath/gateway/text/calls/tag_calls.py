@@ -13,7 +13,7 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dualpath.gateway.text.call_sink import CallSink
+from dualpath.gateway.text.calls.sink import CallSink
 from dualpath.gateway.text.reader import Need, Reader
 
 _JSON_TYPES: dict[str, tuple[type, ...]] = {

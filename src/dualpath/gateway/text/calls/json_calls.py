@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container
 
-from dualpath.gateway.text.call_sink import CallSink
+from dualpath.gateway.text.calls.sink import CallSink
 from dualpath.gateway.text.json_text import string_value, take_object, value_end
 from dualpath.gateway.text.reader import Need, Reader
 
