@@ -144,6 +144,35 @@ def test_tools_need_no_description(model_dir: Path) -> None:
         assert text == f"// {told.get('description') or ''}[user]hi"
 
 
+def test_tools_need_no_schema(model_dir: Path) -> None:
+    """As Seed-OSS' and Hermes' templates, which look into it without asking whether it is there."""
+    looks = (
+        "{%- for t in tools or [] %}{%- for k, v in t.function.parameters.properties.items() %}{{ k }}={{ v.type }};"
+        "{%- endfor %}{%- endfor %}" + QWEN
+    )
+    strict = load(model_dir, looks)
+    assert strict.template_needs == TemplateNeeds(completes_tools=True, arguments_as_text=True)
+    for told in ({}, {"parameters": None}, {"parameters": {}}, {"parameters": {"type": "object"}}):
+        tools = [{"type": "function", "function": {"name": "f", **told}}]
+        assert prompt(strict, [{"role": "user", "content": "hi"}], tools=tools) == "[user]hi"
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"properties": {"a": {"type": "string"}}}}}]
+    assert prompt(strict, [{"role": "user", "content": "hi"}], tools=tools) == "a=string;[user]hi"
+
+
+def test_lists_of_types_are_alternatives_where_a_template_takes_one(model_dir: Path) -> None:
+    one = (
+        "{%- for t in tools or [] %}{%- for k, v in t.function.parameters.properties.items() %}"
+        "{%- if v.type is defined and v.type is not string %}{{ raise_exception('type') }}{%- endif %}{{ v | tojson }}"
+        "{%- endfor %}{%- endfor %}" + QWEN
+    )
+    properties = {"type": {"type": "string"}, "a": {"type": ["string", "null"], "description": "d"}}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"properties": properties}}}]
+    text = prompt(load(model_dir, one), [{"role": "user", "content": "hi"}], tools=tools)
+    assert text.startswith('{"type": "string"}{"description": "d", "anyOf": [{"type": "string"}, {"type": "null"}]}')
+    text = prompt(load(model_dir, one.replace("raise_exception('type')", "''")), [*history("{}")][:1], tools=tools)
+    assert '["string", "null"]' in text
+
+
 def test_thoughts_and_content_beside_a_call_are_both_told(model_dir: Path) -> None:
     messages = history("{}")
     messages[1] |= {"content": "I read.", "reasoning_content": "hm"}

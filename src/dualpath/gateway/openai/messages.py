@@ -188,10 +188,32 @@ def _with_written_calls(tokenizer: Tokenizer, message: dict[str, Any]) -> dict[s
 
 
 def _shown_tool(needs: TemplateNeeds, tool: dict[str, Any]) -> dict[str, Any]:
-    function = tool["function"]
-    if not needs.describes_tools or isinstance(function.get("description"), str):
-        return tool
-    return {**tool, "function": {**function, "description": ""}}
+    function = dict(tool["function"])
+    if needs.describes_tools and not isinstance(function.get("description"), str):
+        function["description"] = ""
+    if needs.completes_tools:
+        given = function.get("parameters")
+        function["parameters"] = {"type": "object", "properties": {}, **(given if isinstance(given, dict) else {})}
+    if needs.one_type:
+        try:
+            function["parameters"] = _with_one_type_each(function.get("parameters"))
+        except RecursionError as error:
+            raise invalid("a tool's schema is nested too deeply", "tools") from error
+    return {**tool, "function": function}
+
+
+def _with_one_type_each(schema: Any) -> Any:
+    """The same, with alternatives in place of a list of types."""
+    if isinstance(schema, list):
+        return [_with_one_type_each(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    out = {key: _with_one_type_each(value) for key, value in schema.items()}
+    types = out.get("type")
+    if isinstance(types, list) and "anyOf" not in out:
+        del out["type"]
+        out["anyOf"] = [{"type": one} for one in types]
+    return out
 
 
 def _check_tool(tool: dict[str, Any], where: str) -> None:

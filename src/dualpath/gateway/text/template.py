@@ -24,6 +24,8 @@ class TemplateNeeds:
     takes_tools: bool = True
     lists_no_tools: bool = False  # an empty list, where there are none: with null it fails
     describes_tools: bool = False  # and fails without a description
+    completes_tools: bool = False  # and fails without a schema that has properties
+    one_type: bool = False  # in a schema: with a list of them it fails
     developer_first: bool = False
     developer_later: bool = False
     # Arguments are printed as they are: the history repeats the very tokens that the model made, and their cached KV
@@ -92,6 +94,11 @@ def template_needs(template: str, render: Callable[[list[dict[str, Any]], Any], 
     def shown(arguments: object, content: str | None) -> str:
         return called(arguments, content, _NAME)
 
+    def fails_on_tool(parameters: dict[str, Any]) -> bool:
+        """With such parameters, and not with others."""
+        taken, other = (rendered(_HELLO, [_tool(one, description="")]) for one in (None, parameters))
+        return bool(taken) and not other
+
     plain = takes("user", "assistant", "user")
     parsed = {"probe": _VALUE}
     content = None if not any(_NAME in shown(arguments, "") for arguments in (_TEXT, parsed)) else ""
@@ -124,6 +131,8 @@ def template_needs(template: str, render: Callable[[list[dict[str, Any]], Any], 
         takes_tools=takes_tools,
         lists_no_tools=no_tools is not None,
         describes_tools=not rendered(_HELLO, [_tool()]) and bool(rendered(_HELLO, [_tool(description="")])),
+        completes_tools=fails_on_tool(_NO_PROPERTIES) or fails_on_tool({}),
+        one_type=fails_on_tool(_TYPES),
         developer_first=names_developer and takes("developer", "user"),
         developer_later=names_developer
         and takes("system", "developer", "user")
@@ -167,5 +176,11 @@ def _edges(text: str, part: str) -> tuple[str, str]:
     return before[len(before.rstrip("\n")) :], after[: len(after) - len(after.lstrip("\n"))]
 
 
-def _tool(**more: str) -> dict[str, Any]:
-    return {"type": "function", "function": {"name": _NAME, "parameters": {"type": "object", "properties": {}}, **more}}
+_NO_PROPERTIES = {"type": "object"}
+_TYPES = {"type": "object", "properties": {"probe": {"type": ["string", "null"], "description": ""}}}
+
+
+def _tool(parameters: dict[str, Any] | None = None, **more: str) -> dict[str, Any]:
+    """None: with a schema of nothing. An empty one is none."""
+    schema = {**_NO_PROPERTIES, "properties": {}} if parameters is None else parameters
+    return {"type": "function", "function": {"name": _NAME, **({"parameters": schema} if schema else {}), **more}}
