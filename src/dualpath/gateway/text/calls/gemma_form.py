@@ -7,7 +7,7 @@ from typing import Any
 
 from dualpath.gateway.text.calls.form import CallForm, Tool, members
 from dualpath.gateway.text.calls.gemma_calls import QUOTE
-from dualpath.gateway.text.calls.tag_calls import schema_types
+from dualpath.gateway.text.calls.tag_calls import referred, schema_types
 from dualpath.grammar.lark import either, json_value, quoted
 
 _MAX_DEPTH = 16
@@ -43,6 +43,8 @@ class GemmaForm(CallForm):
     def _value(self, schema: object, tool: Tool, depth: int) -> str:
         if not isinstance(schema, Mapping) or depth > _MAX_DEPTH:
             return self._any()
+        if "$ref" in schema:
+            return self._value(referred(schema, tool.schema), tool, depth + 1)
         options = schema.get("enum")
         if isinstance(options, list) and options and all(isinstance(option, str) for option in options):
             return either([f"({self.mark(QUOTE)} {quoted(option)} {self.mark(QUOTE)})" for option in options])

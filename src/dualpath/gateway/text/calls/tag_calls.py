@@ -210,16 +210,23 @@ def schema_types(schema: object, root: Mapping[str, Any] | None = None, num_refe
         return
     own = schema.get("type")
     yield from [own] if isinstance(own, str) else [item for item in own or () if isinstance(item, str)]
-    referred = schema.get("$ref")
-    if root is not None and isinstance(referred, str) and referred.startswith("#/"):
-        target: object = root
-        for key in referred[2:].split("/"):
-            target = target.get(key) if isinstance(target, dict) else None
-        yield from schema_types(target, root, num_references + 1)
+    if root is not None and "$ref" in schema:
+        yield from schema_types(referred(schema, root), root, num_references + 1)
     for key in ("anyOf", "oneOf", "allOf"):
         alternatives = schema.get(key)
         for item in alternatives if isinstance(alternatives, list) else ():
             yield from schema_types(item, root, num_references + 1)
+
+
+def referred(schema: Mapping[str, Any], root: Mapping[str, Any]) -> object:
+    """What ``$ref`` stands for, by its place in ``root``; None where it is elsewhere."""
+    place = schema.get("$ref")
+    if not isinstance(place, str) or not place.startswith("#/"):
+        return None
+    target: object = root
+    for key in place[2:].split("/"):
+        target = target.get(key) if isinstance(target, Mapping) else None
+    return target
 
 
 def _refuse(constant: str) -> None:
