@@ -8,9 +8,10 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import msgspec
+import numpy as np
 
 from dualpath.gateway.errors import ApiError
-from dualpath.gateway.json_size import ContainerLimit
+from dualpath.gateway.json_size import ContainerLimit, count_char
 
 T = TypeVar("T")
 
@@ -21,6 +22,8 @@ class _LongNumberError(ValueError):
 
 MAX_DEPTH = 256  # far from where Python ends, which depends on who calls
 _MIN_NUMBER, _MAX_NUMBER, _MAX_NUMBER_CHARS = -(1 << 63), (1 << 64) - 1, 20
+_members = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_EIGHT_DIGITS = 0x0101_0101_0101_0101  # eight times True
 _DIGITS = bytes(ord("0") if chr(i).isdecimal() and i < 128 else ord(" ") for i in range(256))
 
 
@@ -46,9 +49,9 @@ def decoded(raw: bytes, max_containers: int, decode: Callable[[bytes], T]) -> T:
 
 def _check(raw: bytes) -> None:
     """What ``decode`` may have passed over. Of objects only the containers in them are kept."""
-    has_long = b"0" * (_MAX_NUMBER_CHARS - 1) in raw.translate(_DIGITS)
+    raw.decode()  # what was skipped may be no UTF-8
     try:
-        level = [[json.loads(raw.decode(), object_pairs_hook=_object, parse_int=_number if has_long else None)]]
+        level = [[_outline(raw)]]
     except _LongNumberError:
         raise _too_long(raw) from None
     for _ in range(MAX_DEPTH + 1):
@@ -56,6 +59,37 @@ def _check(raw: bytes) -> None:
         if not level:
             return
     raise RecursionError
+
+
+def _outline(raw: bytes) -> Any:
+    """The containers in ``raw``. A body is mostly one long text or list of numbers, in which there is nothing to find:
+    of an object only the members that hold other objects, or many arrays, are read."""
+    if _may_have_long_number(raw):
+        return _read(raw, _number)
+    try:
+        members = [bytes(value) for value in _members.decode(raw).values()]
+    except msgspec.ValidationError:  # it is no object
+        return _read(raw)
+    # A member that came twice is not in the dictionary, and its colon is in the text.
+    if count_char(raw, ":") != sum(1 + count_char(value, ":") for value in members):  # or a name has a colon
+        return _read(raw)
+    return [_read(value) for value in members if not value.startswith(b'"') and _may_be_deep(value)]
+
+
+def _may_be_deep(value: bytes) -> bool:
+    return b"{" in value or count_char(value, "[") >= MAX_DEPTH
+
+
+def _may_have_long_number(raw: bytes) -> bool:
+    """Whether there are 19 digits in a row: then 8 of them are where 8 chars are looked at together."""
+    is_digit = np.frombuffer(raw, np.uint8, len(raw) // 8 * 8) - ord("0") < 10
+    if not (is_digit.view(np.uint64) == _EIGHT_DIGITS).any():
+        return False
+    return b"0" * (_MAX_NUMBER_CHARS - 1) in raw.translate(_DIGITS)
+
+
+def _read(raw: bytes, parse_int: Callable[[str], None] | None = None) -> Any:
+    return json.loads(raw.decode(), object_pairs_hook=_object, parse_int=parse_int)
 
 
 def _object(members: list[tuple[str, Any]]) -> list[Any]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from dualpath.core.request import Request
 from dualpath.gateway.answer_writer import AnswerWriter
@@ -243,9 +246,8 @@ def _prompt_items(prompt: str | list[str | int | list[int]]) -> list[str | list[
         return [prompt]
     if not prompt:
         raise invalid("prompt must not be empty", "prompt")
-    kinds = {type(item) for item in prompt}
-    if len(kinds) > 1:
+    with contextlib.suppress(msgspec.ValidationError):  # by far the longest, so without a look at each in Python
+        return [msgspec.convert(prompt, list[int])]
+    if len({type(item) for item in prompt}) > 1:
         raise invalid("prompt must not mix strings, token ids and arrays of token ids", "prompt")
-    if kinds == {int}:
-        return [[item for item in prompt if isinstance(item, int)]]
     return [item for item in prompt if not isinstance(item, int)]

@@ -7,15 +7,18 @@ tokenised in a thread does not stall running streams, and its decode is cheap en
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import json
 import re
+from array import array
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -124,6 +127,9 @@ class Tokenizer:
         """Raise InvalidRequestError if an id is outside the model's vocabulary."""
         if not token_ids:
             return
+        with contextlib.suppress(OverflowError):  # an id that is negative, or above 32 bits
+            if np.frombuffer(array("I", token_ids), np.uintc).max() < self.vocab_size:
+                return
         low, high = min(token_ids), max(token_ids)
         if low < 0 or high >= self.vocab_size:
             bad = low if low < 0 else high
