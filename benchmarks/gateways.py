@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 from scheduler_scale import BLOCK_TOKENS, GEOMETRY, NAMESPACE, IdleDecode, IdlePrefill
 
 from dualpath.cluster.gateway import GatewayCluster
+from dualpath.cluster.setup import keep_loaded
 from dualpath.config import ModelConfig, ServeConfig, StoreConfig
 from dualpath.core.ids import BlockKey, EngineId, NodeId, PeerId, RequestId
 from dualpath.core.keys import chain_keys, root_key
@@ -177,6 +178,7 @@ async def gateway(number: int, ports: list[int], desk: int, load: Load) -> None:
     service, texts = cluster.service, prompts(load.context, number, 16)
     if load.api is not None:
         app = create_app(service, Tokenizer(byte_tokenizer(1 << 20), vocab_size=1 << 20))
+        keep_loaded()
         await serve(app, "127.0.0.1", 0, handle_signals=False, on_listening=lambda _, port: _say_costs(port))
         return
 

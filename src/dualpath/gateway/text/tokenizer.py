@@ -83,7 +83,8 @@ class Tokenizer:
             encoding = self._core.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0]
         except (TypeError, UnicodeEncodeError) as error:  # lone surrogates, which JSON can spell
             raise InvalidRequestError(f"the text cannot be tokenised: {_one_line(error)}") from error
-        return list(encoding.ids)
+        ids: list[int] = encoding.ids  # a new list with each call
+        return ids
 
     def has_more_than(self, text: str, max_tokens: int) -> bool:
         """Whether ``text`` has clearly more tokens, found out at the cost of twice ``max_tokens``, however long it is.
