@@ -20,6 +20,7 @@ class _LongNumberError(ValueError):
     pass
 
 
+SHORT_BYTES = 2048  # of a body that is read sooner than looked at
 MAX_DEPTH = 256  # far from where Python ends, which depends on who calls
 _MIN_NUMBER, _MAX_NUMBER, _MAX_NUMBER_CHARS = -(1 << 63), (1 << 64) - 1, 20
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -64,8 +65,11 @@ def _check(raw: bytes) -> None:
 def _outline(raw: bytes) -> Any:
     """The containers in ``raw``. A body is mostly one long text or list of numbers, in which there is nothing to find:
     of an object only the members that hold other objects, or many arrays, are read."""
-    if _may_have_long_number(raw):
+    is_short = len(raw) < SHORT_BYTES
+    if (is_short or _has_eight_digits(raw)) and b"0" * (_MAX_NUMBER_CHARS - 1) in raw.translate(_DIGITS):
         return _read(raw, _number)
+    if is_short:
+        return _read(raw)
     try:
         members = [bytes(value) for value in _members.decode(raw).values()]
     except msgspec.ValidationError:  # it is no object
@@ -76,16 +80,14 @@ def _outline(raw: bytes) -> Any:
     return [_read(value) for value in members if not value.startswith(b'"') and _may_be_deep(value)]
 
 
+def _has_eight_digits(raw: bytes) -> bool:
+    """Whether one of the text's groups of eight chars is all digits: 19 digits in a row hold at least one."""
+    is_digit = np.frombuffer(raw, np.uint8, len(raw) // 8 * 8) - ord("0") < 10
+    return bool((is_digit.view(np.uint64) == _EIGHT_DIGITS).any())
+
+
 def _may_be_deep(value: bytes) -> bool:
     return b"{" in value or count_char(value, "[") >= MAX_DEPTH
-
-
-def _may_have_long_number(raw: bytes) -> bool:
-    """Whether there are 19 digits in a row: then 8 of them are where 8 chars are looked at together."""
-    is_digit = np.frombuffer(raw, np.uint8, len(raw) // 8 * 8) - ord("0") < 10
-    if not (is_digit.view(np.uint64) == _EIGHT_DIGITS).any():
-        return False
-    return b"0" * (_MAX_NUMBER_CHARS - 1) in raw.translate(_DIGITS)
 
 
 def _read(raw: bytes, parse_int: Callable[[str], None] | None = None) -> Any:
