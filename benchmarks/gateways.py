@@ -335,12 +335,14 @@ def main() -> None:
     parser.add_argument("--gateways", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--api", choices=["completions", "chat", "none"], default="completions")
     parser.add_argument("--context", type=int, default=32768)
-    parser.add_argument("--tokens", type=int, nargs="+", default=[16, 176], help="of each answer")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[16, 176], help="of each answer, at least 2")
     parser.add_argument("--requests", type=int, default=512, help="of each gateway")
     parser.add_argument("--at-once", type=int, default=256, help="in each gateway")
     parser.add_argument("--tokens-per-s", type=float, default=20.0)
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if min(args.tokens) < 2:  # the second is the first that a decode engine makes
+        parser.error("--tokens: at least 2")
     if args.child:
         kind, *rest = json.loads(args.child)
         children: dict[str, Callable[..., Coroutine[Any, Any, None]]] = {

@@ -158,6 +158,18 @@ async def text_of(stream: AsyncIterator[str], begun: asyncio.Event) -> str:
     return text
 
 
+async def until_healthy(gateway: UpSystem, deadline_s: float = 60.0) -> float:
+    start_s = time.monotonic()
+    async with asyncio.timeout(deadline_s), httpx.AsyncClient(base_url=gateway.url, timeout=5) as http:
+        while True:
+            try:
+                if (await http.get("/health")).status_code == 200:
+                    return time.monotonic() - start_s
+            except httpx.HTTPError:
+                pass
+            await asyncio.sleep(0.1)
+
+
 def actors_of(name: str, kind: str) -> list[int]:
     """Process ids. Ray gives its workers these titles."""
     pids = RunDir.of(name).processes()

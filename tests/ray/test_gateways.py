@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 from tests.e2e.cluster_kit import conversations
-from tests.e2e.ray_kit import BLOCK_TOKENS, UpSystem, actors_of, dualpath, is_alive, text_of, up
+from tests.e2e.ray_kit import BLOCK_TOKENS, UpSystem, actors_of, dualpath, is_alive, text_of, until_healthy, up
 from tests.listening import listening
 
 from dualpath.config import GatewayConfig
@@ -53,18 +53,6 @@ def process_of(gateway: UpSystem) -> int:
 
 
 actors = partial(actors_of, NAME)
-
-
-async def until_healthy(gateway: UpSystem, deadline_s: float = 60.0) -> float:
-    start_s = time.monotonic()
-    async with asyncio.timeout(deadline_s), httpx.AsyncClient(base_url=gateway.url, timeout=5) as http:
-        while True:
-            try:
-                if (await http.get("/health")).status_code == 200:
-                    return time.monotonic() - start_s
-            except httpx.HTTPError:
-                pass
-            await asyncio.sleep(0.1)
 
 
 async def test_what_one_gateway_has_stored_the_other_finds(pair, model_dir):

@@ -9,7 +9,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.e2e.ray_kit import UpSystem, actors_of, dualpath, environment_of, free_ports, is_alive, text_of
+from tests.e2e.ray_kit import (
+    UpSystem,
+    actors_of,
+    dualpath,
+    environment_of,
+    free_ports,
+    is_alive,
+    text_of,
+    until_healthy,
+)
 from tests.vllm.live import new_tokens
 from tests.vllm.servers import vllm_python
 
@@ -98,6 +107,7 @@ async def test_servers_are_placed_hit_come_back_and_end(system: UpSystem, tmp_pa
     await system.until("de0", is_up=False)
     await system.until("de0", is_up=True, deadline_s=START_S)
     await system.serving("de0", START_S)
+    await until_healthy(system, START_S)
     assert (await system.node("de0"))["pid"] != pid
     assert await ask(system, second, 7) == text
     await system.nothing_held()
