@@ -40,7 +40,8 @@ NAME = "m"
 async def nixl_server(options: argparse.Namespace, log: Path) -> AsyncIterator[tuple[str, int]]:
     """Plain vLLM with its own connector: its URL, and the process group."""
     port, side_port = free_ports(2)
-    transfer = {"kv_connector": "NixlConnector", "kv_role": "kv_both", "kv_buffer_device": "cpu"}
+    transfer: dict[str, Any] = {"kv_connector": "NixlConnector", "kv_role": "kv_both", "kv_buffer_device": "cpu"}
+    transfer["kv_connector_extra_config"] = {"num_threads": options.nixl_threads}
     words = [str(options.vllm_python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(options.model)]
     words += ["--served-model-name", NAME, "--host", "127.0.0.1", "--port", str(port), "--dtype", options.dtype]
     words += ["--max-model-len", str(options.context), "--block-size", str(options.block_tokens), *options.vllm_arg]
@@ -149,6 +150,7 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=2048, help="tokens, at most")
     parser.add_argument("--block-tokens", type=int, default=128)
     parser.add_argument("--vocab", type=int, default=250, help="token ids are below")
+    parser.add_argument("--nixl-threads", type=int, default=0, help="of an agent of NixlConnector; vLLM's own 4 spin")
     parser.add_argument("--vllm-arg", action="append", default=[])
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
