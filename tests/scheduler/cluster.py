@@ -72,7 +72,7 @@ class Cluster:
         assert not self.index._pins
         assert not self.index._deletions._writers, "an attempt's writes have no end"
         for engine in (*self.prefill, *self.decode):
-            assert not engine.violations
+            assert not engine.violations, engine.violations
             assert engine.trouble or engine.holds_nothing, engine.info.engine_id
 
 

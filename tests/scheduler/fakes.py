@@ -229,7 +229,7 @@ class FakeEngine:
 
     async def weights(self) -> tuple[Weights, str]:
         self.check_alive()
-        return self.has, NAMESPACE.model_fingerprint
+        return self.has, self.has.directory or NAMESPACE.model_fingerprint
 
     async def load_weights(self, weights: Weights) -> str:
         await self.work("load_weights", RequestId(""))

@@ -56,6 +56,7 @@ class Updates:
         self._config, self._runtime, self._tasks = config, runtime, tasks
         self.epoch = WeightEpoch(Weights(), namespace.model_fingerprint)
         self._latest = 0  # number of an update, failed ones included
+        self._has_decided = False  # upon weights of its own
         self._turn = asyncio.Lock()
 
     async def find(self) -> None:
@@ -63,9 +64,12 @@ class Updates:
         found = await asyncio.gather(*map(self._weights_of, self._engines), return_exceptions=True)
         latest = max((one for one in found if isinstance(one, tuple)), key=lambda one: one[0].number, default=None)
         if latest is not None and latest[0].number:
-            self._latest = latest[0].number
-            await self._begin(WeightEpoch(*latest))
-            _log.warning("going on with the weights %s of %s", latest[0].version, latest[0].directory)
+            await self._go_on_with(WeightEpoch(*latest))
+
+    async def _go_on_with(self, epoch: WeightEpoch) -> None:
+        self._latest = max(self._latest, epoch.weights.number)
+        await self._begin(epoch)
+        _log.warning("going on with the weights %s of %s", epoch.weights.version, epoch.weights.directory)
 
     async def update(self, directory: str, version: str | None = None) -> WeightEpoch:
         """Raises WeightsError where an engine cannot load them; nothing has changed then.
@@ -105,7 +109,10 @@ class Updates:
         """Before an engine is given requests: it has the weights that they are for. Raises EngineFailure."""
         while True:
             epoch = self.epoch
-            weights, _ = await self._weights_of(engine_id)
+            weights, fingerprint = await self._weights_of(engine_id)
+            if self._is_news(engine_id, weights):
+                await self._take_up(WeightEpoch(weights, fingerprint))
+                continue
             if weights != epoch.weights:
                 await self._bring(engine_id, epoch)
             if self.epoch.weights == epoch.weights:
@@ -119,6 +126,21 @@ class Updates:
             weights, _ = await self._weights_of(engine_id)
             if weights != epoch.weights and self.epoch is epoch and not self._turn.locked():
                 self._membership.mark_lost(engine_id, WeightsError("it has other weights than those in use"))
+
+    def _is_news(self, engine_id: EngineId, weights: Weights) -> bool:
+        """Whether they are of an update that a former scheduler has decided upon, and that ``find`` did not hear of as
+        nobody could be asked. What changes in place may have weights that were not decided upon."""
+        is_later = weights.number > self.epoch.weights.number
+        return is_later and not self._has_decided and not self._is_in_place(engine_id)
+
+    async def _take_up(self, epoch: WeightEpoch) -> None:
+        """Engines that have others are lost until they have these."""
+        async with self._turn:
+            if self._has_decided or epoch.weights.number <= self.epoch.weights.number:
+                return
+            await self._go_on_with(epoch)
+        for engine_id in self._membership.there:
+            self._tasks.spawn(self.check(engine_id))
 
     async def _bring(self, engine_id: EngineId, epoch: WeightEpoch) -> None:
         if not (epoch.weights.number or self._is_in_place(engine_id)):
@@ -150,6 +172,7 @@ class Updates:
             if (failure := await self._change_in_place(there, epoch.weights)) is not None:
                 return failure
             await self._begin(epoch)
+            self._has_decided = True
             for engine_id in [engine_id for engine_id in self._membership.there if engine_id not in there]:
                 self._membership.mark_lost(engine_id, WeightsError("it was not there when weights were loaded"))
             await asyncio.gather(*(self._use(e, epoch.weights) for e in there if not self._is_in_place(e)))
