@@ -15,9 +15,8 @@ class ContainerLimit:
 
     def check(self, text: bytes, param: str | None = None) -> None:
         """Raise InvalidRequestError if ``text`` has more of them than are left. It need not be valid JSON."""
-        num_containers = count_char(text, "{") + count_char(
-            text, "["
-        )  # cheap, and too many only where strings hold some
+        # Cheap, and too many only where strings hold some.
+        num_containers = count_char(text, "{") + count_char(text, "[")
         if num_containers > self._rest:
             num_containers = count_containers(text)
         if num_containers > self._rest:

@@ -264,10 +264,11 @@ class GatewayFront(Front):
         desk, runtime = RayChannel(self._actor(SCHEDULER)), SystemRuntime()
         if config.cluster.engine == "vllm":
             from dualpath.cluster.vllm.gateway import VllmGateway
+            from dualpath.serving.pick import at_front_door
 
             servers = self._vllm_servers(starts=False)
             gateway = VllmGateway(self._name, config, servers, desk, self._lines.append, runtime)
-            return gateway, gateway.upstream if config.vllm.front_door == "passthrough" else None
+            return gateway, at_front_door(config, gateway.upstream)
         from dualpath.cluster.gateway import GatewayCluster
 
         return GatewayCluster(self._name, config, self._channels(), desk, self._lines.append, runtime), None

@@ -23,9 +23,14 @@ def pick_cluster(
         from dualpath.cluster.vllm.cluster import VllmCluster
 
         cluster = VllmCluster(config, progress, servers=servers)
-        return cluster, cluster.upstream if config.vllm.front_door == "passthrough" else None
+        return cluster, at_front_door(config, cluster.upstream)
     from dualpath.cluster.embedded import EmbeddedCluster
     from dualpath.models.families import check_model_dir
 
     check_model_dir(config.model.dir)
     return EmbeddedCluster(config, progress), None
+
+
+def at_front_door(config: ServeConfig, upstream: Upstream) -> Upstream | None:
+    """vLLM servers answer clients themselves, or by tokens."""
+    return upstream if config.vllm.front_door == "passthrough" else None

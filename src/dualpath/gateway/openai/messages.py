@@ -43,7 +43,8 @@ def conversation_text(tokenizer: Tokenizer, body: ChatBody | TokenizeBody, max_c
     if body.tools and not needs.takes_tools:
         raise invalid("this model's chat template has no tools", "tools", "unsupported_parameter")
     if needs.takes_tools and not needs.shows_calls:
-        messages = [_with_written_calls(tokenizer, message) for message in messages]
+        form = answer_format(tokenizer.chat_template).calls
+        messages = [_with_written_calls(form, tokenizer.chat_template, message) for message in messages]
     return tokenizer.render_chat(
         fit_answers(fit_calls(fit_roles(messages, needs), needs), needs),
         [_shown_tool(needs, tool) for tool in body.tools or []] or ([] if needs.lists_no_tools else None),
@@ -176,12 +177,11 @@ def _arguments(needs: TemplateNeeds, arguments: object, limit: ContainerLimit, w
     return arguments
 
 
-def _with_written_calls(tokenizer: Tokenizer, message: dict[str, Any]) -> dict[str, Any]:
+def _with_written_calls(form: str | None, template: str, message: dict[str, Any]) -> dict[str, Any]:
     """Calls as content, where the template would lose them."""
     if not message.get("tool_calls"):
         return message
-    template = tokenizer.chat_template
-    written = written_calls(answer_format(template).calls, template, message["tool_calls"])
+    written = written_calls(form, template, message["tool_calls"])
     if written is None:
         return message
     return {**message, "content": "\n".join(filter(None, (message["content"], written)))}

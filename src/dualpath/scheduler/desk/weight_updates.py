@@ -108,8 +108,8 @@ class Updates:
     async def ready(self, engine_id: EngineId) -> None:
         """Before an engine is given requests: it has the weights that they are for. Raises EngineFailure."""
         while True:
-            epoch = self.epoch
             weights, fingerprint = await self._weights_of(engine_id)
+            epoch = self.epoch
             if self._is_news(engine_id, weights):
                 await self._take_up(WeightEpoch(weights, fingerprint))
                 continue
@@ -143,8 +143,6 @@ class Updates:
             self._tasks.spawn(self.check(engine_id))
 
     async def _bring(self, engine_id: EngineId, epoch: WeightEpoch) -> None:
-        if not (epoch.weights.number or self._is_in_place(engine_id)):
-            raise EngineFailure(engine_id, EngineLostError("it has weights of an update that nobody knows"))
         engine, weights = self._engines[engine_id], epoch.weights
         fingerprint = await self._ask(engine_id, engine.load_weights(weights))
         if fingerprint != epoch.fingerprint:
