@@ -15,6 +15,7 @@ _ID, _OTHER_IDS = "probe0001", ("call_0123456789abcdef01234567", "c1")  # nine c
 _SAID, _THOUGHT = "probe-said", "probe-thought"
 _HELLO: list[dict[str, Any]] = [{"role": "user", "content": "probe"}]
 _VALUE = "probed-value"
+_PARSED = {"probe": _VALUE}
 _TEXT = f'{{"probe":"{_VALUE}"}}'  # spaced as no serialiser spaces it
 _NO_FORM = re.compile(rf"""\{{\s*(["'])probe\1\s*:\s*\1{_VALUE}\1\s*\}}""")  # JSON, or an object as Python prints it
 
@@ -53,30 +54,38 @@ class TemplateNeeds:
     empty_assistants: bool = True  # without content and calls
 
 
-def template_needs(template: str, render: Callable[[list[dict[str, Any]], Any], str]) -> TemplateNeeds:
-    """``render`` gives a conversation's text, with tools or None, and may fail in any way."""
+class _Probe:
+    """Small conversations in this template. ``given`` and ``content``: what it shows of a call, and beside it."""
 
-    no_tools: list[Any] | None = None
+    def __init__(self, render: Callable[[list[dict[str, Any]], Any], str]) -> None:
+        self._render = render
+        self.no_tools: list[Any] | None = None
+        if not self.rendered(_HELLO) and self.rendered(_HELLO, []):
+            self.no_tools = []
+        self.content: str | None = ""
+        if not any(_NAME in self.called(_NAME, given=given) for given in (_TEXT, _PARSED)):
+            self.content = None
+        self.from_text, self.from_object = (self.called(_NAME, given=given) for given in (_TEXT, _PARSED))
+        self.given = _TEXT if _NAME in self.from_text else _PARSED
+        self.takes_calls = _NAME in self.from_text or _NAME in self.from_object
 
-    def rendered(messages: list[dict[str, Any]], tools: Any = None) -> str:
+    def rendered(self, messages: list[dict[str, Any]], tools: Any = None) -> str:
         try:
-            return render(messages, no_tools if tools is None else tools)
+            return self._render(messages, self.no_tools if tools is None else tools)
         except Exception:  # the model's program
             return ""
 
-    if not rendered(_HELLO) and rendered(_HELLO, []):
-        no_tools = []
-
-    def takes(*roles: str) -> bool:
+    def takes(self, *roles: str) -> bool:
         """Shown, and in this order: what is moved to the front changes all that has been stored."""
-        text = rendered([{"role": role, "content": f"probe-{i}"} for i, role in enumerate(roles)])
+        text = self.rendered([{"role": role, "content": f"probe-{i}"} for i, role in enumerate(roles)])
         places = [text.find(f"probe-{i}") for i in range(len(roles))]
         return places[0] >= 0 and places == sorted(places)
 
     def called(
-        arguments: object,
-        content: object,
+        self,
         *names: str,
+        given: object = None,
+        content: object = None,
         call_id: str = _ID,
         before: Any = (),
         between: Any = (),
@@ -84,40 +93,40 @@ def template_needs(template: str, render: Callable[[list[dict[str, Any]], Any], 
         then: Any = (),
         thoughts: tuple[str, ...] = (),
     ) -> str:
+        """Calls of these, in one message. ``given`` and ``content``: the probe's own where there are none."""
+        arguments, said = (given or self.given), (content or self.content)
         calls = [
             {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}} for name in names
         ]
         results = [{"role": "tool", "tool_call_id": call_id, "name": name, "content": "probe"} for name in names]
-        asked = {"role": "assistant", "content": content, "tool_calls": calls, **dict.fromkeys(thoughts, _THOUGHT)}
-        return rendered([*before, *_HELLO, *between, asked, *(results if has_results else ()), *then])
+        asked = {"role": "assistant", "content": said, "tool_calls": calls, **dict.fromkeys(thoughts, _THOUGHT)}
+        return self.rendered([*before, *_HELLO, *between, asked, *(results if has_results else ()), *then])
 
-    def shown(arguments: object, content: str | None) -> str:
-        return called(arguments, content, _NAME)
-
-    def fails_on_tool(parameters: dict[str, Any]) -> bool:
+    def fails_on_tool(self, parameters: dict[str, Any]) -> bool:
         """With such parameters, and not with others."""
-        taken, other = (rendered(_HELLO, [_tool(one, description="")]) for one in (None, parameters))
+        taken, other = (self.rendered(_HELLO, [_tool(one, description="")]) for one in (None, parameters))
         return bool(taken) and not other
 
+
+def template_needs(template: str, render: Callable[[list[dict[str, Any]], Any], str]) -> TemplateNeeds:
+    """``render`` gives a conversation's text, with tools or None, and may fail in any way."""
+    probe = _Probe(render)
+    takes, called, rendered, takes_calls = probe.takes, probe.called, probe.rendered, probe.takes_calls
+    text, from_object = probe.from_text, probe.from_object
     plain = takes("user", "assistant", "user")
-    parsed = {"probe": _VALUE}
-    content = None if not any(_NAME in shown(arguments, "") for arguments in (_TEXT, parsed)) else ""
-    text, from_object = shown(_TEXT, content), shown(parsed, content)
-    given = _TEXT if _NAME in text else parsed
     takes_tools = not template or bool(re.search(r"\btools\b", template))
-    takes_calls = _NAME in text or _NAME in from_object
     names_developer = "developer" in template
     names_thinking = bool(re.search(r"\.thinking\b|\[['\"]thinking['\"]\]", template))
     thinking = ("thinking",) if names_thinking else ()
     all_thoughts = ("reasoning_content", "reasoning", *thinking)
-    said_and_called = called(given, _SAID, _NAME)
+    said_and_called = called(_NAME, content=_SAID)
     says_beside = 0 <= said_and_called.find(_SAID) < said_and_called.find(_NAME)
     thought_in_parts = called(
-        given, [{"type": "thinking", "thinking": _THOUGHT}, {"type": "text", "text": _SAID}], _NAME
+        _NAME, content=[{"type": "thinking", "thinking": _THOUGHT}, {"type": "text", "text": _SAID}]
     )
-    thought_beside = called(given, _SAID, _NAME, thoughts=all_thoughts)
+    thought_beside = called(_NAME, content=_SAID, thoughts=all_thoughts)
     instructs = takes("system", "user") and takes("system", "user", "assistant", "user")
-    instructed = called(given, content, _NAME, before=[{"role": "system", "content": _SAID}])
+    instructed = called(_NAME, before=[{"role": "system", "content": _SAID}])
     assistants_in_a_row = takes("user", "assistant", "assistant", "user")
     content_apart = takes_calls and not says_beside and assistants_in_a_row
     said_before = {"role": "assistant", "content": _SAID, **dict.fromkeys(all_thoughts, _THOUGHT)}
@@ -129,22 +138,22 @@ def template_needs(template: str, render: Callable[[list[dict[str, Any]], Any], 
     laid_out = thought_in_parts if thinks_in_parts else thought_beside
     return TemplateNeeds(
         takes_tools=takes_tools,
-        lists_no_tools=no_tools is not None,
+        lists_no_tools=probe.no_tools is not None,
         describes_tools=not rendered(_HELLO, [_tool()]) and bool(rendered(_HELLO, [_tool(description="")])),
-        completes_tools=fails_on_tool(_NO_PROPERTIES) or fails_on_tool({}),
-        one_type=fails_on_tool(_TYPES),
+        completes_tools=probe.fails_on_tool(_NO_PROPERTIES) or probe.fails_on_tool({}),
+        one_type=probe.fails_on_tool(_TYPES),
         developer_first=names_developer and takes("developer", "user"),
         developer_later=names_developer
         and takes("system", "developer", "user")
         and takes("user", "assistant", "developer", "user"),
-        one_call=takes_calls and _OTHER not in called(given, content, _NAME, _OTHER),
+        one_call=takes_calls and _OTHER not in called(_NAME, _OTHER),
         content_apart=content_apart,
-        short_call_ids=takes_calls and not all(called(given, content, _NAME, call_id=one) for one in _OTHER_IDS),
-        thinks_or_says=names_thinking and says_beside and not called(given, _SAID, _NAME, thoughts=thinking),
+        short_call_ids=takes_calls and not all(called(_NAME, call_id=one) for one in _OTHER_IDS),
+        thinks_or_says=names_thinking and says_beside and not called(_NAME, content=_SAID, thoughts=thinking),
         thinks_in_parts=thinks_in_parts,
         thinks_at_calls=content_apart
-        and _THOUGHT in called(given, content, _NAME, thoughts=all_thoughts)
-        and _THOUGHT not in called(given, content, _NAME, between=[said_before]),
+        and _THOUGHT in called(_NAME, thoughts=all_thoughts)
+        and _THOUGHT not in called(_NAME, between=[said_before]),
         thought_edges=_edges(laid_out, _THOUGHT),
         said_edges=(
             _edges(laid_out, _SAID)[0] if 0 <= laid_out.find(_THOUGHT) < laid_out.find(_SAID) else "",
@@ -154,15 +163,15 @@ def template_needs(template: str, render: Callable[[list[dict[str, Any]], Any], 
         arguments_as_text=_TEXT in text and (_VALUE not in from_object or bool(_NO_FORM.search(from_object))),
         arguments_as_object_only=_VALUE in from_object and _VALUE not in text,
         shows_calls=not plain or takes_calls or not takes_tools,
-        calls_without_content=content is None and takes_calls,
+        calls_without_content=probe.content is None and takes_calls,
         names_thinking=names_thinking,
         # Where not even a plain conversation is shown, nothing can be told.
         system_first=not plain
         or (instructs and (not takes_calls or 0 <= instructed.find(_SAID) < instructed.find(_NAME))),
         system_later=not plain or takes("user", "assistant", "system", "user"),
         users_in_a_row=not plain or takes("user", "user"),
-        users_after_results=not takes_calls or bool(called(given, content, _NAME, then=_HELLO)),
-        users_after_calls=not takes_calls or bool(called(given, content, _NAME, has_results=False, then=_HELLO)),
+        users_after_results=not takes_calls or bool(called(_NAME, then=_HELLO)),
+        users_after_calls=not takes_calls or bool(called(_NAME, has_results=False, then=_HELLO)),
         assistants_in_a_row=not plain or assistants_in_a_row,
         empty_assistants=not plain or bool(rendered([*_HELLO, {"role": "assistant", "content": ""}, *_HELLO])),
     )
