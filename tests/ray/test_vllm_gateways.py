@@ -31,6 +31,7 @@ from dualpath.core.runtime import SystemRuntime
 from dualpath.gateway.app import create_app
 from dualpath.gateway.text.tokenizer import Tokenizer
 from dualpath.models.init import init_model
+from dualpath.protocol import wire
 from dualpath.ray.vllm_servers import RayServers
 from dualpath.scheduler.desk.server import DeskServer
 
@@ -168,11 +169,12 @@ async def test_streams_go_on_without_a_scheduler_and_the_next_one_places_again(s
 
 async def test_a_gateway_has_no_server_started(system: System) -> None:
     handle = Handle(system.config, NODES[0])
-    met = await handle.actor.find()
-    assert (met.lines, met.server, met.failure) == ((), None, None)
+    servers = RayServers({NodeId("pe0"): handle}, {NodeId("pe0"): Role.PREFILL}, starts=False)
+    opened = wire.decode_opened(await servers.channel(NodeId("pe0")).open("session"))
+    assert (opened.incarnation, opened.failure) == ("", None), "not yet: ask again"
     assert handle.actor._starting is None
-    found = await system.handles[NodeId("pe0")].actor.find()
-    assert found.server is not None
+    async with system.gateway("gateway-0") as gateway:
+        assert {link._config.heartbeat_s for link in gateway._links} == {system.config.vllm.heartbeat_s}
 
 
 async def test_a_clients_own_words_pass_through_each(system: System, tmp_path: Path) -> None:
