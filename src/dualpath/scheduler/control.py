@@ -74,8 +74,11 @@ class Control:
         self._coordinator.requeue(is_all=mode is PauseMode.RETRACT)
 
     async def _until_over(self, mode: PauseMode) -> None:
-        while not mode.keeps and self._coordinator.attempts and not self._gate.is_open:
+        if mode.keeps:
+            return
+        while self._coordinator.attempts and not self._gate.is_open:
             await self._runtime.sleep_s(_LOOK_S)
+        await self._coordinator.releaser.until_heard(lambda: not self._gate.is_open)
 
     async def update_weights(self, directory: str, version: str | None = None) -> str:
         """Serve other weights, from a model directory that every node has. Returns their version.

@@ -25,6 +25,7 @@ from dualpath.scheduler.config import SchedulerConfig
 from dualpath.scheduler.tasks import TaskSet
 
 _log = logging.getLogger(__name__)
+_LOOK_S = 0.02
 
 
 class _Answer(Enum):
@@ -64,6 +65,7 @@ class Releaser:
         self._hurry = asyncio.Event()
         self._warning = RepeatedWarning(_log, runtime)
         self._held: dict[RequestId, dict[Hold, None]] = {}
+        self._unheard: dict[Hold, None] = {}  # of attempts that are over; their engines may not know it yet
 
     def hold(
         self,
@@ -86,7 +88,22 @@ class Releaser:
         """Engines hold something of the request: another of this id would be taken for it."""
         return first_id in self._held
 
+    async def until_heard(self, is_on: Callable[[], bool]) -> None:
+        """Nothing is computed any more for attempts that were over: their engines have answered since, or have ended;
+        after ``lease_s`` they have ended themselves. ``is_on``: whether that is still wanted."""
+        end_s = self._runtime.now_s() + self._config.lease_s
+        unheard = list(self._unheard)
+        while any(hold in self._unheard for hold in unheard) and is_on():
+            if self._runtime.now_s() > end_s:
+                _log.warning("engines that have not answered for long may still compute for %d requests", len(unheard))
+                return
+            await self._runtime.sleep_s(_LOOK_S)
+
+    def dropped(self, hold: Hold) -> None:
+        self._unheard[hold] = None
+
     def _forget(self, first_id: RequestId, hold: Hold) -> None:
+        self._unheard.pop(hold, None)
         holds = self._held[first_id]
         del holds[hold]
         if not holds:
@@ -127,6 +144,7 @@ class Releaser:
                 async with asyncio.timeout(self._config.release_timeout_s):
                     if await call():
                         return _Answer.YES
+                self._unheard.pop(hold, None)  # what moves on needs no forward
             except EngineGoneError:
                 break
             except EngineSilentError:
@@ -183,6 +201,7 @@ class Hold:
     def drop(self) -> None:
         """The attempt is over."""
         if self._decode_task is None:
+            self._releaser.dropped(self)
             self._decode_task = self._tasks.spawn(self._drop_decode(self.drop_prefill()))
             self._decode_task.add_done_callback(lambda _: self.on_end())
 

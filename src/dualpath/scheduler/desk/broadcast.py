@@ -12,6 +12,7 @@ from dualpath.core.runtime import Runtime
 from dualpath.scheduler.desk.api import Abort, Inquiry, PauseState
 from dualpath.scheduler.desk.seat import Seat
 from dualpath.scheduler.desk.standstill import Standstill
+from dualpath.scheduler.holding import Releaser
 from dualpath.scheduler.records import merged
 from dualpath.scheduler.tasks import TaskSet
 
@@ -30,12 +31,16 @@ class Broadcast:
         self,
         seats: Sequence[Seat],
         standstill: Standstill,
+        releaser: Releaser,
         next_number: Callable[[], int],
         runtime: Runtime,
         tasks: TaskSet,
     ) -> None:
-        """``seats``: as they are at any time. ``next_number``: beyond those of a former desk."""
-        self._seats, self._standstill = seats, standstill
+        """``seats``: as they are at any time. ``releaser``: of what gateways had that are not there any more.
+
+        ``next_number``: beyond those of a former desk.
+        """
+        self._seats, self._standstill, self._releaser = seats, standstill, releaser
         self._next_number, self._runtime, self._tasks = next_number, runtime, tasks
         self._num_aborted: dict[int, int] = {}
         self._found: dict[int, list[RecordAnswer]] = {}
@@ -78,6 +83,8 @@ class Broadcast:
         await self._until(lambda seat: seat.num_paused >= state.number or not self._is_on(state))
         if mode is not None:
             await self._standstill.until_none_runs_unseen(lambda: self._is_on(state))
+            if not mode.keeps:
+                await self._releaser.until_heard(lambda: self._is_on(state))
         return is_frozen
 
     async def _carry_out(self, state: PauseState) -> bool:

@@ -24,7 +24,6 @@ from dualpath.scheduler.desk.api import DeskStats, Outlook
 from dualpath.scheduler.desk.broadcast import Broadcast
 from dualpath.scheduler.desk.seat import Seat
 from dualpath.scheduler.desk.standstill import Standstill
-from dualpath.scheduler.desk.stay import Stay
 from dualpath.scheduler.desk.weight_updates import OpenNamespace, Updates
 from dualpath.scheduler.engine_loads import EngineLoads
 from dualpath.scheduler.evictor import Evictor
@@ -91,7 +90,7 @@ class Desk:
         membership.on_back += [self.peering.engine_back, self._engines_changed]
         self.seats: list[Seat] = []
         self._sequence = itertools.count(int(1e6 * runtime.unix_s()))  # beyond those of a former desk
-        self.broadcast = Broadcast(self.seats, self.standstill, self.next_sequence, runtime, self.tasks)
+        self.broadcast = Broadcast(self.seats, self.standstill, self.releaser, self.next_sequence, runtime, self.tasks)
         self.former: dict[str, Seat] = {}  # of gateways that were there before this desk, by name
         self._known_problems: tuple[float, tuple[str, ...]] = (-math.inf, ())
         self._alone_since_s: float | None = None  # when the last pair of engines went
@@ -125,16 +124,14 @@ class Desk:
         for engine_id, request_id in held:
             holders.setdefault(request_id, []).append(engine_id)
         for request_id, engine_ids in holders.items():
-            self._let_go(request_id, engine_ids, None)
+            self._hold(request_id, engine_ids, None).drop()
 
-    def _let_go(
+    def _hold(
         self, request_id: RequestId, engine_ids: Collection[EngineId], peers: tuple[PeerId, PeerId] | None
     ) -> Hold:
         prefill = next((self._prefill[e] for e in engine_ids if e in self._prefill), None)
         decode = next((self._decode[e] for e in engine_ids if e in self._decode), None)
-        hold = self.releaser.hold(first_id(request_id), request_id, prefill, decode, peers)
-        hold.drop()
-        return hold
+        return self.releaser.hold(first_id(request_id), request_id, prefill, decode, peers)
 
     async def close(self) -> None:
         """After the gateways: end everything, and leave nothing running."""
@@ -159,7 +156,11 @@ class Desk:
         peers = {engine_id: engine.info.peer_id for engine_id, engine in self._engines.items()}
         ends = {n: self.tasks.spawn(self._end_caller(n, caller, peers), is_patrol=True) for n in self._nodes}
         for stay in seat.stays.values():
-            self.tasks.spawn(self._take_over(stay, ends), is_patrol=True)
+            placement = stay.placement
+            stay_peers = placement.prefill_peer, placement.decode_peer
+            hold = self._hold(stay.request_id, (placement.prefill, placement.decode), stay_peers)
+            self.releaser.dropped(hold)
+            self.tasks.spawn(self._take_over(hold, stay.nodes.values(), ends), is_patrol=True)
         self.tasks.spawn(self._take_over_others(set(seat.stays), ends), is_patrol=True)
 
     async def _end_caller(self, node_id: NodeId, caller: str, peers: Mapping[EngineId, PeerId]) -> list[HeldBy]:
@@ -173,12 +174,12 @@ class Desk:
             await self._runtime.sleep_s(backoff.next_s())
         return []
 
-    async def _take_over(self, stay: Stay, ends: Mapping[NodeId, asyncio.Task[list[HeldBy]]]) -> None:
+    async def _take_over(
+        self, hold: Hold, node_ids: Iterable[NodeId], ends: Mapping[NodeId, asyncio.Task[list[HeldBy]]]
+    ) -> None:
         """Only when it can do nothing any more on either of its engines is anything given back."""
-        await asyncio.gather(*(asyncio.shield(ends[node_id]) for node_id in set(stay.nodes.values())))
-        placement = stay.placement
-        peers = placement.prefill_peer, placement.decode_peer
-        self._let_go(stay.request_id, (placement.prefill, placement.decode), peers)
+        await asyncio.gather(*(asyncio.shield(ends[node_id]) for node_id in set(node_ids)))
+        hold.drop()
 
     async def _take_over_others(self, known: set[RequestId], ends: Mapping[NodeId, asyncio.Task[list[HeldBy]]]) -> None:
         """What it holds besides: of the time of a former desk, or of requests that others have given up."""
