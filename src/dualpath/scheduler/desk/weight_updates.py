@@ -57,11 +57,14 @@ class Updates:
         self.epoch = WeightEpoch(Weights(), namespace.model_fingerprint)
         self._latest = 0  # number of an update, failed ones included
         self._has_decided = False  # upon weights of its own
+        self._has_heard = False  # from an engine, which weights a former scheduler had decided upon
+        self._ordered: set[Weights] = set()  # that engines may have without a decision
         self._turn = asyncio.Lock()
 
     async def find(self) -> None:
         """What a former scheduler has decided upon: the latest weights that an engine has."""
         found = await asyncio.gather(*map(self._weights_of, self._engines), return_exceptions=True)
+        self._has_heard = any(isinstance(one, tuple) for one in found)
         latest = max((one for one in found if isinstance(one, tuple)), key=lambda one: one[0].number, default=None)
         if latest is not None and latest[0].number:
             await self._go_on_with(WeightEpoch(*latest))
@@ -93,6 +96,7 @@ class Updates:
         self._latest += 1
         weights = Weights(self._latest, version or str(self._latest), directory)
         there = list(self._membership.there)
+        self._ordered.add(weights)
         try:
             epoch = WeightEpoch(weights, await self._load(there, weights))
             await self._open(epoch)
@@ -129,9 +133,11 @@ class Updates:
 
     def _is_news(self, engine_id: EngineId, weights: Weights) -> bool:
         """Whether they are of an update that a former scheduler has decided upon, and that ``find`` did not hear of as
-        nobody could be asked. What changes in place may have weights that were not decided upon."""
-        is_later = weights.number > self.epoch.weights.number
-        return is_later and not self._has_decided and not self._is_in_place(engine_id)
+        nobody could be asked. What changes in place may have weights that were not decided upon: of an update here, or
+        of one before, of which those that ``find`` did hear from have gone back."""
+        if self._has_decided or weights in self._ordered or weights.number <= self.epoch.weights.number:
+            return False
+        return not (self._has_heard and self._is_in_place(engine_id))
 
     async def _take_up(self, epoch: WeightEpoch) -> None:
         """Engines that have others are lost until they have these."""
@@ -171,6 +177,7 @@ class Updates:
                 return failure
             await self._begin(epoch)
             self._has_decided = True
+            self._ordered.clear()
             for engine_id in [engine_id for engine_id in self._membership.there if engine_id not in there]:
                 self._membership.mark_lost(engine_id, WeightsError("it was not there when weights were loaded"))
             await asyncio.gather(*(self._use(e, epoch.weights) for e in there if not self._is_in_place(e)))
