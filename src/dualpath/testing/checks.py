@@ -117,7 +117,7 @@ def _has_pair(scenario: Scenario, now_s: float, down: Downtimes) -> bool:
 
 def _cuts_off(fault: Fault) -> bool:
     """Does a node that it meets serve nobody meanwhile?"""
-    return fault.kind in PATH_FAULTS or fault.kind in ("stop", "cut line", "hang line", "late sends")
+    return fault.kind in PATH_FAULTS or fault.kind in ("stop", "cut line", "hang line", "part gateway", "late sends")
 
 
 def _longest_s(start_s: float, end_s: float, holds: Callable[[float], bool], step_s: float = 0.25) -> float:

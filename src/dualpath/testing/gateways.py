@@ -20,16 +20,16 @@ class SimGateway(SimServer):
 
     def __init__(
         self,
-        name: str,
+        number: int,
         around: Surroundings,
         front: Front,
         nodes: Mapping[str, SimNode],
         loop: VirtualLoop,
         log: Callable[[str], None],
     ) -> None:
-        self._front, self._nodes = front, nodes
+        self._number, self._front, self._nodes = number, front, nodes
         self._cluster: GatewayCluster | None = None
-        super().__init__(name, around, loop, log)
+        super().__init__(f"gateway{number}", around, loop, log)
 
     @property
     def service(self) -> Service:
@@ -37,7 +37,9 @@ class SimGateway(SimServer):
         return self._cluster.service
 
     async def _begin(self, runtime: VirtualRuntime) -> None:
-        channels = {NodeId(name): SimChannel(node, self._around, runtime) for name, node in self._nodes.items()}
+        channels = {
+            NodeId(name): SimChannel(node, self._around, runtime, self._number) for name, node in self._nodes.items()
+        }
         desk = SimChannel(self._front, self._around, runtime)
         config = serve_config(self._around.scenario, self._around.url)
         self._cluster = GatewayCluster(self.name, config, channels, desk, lambda _: None, runtime)

@@ -140,8 +140,9 @@ class FarEnd(Protocol):
 class SimChannel:
     """``protocol.channel.Channel`` to a simulated node, or to the scheduler."""
 
-    def __init__(self, node: FarEnd, around: Surroundings, runtime: VirtualRuntime) -> None:
-        self._node, self._weather, self._runtime = node, around.weather, runtime
+    def __init__(self, node: FarEnd, around: Surroundings, runtime: VirtualRuntime, gateway: int | None = None) -> None:
+        """``gateway``: whose it is; None: the scheduler's."""
+        self._node, self._weather, self._runtime, self._gateway = node, around.weather, runtime, gateway
 
     async def open(self, session: str) -> bytes:
         return await self._ask(lambda main: main.open(session))
@@ -184,13 +185,18 @@ class SimChannel:
     async def _pass(self) -> None:
         """Cross the line, if it lets anything through."""
         await asyncio.sleep(self._runtime.chance.uniform(*_LATENCY_S))
-        if self._weather.strength("hang line", self._node.name):
-            while self._weather.strength("hang line", self._node.name):
+        if self._hangs():
+            while self._hangs():
                 await asyncio.sleep(0.05)
             await asyncio.sleep(self._runtime.chance.uniform(0, 1.0))  # overtaken by what is sent now
         kind = "cut line" if self._node.name in self._weather.nodes else "cut desk"
         if self._weather.meets(kind, self._node.name if kind == "cut line" else None):
             raise DualPathError("the connection broke")
+
+    def _hangs(self) -> bool:
+        if self._weather.strength("hang line", self._node.name):
+            return True
+        return self._gateway is not None and self._weather.parts(self._gateway, self._node.name)
 
 
 def fail(future: asyncio.Future[bytes], error: Exception) -> None:

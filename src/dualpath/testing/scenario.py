@@ -164,7 +164,7 @@ def draw(seed: int) -> Scenario:
     agents = tuple(_agent(dice, number, scenario.max_prompt_tokens) for number in range(num_agents))
     faults = _late(dice, scenario) if is_late else _faults(dice, scenario)
     scenario = replace(scenario, agents=agents, faults=faults, updates=_updates(seed))
-    return _with_replaced_schedulers(_with_gateways(scenario)) if is_remote else scenario
+    return _with_partitions(_with_replaced_schedulers(_with_gateways(scenario))) if is_remote else scenario
 
 
 def _updates(seed: int) -> tuple[Update, ...]:
@@ -212,6 +212,19 @@ def _with_replaced_schedulers(scenario: Scenario) -> Scenario:
             faults.append(Fault(number + len(updates), at_s, "restart scheduler", 0, 0.0, 1.0))
         updates.append(update)
     return replace(scenario, updates=tuple(updates), faults=tuple(faults))
+
+
+def _with_partitions(scenario: Scenario) -> Scenario:
+    """A gateway does not reach a node that the scheduler does. Of some worlds, from dice of its own."""
+    dice = random.Random(f"partitions {scenario.seed}")
+    if not scenario.num_gateways or dice.random() < 0.5:
+        return scenario
+    number = max((fault.number for fault in scenario.faults), default=-1) + 1
+    faults = tuple(
+        Fault(number + i, dice.uniform(0, STORM_S), "part gateway", dice.randrange(24), dice.choice([0.3, 2, 6]), 1.0)
+        for i in range(dice.choice([1, 2, 3]))
+    )
+    return replace(scenario, faults=scenario.faults + faults)
 
 
 def _agent(dice: random.Random, number: int, max_prompt_tokens: int) -> Agent:

@@ -62,6 +62,14 @@ class Weather:
         strength = self.strength(kind, node)
         return strength > 0 and self._dice.random() < strength
 
+    def parts(self, gateway: int, node: str) -> bool:
+        """Does nothing pass between these two, of which others reach each?"""
+        return any(
+            self.node(fault) == node and fault.target // len(self.nodes) % 2 == gateway % 2
+            for fault in self.active
+            if fault.kind == "part gateway"
+        )
+
     # -- the compute network ------------------------------------------------------------------------------------------
 
     def judge(self, op: Op, initiator: PeerId, peer: PeerId, num_bytes: int) -> Fate:

@@ -172,7 +172,7 @@ class _World:
         self._nodes = {name: SimNode(self._around, config, node, self._loop, self._log) for name, node in nodes.items()}
         self._front = Front(self._around, config, self._nodes, self._loop, self._log)
         self._gateways = [
-            SimGateway(f"gateway{i}", self._around, self._front, self._nodes, self._loop, self._log)
+            SimGateway(i, self._around, self._front, self._nodes, self._loop, self._log)
             for i in range(scenario.num_gateways)
         ]
         self._servers: list[SimServer] = [*self._gateways] or [self._front]
