@@ -11,7 +11,13 @@ from tests.scheduler.fixtures import NAMESPACE, make_request
 from tests.scheduler.test_opaque import ANSWER, Speaker, events_of, opaque
 from tests.scheduler.virtual_time import LoopRuntime, run_virtual
 
-from dualpath.core.errors import EngineGoneError, EngineLostError, RequestAbortedError
+from dualpath.core.errors import (
+    ConfigError,
+    EngineGoneError,
+    EngineLostError,
+    InvalidRequestError,
+    RequestAbortedError,
+)
 from dualpath.core.pause import PauseMode
 from dualpath.protocol.wire import NodeReport
 from dualpath.scheduler.desk.server import DeskServer
@@ -128,6 +134,60 @@ def test_a_pause_does_not_wait_for_an_engine_whose_process_has_ended() -> None:
             asked_s = asyncio.get_running_loop().time()
             await it.service.control.pause(PauseMode.KEEP)
             assert asyncio.get_running_loop().time() - asked_s < 1.0
+
+    run_virtual(scenario())
+
+
+@pytest.mark.parametrize("mode", PauseMode)
+def test_a_pause_that_an_engine_is_not_made_for_is_refused_at_once(mode: PauseMode) -> None:
+    """A vLLM server that was started without a door."""
+
+    async def scenario() -> None:
+        async with cluster(decode=2) as it:
+
+            async def pause() -> None:
+                raise ConfigError("there is no door")
+
+            it.decode[1].pause = pause  # type: ignore[method-assign]
+            for _ in range(2):
+                asked_s = asyncio.get_running_loop().time()
+                if mode.keeps:
+                    with pytest.raises(InvalidRequestError, match="no door"):
+                        await it.service.control.pause(mode)
+                else:
+                    await it.service.control.pause(mode)
+                    await it.service.control.resume()
+                assert asyncio.get_running_loop().time() - asked_s < 1.0
+                assert not it.service.control.is_paused
+                assert not any(engine.is_paused for engine in (*it.prefill, *it.decode))
+                assert not it.desk.membership.num_lost
+            await _check_serves(it)
+
+    run_virtual(scenario())
+
+
+def test_an_engine_that_is_not_made_for_a_pause_waits_for_its_end() -> None:
+    """It came when others stood still."""
+
+    async def scenario() -> None:
+        async with cluster(decode=2) as it:
+
+            async def pause() -> None:
+                raise ConfigError("there is no door")
+
+            it.decode[1].fall_silent()
+            it.desk.mark_lost(it.decode[1].info.engine_id)
+            pausing = asyncio.create_task(it.service.control.pause(PauseMode.KEEP))
+            await asyncio.sleep(1.0)
+            it.decode[1].pause = pause  # type: ignore[method-assign]
+            it.decode[1].speak()
+            await pausing
+            await asyncio.sleep(5.0)
+            assert it.desk.membership.num_lost + it.desk.peering.num_apart
+            await it.service.control.resume()
+            await asyncio.sleep(10.0)
+            assert not it.desk.membership.num_lost + it.desk.peering.num_apart
+            await _check_serves(it)
 
     run_virtual(scenario())
 

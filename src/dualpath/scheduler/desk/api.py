@@ -75,7 +75,8 @@ class Questions(Protocol):
     async def pause(self, mode: PauseMode) -> bool:
         """Place no request until ``resume``; engines compute nothing either where requests are kept.
 
-        Returns when gateways elsewhere have carried it out, or it is over. Whether engines stand still.
+        Returns when gateways elsewhere have carried it out, or it is over. Whether engines stand still. Raises
+        InvalidRequestError where one is not made for that; requests go on then.
         """
         ...
 

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
+from dualpath.core.errors import InvalidRequestError
 from dualpath.core.pause import PauseMode
 from dualpath.core.request import RecordAnswer, RecordQuery
 from dualpath.core.runtime import Runtime
@@ -70,7 +71,11 @@ class Broadcast:
 
     async def pause(self, mode: PauseMode) -> bool:
         """``api.Questions.pause``. Gateways know it before engines stand still, so none takes one for hung."""
-        return await self._change(mode)
+        try:
+            return await self._change(mode)
+        except InvalidRequestError:
+            await self._change(None)
+            raise
 
     async def resume(self) -> None:
         """``api.Questions.resume``. A gateway that had not heard of it could tell the next desk to pause again."""

@@ -6,10 +6,11 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 
+from dualpath.core.errors import ConfigError, DualPathError, InvalidRequestError
 from dualpath.core.ids import EngineId
 from dualpath.core.runtime import Runtime
 from dualpath.scheduler.config import SchedulerConfig
-from dualpath.scheduler.engine_call import ask
+from dualpath.scheduler.engine_call import EngineFailure, ask
 from dualpath.scheduler.health import Engine
 from dualpath.scheduler.membership import Membership
 from dualpath.scheduler.placer import Placer
@@ -44,7 +45,8 @@ class Standstill:
     async def begin(self, *, freezes: bool) -> bool:
         """Place no request from now on. Engines compute nothing on return, or go on if they had been kept from it.
 
-        Whether they stand still; False also where it is over already.
+        Whether they stand still; False also where it is over already. Raises InvalidRequestError where one is not made
+        for that: ``end`` has the others go on.
         """
         self._is_paused = True
         self._placer.hold("pause")
@@ -55,7 +57,9 @@ class Standstill:
             if not self._is_paused:
                 return False
             self._is_frozen = True
-            await asyncio.gather(*(self._order(e, is_paused=True) for e in self._membership.there))
+            refusals = await asyncio.gather(*(self._order(e, is_paused=True) for e in self._membership.there))
+        if refusal := next(filter(None, refusals), None):
+            raise InvalidRequestError(f"engines cannot be paused with their requests kept: {refusal}")
         return True
 
     async def until_none_runs_unseen(self, is_on: Callable[[], bool]) -> None:
@@ -86,20 +90,27 @@ class Standstill:
         """Before an engine is given requests, bring it to where the others are. Raises EngineFailure."""
         engine = self._engines[engine_id]
         if self._is_frozen is not None:
-            await self._ask(engine_id, engine.pause() if self._is_frozen else engine.resume())
+            try:
+                await self._ask(engine_id, engine.pause() if self._is_frozen else engine.resume())
+            except ConfigError as error:
+                raise EngineFailure(engine_id, DualPathError(str(error))) from error
 
     async def _resume_engines(self) -> None:
         async with self._turn:
             self._is_frozen = False
             await asyncio.gather(*(self._order(e, is_paused=False) for e in self._membership.there))
 
-    async def _order(self, engine_id: EngineId, *, is_paused: bool) -> None:
-        """An engine that does not do it is lost: before it is given requests again, ``ready`` tells it."""
+    async def _order(self, engine_id: EngineId, *, is_paused: bool) -> ConfigError | None:
+        """An engine that does not do it is lost: before it is given requests again, ``ready`` tells it. One that says
+        that it never can is not."""
         engine = self._engines[engine_id]
         try:
             await self._ask(engine_id, engine.pause() if is_paused else engine.resume())
+        except ConfigError as error:
+            return error
         except Exception as error:
             self._membership.mark_lost(engine_id, error)
+        return None
 
     async def _ask(self, engine_id: EngineId, call: object) -> None:
         """A forward may have to end first."""
