@@ -20,6 +20,12 @@ from dualpath.gateway.http.server import run, serve
 from dualpath.gateway.text.tokenizer import Tokenizer
 
 
+@pytest.fixture(scope="module")
+def tokenizer(model_dir: Path) -> Tokenizer:
+    """Not the others': servers that end here end its threads."""
+    return Tokenizer.load(model_dir)
+
+
 async def until(condition: object) -> None:
     assert callable(condition)
     deadline_s = time.monotonic() + 5
