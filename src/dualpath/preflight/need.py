@@ -5,7 +5,6 @@ from __future__ import annotations
 from dualpath.cluster.sizes import Sizes, derive_sizes
 from dualpath.config import NodeConfig, ServeConfig
 from dualpath.core.geometry import KvGeometry
-from dualpath.models.packed import MOST_TWICE_BYTES
 from dualpath.preflight.model_files import weight_bytes
 from dualpath.preflight.model_kind import ModelKind
 from dualpath.store.header import object_bytes
@@ -36,10 +35,7 @@ def host_bytes(config: ServeConfig, node: NodeConfig | None, kind: ModelKind) ->
     prefill, decode = _engines(config, node)
     workspaces = 4 * sizes.workspace_tokens * geometry.bytes_per_token_layer  # two, and two spare ones
     pool = sizes.decode_kv_tokens * geometry.bytes_per_token
-    weights = weight_bytes(config.model.dir)
-    if kind.namespace.kv_dtype == "float32" and weights <= MOST_TWICE_BYTES:
-        weights *= 2  # models.packed
-    return num_bytes + weights + prefill * workspaces + decode * pool
+    return num_bytes + weight_bytes(config.model.dir) + prefill * workspaces + decode * pool
 
 
 def _sizes(config: ServeConfig, kind: ModelKind) -> Sizes:
