@@ -42,7 +42,7 @@ def parts(request: pytest.FixtureRequest, tiny_model_dir: Callable[[str], Path],
 
 def _weights_of(model: Model) -> torch.Tensor:
     assert isinstance(model, HfModel)
-    return torch.cat([tensor.flatten() for tensor in model._model.state_dict().values()])
+    return torch.cat([tensor.to_dense().flatten() for tensor in model._model.state_dict().values()])
 
 
 def _take_all(updates: ModelUpdates, models: dict[Place, Model], weights: Weights) -> list[Model]:

@@ -20,7 +20,7 @@ from tests.vllm.nodes import BLOCK, Nodes, model_dir, nodes, save
 from tests.vllm.pair import FAST, pair, until
 from tests.vllm.test_nodes import NEW_IDS, ONE, PROMPT, TWO, ended, handed_over, handing_over
 
-from dualpath.core.errors import ConfigError, OtherWeightsError, WeightsError
+from dualpath.core.errors import ConfigError, InvalidRequestError, OtherWeightsError, WeightsError
 from dualpath.core.keys import root_key
 from dualpath.core.pause import PauseMode
 from dualpath.core.request import TokenEvent
@@ -328,11 +328,12 @@ async def test_a_server_without_a_door_keeps_its_weights_and_says_what_it_lacks(
         assert it.service.ready()
 
 
-async def test_a_server_without_a_door_serves_again_after_a_pause_that_it_could_not_keep() -> None:
-    async with pair(replace(FAST, lease_s=0.1), have_doors=False) as it:
+async def test_a_server_without_a_door_refuses_a_pause_that_it_cannot_keep_and_serves() -> None:
+    async with pair(have_doors=False) as it:
         await until(it.service.ready)
-        await it.service.control.pause(PauseMode.KEEP)
-        await it.service.control.resume()
+        with pytest.raises(InvalidRequestError, match="was started without --middleware"):
+            await it.service.control.pause(PauseMode.KEEP)
+        assert not it.service.control.is_paused
         async with asyncio.timeout(10):
             assert len(await it.run(make_request("after", max_tokens=4))) == 4
 
