@@ -17,7 +17,7 @@ import pytest
 import torch
 from tests.scheduler.fixtures import NAMESPACE, make_request
 from tests.vllm.nodes import BLOCK, Nodes, model_dir, nodes, save
-from tests.vllm.pair import FAST, pair, until
+from tests.vllm.pair import pair, until
 from tests.vllm.test_nodes import NEW_IDS, ONE, PROMPT, TWO, ended, handed_over, handing_over
 
 from dualpath.core.errors import ConfigError, InvalidRequestError, OtherWeightsError, WeightsError
