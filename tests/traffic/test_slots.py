@@ -105,6 +105,31 @@ async def test_more_than_the_pool_has_is_refused_at_once() -> None:
         await make_pool(4).acquire(5, 1.0)
 
 
+async def test_slots_that_another_pool_has_granted_are_waited_for() -> None:
+    """A follower's: it has no word in which ones, only in when."""
+    pool = make_pool(4, first_slot=10)
+    first = await pool.acquire_these([12, 10], 5.0)
+    assert first == [12, 10]
+    pool.hold([12])
+    pool.release([12, 10])
+    waiting = asyncio.create_task(pool.acquire_these([11, 12], 5.0))
+    await asyncio.sleep(0.01)
+    pool.check_integrity()
+    assert not waiting.done()  # a transfer may still touch one
+    pool.unhold([12])
+    assert await waiting == [11, 12]
+    with pytest.raises(DeadlineExceededError, match="no 2 staging slots"):
+        await pool.acquire_these([10, 12], 0.01)
+    assert pool.granted == [11, 12]
+    for wrong in ([9], [10, 10], [14]):
+        with pytest.raises(ValueError, match="not of this pool, or twice"):
+            await pool.acquire_these(wrong)
+    pool.suspect([11])
+    pool.release([11, 12])
+    assert await pool.acquire_these([11], 1.0) == [11]  # although it is aside: the other pool knows nothing of that
+    pool.check_integrity()
+
+
 async def test_closing_sends_the_line_away() -> None:
     pool = make_pool()
     await pool.acquire(4)

@@ -57,7 +57,8 @@ class WeightsNotes:
         weights = epoch.weights
         directory = weights.directory if weights.number else self._start_directory
         note = WeightsNote(self._model, weights.version, directory, self._runtime.unix_s())
-        self._folder.write_note(epoch.namespace(self._namespace).digest, note)
+        for part in epoch.namespace(self._namespace).parts():
+            self._folder.write_note(part.digest, note)
 
     def _warn(self, error: DualPathError) -> None:
         if not self._has_failed:

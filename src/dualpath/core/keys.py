@@ -10,7 +10,7 @@ import hashlib
 import struct
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dualpath.core.geometry import KvGeometry
 from dualpath.core.ids import BlockKey
@@ -29,6 +29,7 @@ class Namespace:
     geometry: KvGeometry
     numerics: str  # how the KV was computed, e.g. "cpu" or "cuda-flash"
     layout: str = "rows-k-v"  # what an engine puts inside a Layer Block
+    num_ranks: int = 1  # of a tensor-parallel engine: each stores its part of a block under a name of its own
 
     @property
     def digest(self) -> bytes:
@@ -44,6 +45,15 @@ class Namespace:
             ]
         )
         return hashlib.blake2b(text.encode(), digest_size=KEY_BYTES).digest()
+
+    def parts(self) -> tuple[Namespace, ...]:
+        """Whose objects a block consists of: each rank's, or this one's. Their blocks' keys are those of this one."""
+        if self.num_ranks == 1:
+            return (self,)
+        whole = self.geometry
+        part = replace(whole, bytes_per_token_layer=whole.bytes_per_token_layer // self.num_ranks)
+        layouts = [f"{self.layout}-r{rank}" for rank in range(self.num_ranks)]
+        return tuple(replace(self, geometry=part, layout=layout, num_ranks=1) for layout in layouts)
 
 
 def root_key(namespace: Namespace, cache_salt: str = "") -> BlockKey:

@@ -17,6 +17,7 @@ from dualpath.store.files.hf3fs import File3fsStore, check_3fs
 from dualpath.store.files.store import FileStore
 from dualpath.store.folder import FileFolder, Folder
 from dualpath.store.memory import MemoryStore
+from dualpath.store.ranked import RankedStore
 from dualpath.store.s3 import settings as s3_settings
 
 ENGINES = ("posix", "3fs")
@@ -26,6 +27,8 @@ def open_store(url: str, namespace: Namespace | bytes, geometry: KvGeometry) -> 
     """The blocks of one namespace at ``url``; a directory is created, a bucket is not. Raises ConfigError, one line,
     for anything else.
     """
+    if isinstance(namespace, Namespace) and namespace.num_ranks > 1:
+        return RankedStore(namespace, [open_store(url, part, part.geometry) for part in namespace.parts()])
     digest = namespace.digest if isinstance(namespace, Namespace) else namespace
     scheme, name, options = parse_url(url)
     if scheme == "memory":

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +23,7 @@ _ASIDE = 8  # one of so many slots at most
 @dataclass(slots=True, eq=False)
 class _Waiter:
     num_slots: int
+    these: tuple[int, ...] | None = None  # no others will do
     granted: Future[list[int]] = field(default_factory=Future)
 
 
@@ -79,7 +80,19 @@ class SlotPool:
         Raises DeadlineExceededError after ``deadline_s`` or when refused, ConfigError for more than the pool has,
         TransferError when it closes. Cancelled or failed, it has taken nothing.
         """
-        waiter = self._enqueue(num_slots)
+        return await self._acquire(_Waiter(num_slots), deadline_s)
+
+    async def acquire_these(self, slots: Sequence[int], deadline_s: float | None = None) -> list[int]:
+        """As ``acquire``, but these and no others: another pool has granted them, and this one goes by it.
+
+        Raises ValueError where one is not of this pool, or there twice.
+        """
+        if len(set(slots)) != len(slots) or not all(slot in self for slot in slots):
+            raise ValueError(f"not of this pool, or twice: slots {sorted(slots)}")
+        return await self._acquire(_Waiter(len(slots), tuple(slots)), deadline_s)
+
+    async def _acquire(self, waiter: _Waiter, deadline_s: float | None) -> list[int]:
+        self._enqueue(waiter)
         if not waiter.granted.done():
             await self._wait(waiter, deadline_s)
         return waiter.granted.result()
@@ -154,19 +167,17 @@ class SlotPool:
             held = {slot for slot, count in self._holds.items() if count}
             assert held.isdisjoint(self._free), "a free slot is held by a transfer"
             assert self._lingering <= held, "a slot lingers without a hold"
-            assert not self._waiters or self._waiters[0].num_slots > len(self._free), "the line stands still"
+            assert not self._waiters or not self._suffices(self._waiters[0]), "the line stands still"
 
-    def _enqueue(self, num_slots: int) -> _Waiter:
-        if num_slots > self.num_slots:
-            raise ConfigError(f"{num_slots} staging slots wanted, there are {self.num_slots} in all")
-        waiter = _Waiter(num_slots)
+    def _enqueue(self, waiter: _Waiter) -> None:
+        if waiter.num_slots > self.num_slots:
+            raise ConfigError(f"{waiter.num_slots} staging slots wanted, there are {self.num_slots} in all")
         waiter.granted.set_running_or_notify_cancel()  # a cancelled task must not cancel it: _withdraw decides
         with self._lock:
             if self._is_closed:
                 raise TransferError("the engine is closing")
             self._waiters.append(waiter)
             self._grant()
-        return waiter
 
     async def _wait(self, waiter: _Waiter, deadline_s: float | None) -> None:
         granted = asyncio.wrap_future(waiter.granted)
@@ -206,19 +217,35 @@ class SlotPool:
         if len(self._aside) > self.num_slots // _ASIDE:
             self._free.insert(0, self._aside.popleft())  # to be used last
 
-    def _suffices(self, num_slots: int) -> bool:
-        """Are so many free? Under the lock."""
+    def _suffices(self, waiter: _Waiter) -> bool:
+        """Are they free? Under the lock."""
+        if waiter.these is not None:
+            return {*self._free, *self._aside}.issuperset(waiter.these)
+        num_slots = waiter.num_slots
         while num_slots > self.num_slots - len(self._aside):
             self._free.append(self._aside.popleft())
         return num_slots <= len(self._free)
 
     def _grant(self) -> None:
         """Serve the head of the line as long as there is enough for it, or refuse everybody. Under the lock."""
-        while self._waiters and self._suffices(self._waiters[0].num_slots):
+        while self._waiters and self._suffices(self._waiters[0]):
             waiter = self._waiters.popleft()
-            slots = [self._free.pop() for _ in range(waiter.num_slots)]
+            slots = self._take(waiter)
             self._granted.update(slots)
             waiter.granted.set_result(slots)
+        self._refuse_where_all_linger()
+
+    def _take(self, waiter: _Waiter) -> list[int]:
+        """Out of those that are free, or aside. Under the lock."""
+        if waiter.these is None:
+            return [self._free.pop() for _ in range(waiter.num_slots)]
+        wanted = set(waiter.these)
+        self._free = [slot for slot in self._free if slot not in wanted]
+        self._aside = deque(slot for slot in self._aside if slot not in wanted)
+        return list(waiter.these)
+
+    def _refuse_where_all_linger(self) -> None:
+        """Under the lock."""
         if not self._waits_for_lingering and len(self._lingering) == self.num_slots:
             while self._waiters:
                 text = f"all {self.num_slots} slots are held by transfers that do not end"
