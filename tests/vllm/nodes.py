@@ -233,10 +233,10 @@ async def nodes(folder: Path, device: str = "cpu", **changes: Any) -> AsyncItera
         it = Nodes(prefill, decode, namespace)
         yield it
         for side in sides:
-            await _idle(side)
+            await idle(side)
 
 
-async def _idle(side: Side) -> None:
+async def idle(side: Side) -> None:
     """Slots come back a moment after the last write has been told."""
     for _ in range(400):
         if side.traffic.slots.num_used == 0:

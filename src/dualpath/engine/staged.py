@@ -29,13 +29,20 @@ class StagedReads:
     """The staging slots of an engine's requests. Event loop only.
 
     ``is_written_by_peers``: what could not be read here comes from another engine, into the same block's slot.
+    ``can_move``: such a block may get another slot.
     """
 
     def __init__(
-        self, traffic: TrafficManager, slot_deadline_s: float, clock: Clock, *, is_written_by_peers: bool
+        self,
+        traffic: TrafficManager,
+        slot_deadline_s: float,
+        clock: Clock,
+        *,
+        is_written_by_peers: bool,
+        can_move: bool = True,
     ) -> None:
         self._traffic = traffic
-        self._is_written_by_peers = is_written_by_peers
+        self._is_written_by_peers, self._can_move = is_written_by_peers, can_move
         self._slot_deadline_s = slot_deadline_s
         self._held: dict[RequestId, Held] = {}
         self._failures = RepeatedWarning(log, clock)
@@ -50,6 +57,11 @@ class StagedReads:
         slots = await self._traffic.slots.acquire(num_slots, self._slot_deadline_s) if num_slots else []
         self._held.setdefault(request_id, Held()).spare.extend(slots)
         return slots
+
+    async def reserve_these(self, request_id: RequestId, slots: Sequence[int]) -> None:
+        """As ``reserve``, but of slots that somebody else has chosen."""
+        found = await self._traffic.slots.acquire_these(slots, self._slot_deadline_s)
+        self._held.setdefault(request_id, Held()).spare.extend(found)
 
     def assign(self, request_id: RequestId, blocks: Sequence[int]) -> None:
         """Give each block a spare slot, in order."""
@@ -100,10 +112,10 @@ class StagedReads:
 
         Without waiting, and all or none: whoever was told of no move goes on writing into the old slots.
         """
-        slots = self._traffic.slots.acquire_now(len(blocks))
+        slots = self._traffic.slots.acquire_now(len(blocks)) if self._can_move else None
         if slots is None:
             raise DeadlineExceededError(
-                f"reads of {len(blocks)} blocks are late, and there are no other slots for them"
+                f"reads of {len(blocks)} blocks are late, and they cannot get other slots"
             )
         self._traffic.slots.release([held.by_block[block] for block in blocks])
         moved = tuple(zip(blocks, slots, strict=True))

@@ -1,4 +1,4 @@
-"""Blocks that the ranks of tensor-parallel engines store in parts: each its own object under one key, seen as one block.
+"""Blocks that the ranks of tensor-parallel engines store in parts: each its own object under one key, seen as one.
 
 A block is there when all its parts are. Its writer tells of it when all have become durable; a part that is alone is
 what a crash between two of them has left.

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import snapshot_download
+from vllm.distributed.parallel_state import get_tp_group
 from vllm.model_executor.model_loader import get_model_loader
 from vllm.transformers_utils.config import get_config
 from vllm.v1.kv_cache_interface import FullAttentionSpec, MLAAttentionSpec
@@ -13,6 +15,7 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec, MLAAttentionSpec
 import vllm
 from dualpath.core.errors import ConfigError
 from dualpath.vllm import identity
+from dualpath.vllm.worker.ranks import Ranks
 
 TESTED = "0.32"  # the interface of KV connectors changes between minor versions
 _NON_CAUSAL = "attention to later tokens: a block's KV would depend on what follows it"
@@ -63,9 +66,11 @@ def _check_model(config: Any) -> None:
 
 
 def _check_parallel(parallel: Any) -> None:
-    for name in ("tensor", "pipeline", "data", "decode_context", "prefill_context"):
+    for name in ("pipeline", "data", "decode_context", "prefill_context"):
         size = getattr(parallel, f"{name}_parallel_size", 1)
-        _refuse(size != 1, f"--{name.replace('_', '-')}-parallel-size {size}: a server may have one worker")
+        _refuse(size != 1, f"--{name.replace('_', '-')}-parallel-size {size}: workers may share heads, nothing else")
+    hosts = getattr(parallel, "nnodes", 1)
+    _refuse(hosts != 1, f"--nnodes {hosts}: all ranks of a server must be on one host")
 
 
 def _check_steps(config: Any) -> None:
@@ -101,6 +106,29 @@ def read_config(config: Any, directory: Path) -> dict[str, Any]:
     """A config.json as vLLM understands it. Raises OSError or ValueError."""
     found: dict[str, Any] = get_config(directory, config.model_config.trust_remote_code).to_dict()
     return found
+
+
+def is_mla(spec: Any) -> bool:
+    """Whether all ranks have the same KV."""
+    return isinstance(spec, MLAAttentionSpec)
+
+
+class _TensorRanks:
+    """``worker.ranks.Ranks`` by vLLM's own group for what is said beside tensors."""
+
+    def __init__(self) -> None:
+        group = get_tp_group()
+        self.rank, self.num_ranks, self._group = group.rank_in_group, group.world_size, group.cpu_group
+
+    def gather(self, mine: Any) -> list[Any]:
+        found: list[Any] = [None] * self.num_ranks
+        torch.distributed.all_gather_object(found, mine, group=self._group)
+        return found
+
+
+def find_ranks(config: Any) -> Ranks | None:
+    """None: the server has one worker. In a worker."""
+    return _TensorRanks() if config.parallel_config.tensor_parallel_size > 1 else None
 
 
 def can_reload(config: Any) -> bool:

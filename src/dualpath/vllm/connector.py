@@ -64,7 +64,9 @@ class DualPathConnector(KVConnectorBase_V1):
         _log_as_vllm_does()
         self._settings = read_settings(vllm_config.kv_transfer_config.kv_connector_extra_config)
         compat.check_server(vllm_config, kv_cache_config)
-        self._block_tokens: int = kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size
+        spec = kv_cache_config.kv_cache_groups[0].kv_cache_spec
+        self._block_tokens: int = spec.block_size
+        self._is_mla = compat.is_mla(spec)
         self._node: Node | None = None
         self._prefill: PrefillWorkerHalf | None = None
         self._decode: DecodeWorkerHalf | None = None
@@ -110,20 +112,21 @@ class DualPathConnector(KVConnectorBase_V1):
         kv = find_kv(kv_caches, self._block_tokens)
         if kv.region.storage.device.type == "cpu":
             torch.cpu._init_amx()  # a worker that only decodes dies of SIGILL without
-        parallel = config.parallel_config
         where = compat.model_dir(config)
-        world, rank = parallel.tensor_parallel_size, parallel.rank
+        ranks = compat.find_ranks(config)
+        rank, num_ranks = (0, 1) if ranks is None else (ranks.rank, ranks.num_ranks)
         how = identity.mode(config), identity.packing(config, kv.layer_names)
-        namespace = find_namespace(where, kv, vllm.__version__, how, rank, world)
+        namespace = find_namespace(where, kv, vllm.__version__, how, num_ranks, is_same=self._is_mla)
         name = config.model_config.served_model_name or config.model_config.model
         model = ModelFacts(name if isinstance(name, str) else name[0], config.model_config.max_model_len)
-        self._weights = NodeWeights(where, namespace, config.model_config.model, partial(compat.read_config, config))
-        self._node = node = Node(settings, namespace, kv, model, self._secret, self._weights)
+        read_config = partial(compat.read_config, config)
+        self._weights = NodeWeights(where, namespace, config.model_config.model, read_config, rank)
+        self._node = node = Node(settings, namespace, kv, model, self._secret, self._weights, ranks=ranks)
         node.start()
         self._layers = {layer: number for number, layer in enumerate(kv.layer_names)}
         if settings.engine_role is Role.PREFILL:
             assert not isinstance(node.engine, StagedDecode)
-            self._prefill = PrefillWorkerHalf(node.engine)
+            self._prefill = PrefillWorkerHalf(node.engine, None if ranks is None else ranks.gather)
         else:
             assert isinstance(node.engine, StagedDecode)
             self._decode = DecodeWorkerHalf(node.engine)

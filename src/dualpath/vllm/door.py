@@ -65,10 +65,15 @@ class Door:
 
 async def check(engine: Any, _: str = "") -> str | None:
     try:
-        (refusal,) = await engine.collective_rpc("dualpath_check_weights")
+        refusals = await engine.collective_rpc("dualpath_check_weights")
     except Exception as error:  # where another --worker-extension-cls was given: it has not the method
         return f"its workers know nothing of changing weights: {error}"
-    return None if refusal is None else str(refusal)
+    return _first(refusals)
+
+
+def _first(refusals: list[Any]) -> str | None:
+    """Of the workers'."""
+    return next((str(refusal) for refusal in refusals if refusal is not None), None)
 
 
 async def pause(engine: Any, _: str = "") -> None:
@@ -80,18 +85,21 @@ async def resume(engine: Any, _: str = "") -> None:
 
 
 async def change(engine: Any, told: str) -> str | None:
-    """Whatever becomes of it, the engine goes on unless it had been paused before; then its worker has either
-    weights whole, or has ended with it."""
+    """Whatever becomes of it, the engine goes on unless it had been paused before; then its workers have either
+    weights whole, all the same, or have ended with it."""
     was_paused = await engine.is_paused()
-    (changes_kv,) = await engine.collective_rpc("dualpath_changes_kv", args=(told,))
+    changes_kv = await engine.collective_rpc("dualpath_changes_kv", args=(told,))
     try:
-        if changes_kv:
+        if any(changes_kv):
             await _give_up_kv(engine)
-        (refusal,) = await engine.collective_rpc("dualpath_change_weights", args=(told,))
+        refusals = await engine.collective_rpc("dualpath_change_weights", args=(told,))
+        if None in refusals and (refusal := _first(refusals)) is not None:
+            await engine.collective_rpc("dualpath_end", args=(refusal,))
+            raise RuntimeError(f"some workers have other weights, and some have not: {refusal}")
     finally:
         if not was_paused:
             await engine.resume_generation()
-    return None if refusal is None else str(refusal)
+    return _first(refusals)
 
 
 async def _give_up_kv(engine: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from typing import Any
 
 import msgspec
@@ -12,6 +13,7 @@ from dualpath.core.weights import Weights
 from dualpath.vllm import compat
 from dualpath.vllm.connector import DualPathConnector
 
+_BROKEN = 76  # exit code
 _log = logging.getLogger(__name__)
 
 
@@ -39,6 +41,11 @@ class WorkerExtension:
             _log.warning("the weights have not been changed: %r", error)
             return str(error) or type(error).__name__
         return None
+
+    def dualpath_end(self, why: str) -> None:
+        """This worker has the next weights, or another one of its server's has: nothing of theirs may be computed."""
+        _log.error("workers have different weights: ending: %s", why)
+        os._exit(_BROKEN)
 
 
 def _connector() -> DualPathConnector:

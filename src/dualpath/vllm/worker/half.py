@@ -95,8 +95,10 @@ class WorkerHalf(ABC):
 class PrefillWorkerHalf(WorkerHalf):
     _engine: StagedPrefill
 
-    def __init__(self, engine: StagedPrefill) -> None:
+    def __init__(self, engine: StagedPrefill, gather: Callable[[Any], list[Any]] | None = None) -> None:
+        """``gather``: of a rank among others: what each has given, once all have."""
         super().__init__()
+        self._gather = gather
         self._engine, self._parts, self._tasks = engine, engine.parts, engine.tasks
         self._known: dict[str, PrefillTask | None] = {}  # whose blocks we read or write
         self._pins: list[PrefillTask] = []  # of this step
@@ -148,8 +150,7 @@ class PrefillWorkerHalf(WorkerHalf):
     def end_step(self) -> None:
         for loads in self._loads:
             loads.end()
-        failed = [loads.load for loads in self._loads if loads.error is not None]
-        void = self._void(failed)
+        void = self._void(self._failed())
         for push in self._pushes:
             if push.push.req_id in void:
                 take_back(self._parts, push.task)
@@ -158,6 +159,13 @@ class PrefillWorkerHalf(WorkerHalf):
         for task in self._pins:
             self._tasks.unpin(task)
         self._pins, self._loads, self._pushes = [], [], []
+
+    def _failed(self) -> list[Load]:
+        """Those of this step that failed, be it in another rank: what this one has computed from them is void, too."""
+        names = {loads.load.req_id for loads in self._loads if loads.error is not None}
+        if self._gather is not None and self._loads:
+            names = set().union(*self._gather(names))
+        return [loads.load for loads in self._loads if loads.load.req_id in names]
 
     def _void(self, failed: list[Load]) -> set[str]:
         """Requests whose pushes of this step are void: those whose load failed, and who shares blocks with them."""

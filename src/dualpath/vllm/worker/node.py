@@ -10,6 +10,7 @@ import logging
 import os
 import socket
 from dataclasses import dataclass
+from typing import Any
 
 from dualpath.core.errors import ConfigError, DualPathError, EngineLostError
 from dualpath.core.handshake import door_key
@@ -18,8 +19,10 @@ from dualpath.core.keys import Namespace
 from dualpath.core.plan import Role
 from dualpath.core.runtime import Runtime, SystemRuntime
 from dualpath.protocol import wire
+from dualpath.protocol.client import stub
 from dualpath.protocol.host import EngineServer, Served, caller_of
-from dualpath.protocol.socket_channel import NodeServer
+from dualpath.protocol.node_link import LinkConfig, NodeLink
+from dualpath.protocol.socket_channel import NodeServer, SocketChannel
 from dualpath.store.contract import BlockStore
 from dualpath.store.open import open_store
 from dualpath.traffic.manager import TrafficManager
@@ -29,14 +32,18 @@ from dualpath.vllm.line import DecodeNodeLine, PrefillNodeLine
 from dualpath.vllm.settings import ConnectorSettings
 from dualpath.vllm.worker.kv_region import VllmKv
 from dualpath.vllm.worker.parts import NodeParts, WholeBlocks
+from dualpath.vllm.worker.ranks import DecodeRankLine, RankedDecode, RankedPrefill, Ranks
 from dualpath.vllm.worker.staged_decode import StagedDecode
 from dualpath.vllm.worker.staged_prefill import StagedPrefill
 from dualpath.vllm.worker.weights import NodeWeights
 
 _log = logging.getLogger(__name__)
 _START_S = 60.0
+_CLAIM_S = 30.0
 _END_S = 10.0
 _ABANDONED = 75  # exit code
+_AGAIN_S = 0.2
+RANK_SILENCE_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +66,24 @@ class Node:
         secret: bytes,
         weights: NodeWeights,
         runtime: Runtime | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
-        """Allocates and registers all memory. Raises ConfigError or TransferError."""
-        self._settings, self._namespace, self._model = settings, namespace, model
+        """Allocates and registers all memory. ``namespace``: the whole server's. ``ranks``: where it has several, this
+        one among them. Raises ConfigError or TransferError.
+        """
+        self._settings, self._whole, self._model = settings, namespace, model
         self._runtime = runtime = runtime or SystemRuntime()
+        self._ranks = ranks
+        self._rank, num_ranks = (0, 1) if ranks is None else (ranks.rank, ranks.num_ranks)
+        incarnation = runtime.unique_id()[:8]
+        if ranks is not None:
+            incarnation = ranks.gather(incarnation)[0]  # ranks move KV with their likes, by one name for all
+        parts = namespace.parts()
+        namespace = parts[self._rank if len(parts) > 1 else 0]
         self._loop = asyncio.new_event_loop()
         self._thread = runtime.worker(f"{settings.engine_id}-line")
         self._store = open_store(settings.store_url, namespace, kv.geometry)
-        self._traffic = _traffic(settings, namespace, kv, self._store, runtime)
+        self._traffic = _traffic(settings, namespace, kv, self._store, runtime, incarnation, num_ranks)
         verifies = settings.verify == "all" or (settings.verify == "auto" and not kv.region.storage.is_cuda)
         integrity = WholeBlocks(self._traffic, namespace) if verifies else None
         self._traffic.register_region(kv.region)
@@ -83,42 +100,113 @@ class Node:
             runtime.worker(f"{settings.engine_id}-kernels"),
             weights,
             door_key(secret),
+            self._whole if len(parts) > 1 else None,
+            num_ranks,
+            stores=len(parts) > 1 or self._rank == 0,
         )
         self._process = _Process(self, runtime)
         self._server = NodeServer(self._process, secret)
+        self._secret = secret
+        self._links: list[tuple[NodeLink, SocketChannel]] = []
+        self._watching: asyncio.Task[None] | None = None
+        self._is_closing = False
         self.port = settings.port
 
     def start(self) -> None:
-        """Returns when the control line is open. Raises ConfigError where its address cannot be had."""
+        """Returns when the control line is open, the first rank's when all ranks' are. Raises ConfigError where its
+        address cannot be had."""
         self._traffic.start()
         kind = StagedPrefill if self._settings.engine_role is Role.PREFILL else StagedDecode
         self.engine = kind(self._parts, self._model.max_context_tokens)
         self._thread.run(self._loop.run_forever, self._loop_ended)
-        self._runtime.wait(self._parts.spawn(self._open()), _START_S)
+        others: list[tuple[int, bytes]] = []
+        if self._ranks is not None:
+            if self._rank:
+                self._runtime.wait(self._parts.spawn(self._open([])), _START_S)
+            others = self._ranks.gather((self.port, self._whole.digest))[1:]
+        if not self._rank:
+            self._runtime.wait(self._parts.spawn(self._open(others)), _START_S)
         _log.info(
             "DualPath: %s of %s answers on %s:%d, namespace %s",
             self._settings.engine_id,
             self._model.name,
             self._settings.host,
             self.port,
-            self._namespace.digest.hex(),
+            self._whole.digest.hex(),
         )
 
-    async def _open(self) -> None:
-        await self._process.open_server(self.engine)
+    async def _open(self, others: list[tuple[int, bytes]]) -> None:
+        """``others``: of the first rank: port and namespace of all the others."""
+        served: Any = self.engine
+        if self._rank:
+            await self._claim()
+        if others:
+            served = await self._join(others)
+        await self._process.open_server(served, _line(self.engine, self._rank))
+        port = self._settings.port if self._rank == 0 else 0
         try:
-            self.port = await self._server.start(self._settings.host, self._settings.port)
+            self.port = await self._server.start(self._settings.host, port)
         except OSError as error:
-            place = f"{self._settings.host}:{self._settings.port}"
+            place = f"{self._settings.host}:{port}"
             raise ConfigError(f"dualpath.port: cannot listen on {place}: {error.strerror or error}") from None
-        if self._settings.lease_s is not None:
-            self._lease = asyncio.create_task(self._watch(self._settings.lease_s))
+        limit_s, lease_s = self._silence_s(), self._settings.lease_s
+        if self._rank == 0 and lease_s is not None:
+            self._watching = asyncio.create_task(self._watch(lease_s - limit_s, "the scheduler"))
+        elif self._rank:
+            self._watching = asyncio.create_task(self._watch(limit_s, "the first rank"))
 
-    async def _watch(self, lease_s: float) -> None:
+    def _silence_s(self) -> float:
+        """After so long without a word ranks give each other up: all have ended when a lease has."""
+        if self._ranks is None:
+            return 0.0
+        lease_s = self._settings.lease_s
+        return RANK_SILENCE_S if lease_s is None else min(RANK_SILENCE_S, lease_s / 2)
+
+    async def _claim(self) -> None:
+        """Nobody of a former server of this place is left: it could still move KV in this one's name. The first rank's
+        port says so of the first one. Raises ConfigError.
+        """
+        if not self._settings.port:
+            return
+        name = f"\0dualpath {self._settings.engine_id} {self._settings.host}:{self._settings.port} rank {self._rank}"
+        self._claimed = socket.socket(socket.AF_UNIX)  # the kernel frees the name when the process has ended
+        for _ in range(round(_CLAIM_S / _AGAIN_S)):
+            try:
+                self._claimed.bind(name)
+            except OSError:
+                await self._runtime.sleep_s(_AGAIN_S)
+            else:
+                return
+        raise ConfigError(f"rank {self._rank} of a former {self._settings.engine_id} has not ended")
+
+    async def _join(self, others: list[tuple[int, bytes]]) -> RankedPrefill | RankedDecode:
+        """Raises ConfigError where ranks differ."""
+        if any(digest != self._whole.digest for _, digest in others):
+            raise ConfigError("DualPath cannot serve this: ranks have KV of different shapes")
+        stubs = []
+        for number, (port, _) in enumerate(others, 1):
+            name = NodeId(f"{self._settings.engine_id} rank {number}")
+            channel = _RankChannel(self._settings.host, port, self._secret)
+            config = LinkConfig(heartbeat_s=self._silence_s())
+            link = NodeLink(name, channel, config, self._rank_lost, _log.info, self._runtime)
+            self._links.append((link, channel))
+            await link.start()
+            stubs.append(stub(_line(self.engine, number))(link, EngineId(self._settings.engine_id)))
+        if isinstance(self.engine, StagedPrefill):
+            return RankedPrefill(self.engine, stubs)
+        return RankedDecode(self.engine, stubs)
+
+    def _rank_lost(self, link: NodeLink, error: EngineLostError) -> None:
+        """Its part of everything is gone, and vLLM cannot go on either."""
+        if not self._is_closing:
+            _log.error("%s is lost: ending: %s", link.node_id, error)
+            os._exit(_ABANDONED)
+
+    async def _watch(self, limit_s: float, whom: str) -> None:
         """Whoever gives this server up for dead after that long may reuse the memory that it could write."""
-        while self._runtime.now_s() - self._process.heard_at_s < lease_s:
-            await self._runtime.sleep_s(min(1.0, lease_s / 4))
-        _log.error("nothing heard of the scheduler for %g s: ending", lease_s)
+        while self._runtime.now_s() - self._process.heard_at_s < limit_s:
+            await self._runtime.sleep_s(min(1.0, limit_s / 4))
+        _log.error("nothing heard of %s for %g s: ending", whom, limit_s)
         os._exit(_ABANDONED)
 
     def _loop_ended(self, error: Exception | None) -> None:
@@ -128,10 +216,10 @@ class Node:
     def report(self) -> wire.NodeReport:
         """Of the weights of the start, whatever the model has got since: ``weights`` says that."""
         return wire.NodeReport(
-            self._namespace,
+            self._whole,
             self._model.name,
             self._model.max_context_tokens,
-            (self.engine.info,),
+            (self._process.served.info,),
             b"",  # vLLM has no profile of ours
             socket.gethostname(),
             os.getpid(),
@@ -141,6 +229,7 @@ class Node:
         """Idempotent. Memory that something can still write stays for the life of the process."""
         if self._loop.is_closed():
             return
+        self._is_closing = True
         if self._loop.is_running():
             try:
                 self._runtime.wait(self._parts.spawn(self._close()), _END_S)
@@ -155,6 +244,11 @@ class Node:
             self._loop.close()
 
     async def _close(self) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+        for link, channel in self._links:
+            await link.close()
+            await channel.close()
         await self._process.close()
         await self._server.end()
         if isinstance(self.engine, StagedDecode):
@@ -168,11 +262,13 @@ class _Process:
         self._node, self._runtime = node, runtime
         self._incarnation = runtime.unique_id()
         self._server: EngineServer | None = None
+        self.served: Any = None
         self.heard_at_s = runtime.now_s()
 
-    async def open_server(self, engine: StagedPrefill | StagedDecode) -> None:
-        line = PrefillNodeLine if engine.role is Role.PREFILL else DecodeNodeLine
+    async def open_server(self, engine: Any, line: type) -> None:
+        self.served = engine
         self._server = EngineServer({engine.info.engine_id: Served(engine, line)}, self._runtime)
+        self.heard_at_s = self._runtime.now_s()
 
     async def open(self, session: str) -> bytes:
         server = self._heard(session)
@@ -199,10 +295,29 @@ class _Process:
         return self._server
 
 
+class _RankChannel(SocketChannel):
+    def end_process(self) -> None:
+        """vLLM ends it when we have ended."""
+
+
+def _line(engine: StagedPrefill | StagedDecode, rank: int) -> type:
+    """What may be asked of a rank's node."""
+    if engine.role is Role.PREFILL:
+        return PrefillNodeLine
+    return DecodeRankLine if rank else DecodeNodeLine
+
+
 def _traffic(
-    settings: ConnectorSettings, namespace: Namespace, kv: VllmKv, store: BlockStore, runtime: Runtime
+    settings: ConnectorSettings,
+    namespace: Namespace,
+    kv: VllmKv,
+    store: BlockStore,
+    runtime: Runtime,
+    incarnation: str,
+    num_ranks: int,
 ) -> TrafficManager:
     engine_id, role = EngineId(settings.engine_id), settings.engine_role
+    rate = settings.nic_bytes_per_s  # the server's, of which each rank has a part
     return TrafficManager(
         engine_id=engine_id,
         node_id=NodeId(settings.node_id or settings.engine_id),
@@ -211,9 +326,9 @@ def _traffic(
         namespace_digest=namespace.digest,
         num_slots=settings.num_slots,
         num_write_slots=0 if role is Role.PREFILL else settings.num_write_slots,
-        transport=NixlTransport(peer_id(engine_id, runtime.unique_id()[:8])),
+        transport=NixlTransport(peer_id(engine_id, incarnation)),
         open_io=lambda transport: store.open_io(transport.agent, runtime),
-        storage_nic=StorageNic(settings.nic_bytes_per_s, runtime),
+        storage_nic=StorageNic(None if rate is None else rate / num_ranks, runtime),
         runtime=runtime,
         storage_deadline_s=settings.storage_s,
         transfer_deadline_s=settings.transfer_s,

@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
-from dualpath.core.keys import Namespace
+from dualpath.core.keys import Namespace, root_key
 from dualpath.core.runtime import Runtime, Worker, run_then
 from dualpath.engine.integrity import Integrity
+from dualpath.protocol.api import DecodeOrder, PrefillOrder
 from dualpath.store.header import Digests
 from dualpath.traffic.contract import Units
 from dualpath.traffic.manager import TrafficManager
@@ -24,6 +25,7 @@ from dualpath.vllm.worker.kv_region import VllmKv
 from dualpath.vllm.worker.weights import NodeWeights
 
 T = TypeVar("T")
+Order = TypeVar("Order", PrefillOrder, DecodeOrder)
 
 
 class WholeBlocks(Integrity):
@@ -51,10 +53,23 @@ class NodeParts:
     after_kernels: Worker  # waits for what a GPU computes; on a CPU it has nothing to do
     weights: NodeWeights
     door_key: str = ""  # to the door in the API server
+    whole: Namespace | None = None  # the server's, of which ``namespace`` is a rank's part; None: it is all of it
+    num_ranks: int = 1
+    stores: bool = True  # False: another rank stores the same
 
     def spawn(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
         """Run it on the node's loop, from another thread."""
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+
+    def own(self, order: Order) -> Order:
+        """An order to the server, as this rank carries it out: keys are the server's, names of objects the rank's own.
+
+        Raises OtherWeightsError.
+        """
+        if self.whole is None:
+            return order
+        root = order.root or root_key(self.whole, order.request.cache_salt)
+        return replace(order, root=root, namespace_digest=self.weights.own(order.namespace_digest))
 
     def digests(self, units: Units) -> Digests:
         """Of these units of vLLM's KV. On a thread for such work: the checks', or where transfers end."""

@@ -27,7 +27,11 @@ class StagedNode(Generic[Task]):
         self.num_steps = 0  # of vLLM with work of ours, counted by its thread
         self._max_context_tokens = max_context_tokens
         self._staged = StagedReads(
-            parts.traffic, parts.settings.slot_s, parts.runtime, is_written_by_peers=self.role is Role.DECODE
+            parts.traffic,
+            parts.settings.slot_s,
+            parts.runtime,
+            is_written_by_peers=self.role is Role.DECODE,
+            can_move=parts.num_ranks == 1,  # a slot has the same number in every rank
         )
 
     @property
@@ -62,7 +66,7 @@ class StagedNode(Generic[Task]):
     async def read(
         self, request_id: RequestId, blocks: Sequence[tuple[int, BlockKey]], namespace_digest: bytes = b""
     ) -> ReadOutcome:
-        return await self._staged.read(request_id, blocks, namespace_digest)
+        return await self._staged.read(request_id, blocks, self.parts.weights.own(namespace_digest))
 
     async def weights(self) -> tuple[Weights, str]:
         return self.parts.weights.in_use()

@@ -36,12 +36,21 @@ class StagedDecode(StagedNode[DecodeTask]):
 
     async def reserve(self, request_id: RequestId, num_slots: int) -> tuple[int, ...]:
         slots = await self._staged.reserve(request_id, num_slots)
+        self._expect(request_id, num_slots)
+        return tuple(slots)
+
+    async def reserve_these(self, request_id: RequestId, slots: Sequence[int]) -> None:
+        """``ranks.DecodeRankLine``."""
+        await self._staged.reserve_these(request_id, slots)
+        self._expect(request_id, len(slots))
+
+    def _expect(self, request_id: RequestId, num_slots: int) -> None:
         self._staged.assign(request_id, range(num_slots))
         stack = self._expecting.setdefault(request_id, ExitStack())
         stack.enter_context(self.parts.traffic.expecting_peers())
-        return tuple(slots)
 
     async def persist(self, order: DecodeOrder) -> AsyncIterator[DecodeStep]:
+        order = self.parts.own(order)
         request_id = order.request.request_id
         self._stop_expecting(request_id)
         task = self._accept(order)
@@ -91,7 +100,7 @@ class StagedDecode(StagedNode[DecodeTask]):
 
     def save(self, task: DecodeTask, job: SaveJob) -> None:
         """A block has filled, the next one of the request's chain."""
-        if task.is_closed or task.is_stale or job.save.block != len(task.chain) - 1:
+        if task.is_closed or task.is_stale or job.save.block != len(task.chain) - 1 or not self.parts.stores:
             job.end()
             return
         parent = task.chain[job.save.block]
@@ -127,6 +136,8 @@ class StagedDecode(StagedNode[DecodeTask]):
     def _write_prompt(self, task: DecodeTask) -> tuple[BlockKey, ...]:
         """The prompt's new Full Blocks, straight from the slots where prefill has put them."""
         order = task.order
+        if not self.parts.stores:
+            return ()
         first = order.num_hit_tokens // self.parts.kv.geometry.block_tokens
         writes = [(order.keys[b], task.chain[b], task.slots[b]) for b in range(first, len(order.keys))]
         has_headers = self.parts.integrity is not None

@@ -27,6 +27,7 @@ class StagedPrefill(StagedNode[PrefillTask]):
         await self._staged.reserve(request_id, num_slots)
 
     async def hand_over(self, order: PrefillOrder) -> AsyncIterator[bool]:
+        order = self.parts.own(order)
         task = self._accept(order)
         self.tasks.add(task, order.namespace_digest)
         with self.parts.traffic.expecting_peers():  # that push and pull: compute waits for every layer

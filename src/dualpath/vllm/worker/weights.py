@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dualpath.core.errors import ConfigError
+from dualpath.core.errors import ConfigError, OtherWeightsError
 from dualpath.core.keys import Namespace
 from dualpath.core.weights import Weights
 from dualpath.models.updates import Signature, StartWeights, read_json_config, signature
@@ -41,11 +41,12 @@ class NodeWeights:
         namespace: Namespace,
         path: str = "",
         read_config: Callable[[Path], Mapping[str, Any]] = read_json_config,
+        rank: int = 0,
     ) -> None:
-        """``directory`` and ``namespace`` of the start; ``path``: the same directory as vLLM calls it. ``read_config``:
-        a config.json as vLLM understands it."""
+        """``directory`` and ``namespace`` of the start, the latter the whole server's; ``path``: the same directory as
+        vLLM calls it. ``read_config``: a config.json as vLLM understands it."""
         self._start = StartWeights(directory, namespace.model_fingerprint)
-        self._namespace, self._path, self._read_config = namespace, path, read_config
+        self._namespace, self._path, self._read_config, self._rank = namespace, path, read_config, rank
         self._naming = threading.Lock()
         self.current = Weights()
         self._known = {self.current: _Named(directory, namespace.model_fingerprint, signature(directory))}
@@ -60,8 +61,27 @@ class NodeWeights:
         return weights, self._known[weights].fingerprint
 
     def namespace(self, weights: Weights) -> Namespace:
-        """Raises ConfigError where they have not been named."""
-        return replace(self._namespace, model_fingerprint=self._find(weights).fingerprint)
+        """This rank's. Raises ConfigError where they have not been named."""
+        return self._of_rank(self._whole(self._find(weights)))
+
+    def own(self, digest: bytes) -> bytes:
+        """This rank's namespace where the whole server's is meant; none: those of the start. Any thread.
+
+        Raises OtherWeightsError where it is of weights that are not known here (any more).
+        """
+        if not digest or self._namespace.num_ranks == 1:
+            return digest
+        for named in list(self._known.values()):
+            whole = self._whole(named)
+            if whole.digest == digest:
+                return self._of_rank(whole).digest
+        raise OtherWeightsError("the model has other weights, and knows nothing of these")
+
+    def _whole(self, named: _Named) -> Namespace:
+        return replace(self._namespace, model_fingerprint=named.fingerprint)
+
+    def _of_rank(self, whole: Namespace) -> Namespace:
+        return whole.parts()[self._rank if whole.num_ranks > 1 else 0]
 
     def name(self, weights: Weights) -> str:
         """Their fingerprint. Raises ConfigError where the model cannot take them, as far as files can tell.
