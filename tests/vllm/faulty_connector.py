@@ -1,4 +1,5 @@
-"""The connector with faults that a request's name asks for: ``fail3-..`` and ``wrong-..``. Every slot begins as poison.
+"""The connector with faults that a request's name asks for: ``fail-..``, ``half-..`` (in the second rank alone) and
+``wrong-..``. Every slot begins as poison.
 
 For servers of tests: the sound connector has no such doors.
 """
@@ -31,7 +32,9 @@ async def reserve_poisoned(self: StagedReads, request_id: RequestId, num_slots: 
 
 
 def wait_or_fail(self: LayerLoads, layer: int) -> None:
-    if self.load.xid.startswith("fail") and layer == FAILING_LAYER and self.error is None:
+    is_second = self._parts.weights._rank == 1
+    is_asked = self.load.xid.startswith("fail") or (self.load.xid.startswith("half") and is_second)
+    if is_asked and layer == FAILING_LAYER and self.error is None:
         self._fail(TransferError("a test's fault"))
     _wait(self, layer)
 
