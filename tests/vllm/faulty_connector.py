@@ -32,9 +32,9 @@ async def reserve_poisoned(self: StagedReads, request_id: RequestId, num_slots: 
 
 
 def wait_or_fail(self: LayerLoads, layer: int) -> None:
-    is_second = self._parts.weights._rank == 1
-    is_asked = self.load.xid.startswith("fail") or (self.load.xid.startswith("half") and is_second)
-    if is_asked and layer == FAILING_LAYER and self.error is None:
+    fails = self.load.xid.startswith("fail") and layer == FAILING_LAYER
+    fails |= self.load.xid.startswith("half") and layer == 0 and self._parts.weights._rank == 1
+    if fails and self.error is None:
         self._fail(TransferError("a test's fault"))
     _wait(self, layer)
 

@@ -162,7 +162,7 @@ class Servers:
         found = []
         async with asyncio.timeout(10):
             for side in self.decode.ranks:
-                while not (one := side.half.taken())[0]:
+                while not (one := side.half.taken())[0]:  # noqa: ASYNC110  (step after step)
                     await asyncio.sleep(0.005)
                 found.append(one)
         return found
@@ -205,7 +205,9 @@ async def _server(stack: AsyncExitStack, role: str, folder: Path, told: dict[str
         namespace = find_namespace(start, found, "0", ("eager", "TEST"), NUM_RANKS, is_same=is_same)
         weights = NodeWeights(start, namespace, str(start), rank=rank)
         ranks = FakeRanks(rank, NUM_RANKS, table)
-        node = Node(settings(role, folder, **told), namespace, found, ModelFacts("m", 4096), SECRET, weights, None, ranks)
+        node = Node(
+            settings(role, folder, **told), namespace, found, ModelFacts("m", 4096), SECRET, weights, None, ranks
+        )
         node.start()
         return node
 
@@ -233,7 +235,7 @@ async def _server(stack: AsyncExitStack, role: str, folder: Path, told: dict[str
 
 @asynccontextmanager
 async def servers(folder: Path, *, is_same: bool = False, **told: Any) -> AsyncIterator[Servers]:
-    """Introduced to each other. ``is_same``: as with MLA. On the way out nothing is held, or it is an AssertionError."""
+    """Introduced to each other. ``is_same``: as with MLA. On the way out nothing is held."""
     model_dir(folder / "start", 0)
     async with AsyncExitStack() as stack:
         prefill, namespace = await _server(stack, "prefill", folder, told, is_same=is_same)

@@ -29,7 +29,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], list[str], str | None]] =
         ["full"],
         "speculative",
     ),
-    "tensor parallel": ({}, {"parallel_config.tensor_parallel_size": 2}, ["full"], "--tensor-parallel-size 2"),
+    "many hosts": ({}, {"parallel_config.nnodes": 2}, ["full"], "--nnodes 2: all ranks"),
     "pipeline parallel": ({}, {"parallel_config.pipeline_parallel_size": 2}, ["full"], "--pipeline-parallel-size 2"),
     "data parallel": ({}, {"parallel_config.data_parallel_size": 2}, ["full"], "--data-parallel-size 2"),
     "partial prefills": ({}, {"scheduler_config.long_prefill_token_threshold": 64}, ["full"], "long-prefill"),

@@ -46,7 +46,7 @@ class _Engine:
         self.calls.append(method.removeprefix("dualpath_"))
         if isinstance(self.answer, Exception):
             raise self.answer
-        return [self.answer]
+        return self.answer if isinstance(self.answer, list) else [self.answer]
 
 
 async def _knock(engine: _Engine, verb: str, body: bytes = b"{}", key: str | None = None) -> httpx.Response:
@@ -111,6 +111,22 @@ async def test_what_goes_wrong_is_said_and_the_engine_goes_on(answer: Any, statu
     assert said.status_code == status
     assert str(answer.args[0] if isinstance(answer, Exception) else answer) in said.json()["error"]["message"]
     assert not engine.paused
+
+
+async def test_all_workers_of_a_server_change_or_none_does() -> None:
+    """Where only some did, all end: what they would add up is of no weights."""
+    engine = _Engine(answer=[None, None])
+    assert (await _knock(engine, "weights")).status_code == 200
+    engine = _Engine(answer=["not these", "nor these"])
+    said = await _knock(engine, "weights")
+    assert (said.status_code, said.json()["error"]["message"]) == (409, "not these")
+    assert "end" not in engine.calls
+    engine = _Engine(answer=[None, "not these"])
+    said = await _knock(engine, "weights")
+    assert said.status_code == 500
+    assert "some workers have other weights, and some have not: not these" in said.json()["error"]["message"]
+    assert "end" in engine.calls
+    assert (await _knock(_Engine(answer=[None, "no reload"]), "check")).status_code == 409
 
 
 async def test_workers_without_our_calls_are_found_before_anything_changes() -> None:

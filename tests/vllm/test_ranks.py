@@ -37,9 +37,7 @@ async def test_ranks_hand_over_store_and_load_their_own_parts(tmp_path: Path) ->
         assert await anext(line)
         ids = (7, 8, 9, 10, 11)
         new = both.prefill.fill(ids[4:], 50)
-        work = StepWork(
-            loads=[Load("b", rid, 0, ids[:4])], pushes=[Push("b", rid, 0, ids, is_last=True)]
-        )
+        work = StepWork(loads=[Load("b", rid, 0, ids[:4])], pushes=[Push("b", rid, 0, ids, is_last=True)])
         await both.prefill.step(work)
         assert [item async for item in line] == []
         for rank in range(NUM_RANKS):
@@ -56,9 +54,7 @@ async def test_ranks_hand_over_store_and_load_their_own_parts(tmp_path: Path) ->
         await both.prefill.left("b")
         await both.release(rid)
         stats = await both.decode.line.stats()
-        assert stats.storage_write_bytes == sum(
-            side.traffic.stats().storage_write_bytes for side in both.decode.ranks
-        )
+        assert stats.storage_write_bytes == sum(side.traffic.stats().storage_write_bytes for side in both.decode.ranks)
 
 
 async def test_what_one_rank_could_not_load_no_rank_pushes(tmp_path: Path) -> None:

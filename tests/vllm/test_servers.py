@@ -10,6 +10,7 @@ import signal
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +25,7 @@ from tests.vllm.pair import until
 from dualpath.cli.main import main
 from dualpath.cluster.remote import RemoteCluster
 from dualpath.cluster.vllm.cluster import VllmCluster
-from dualpath.cluster.vllm.command import kv_transfer_config, server_environment
+from dualpath.cluster.vllm.command import arguments, devices, kv_transfer_config, server_environment
 from dualpath.cluster.vllm.environment import Environment, link_package
 from dualpath.cluster.vllm.plan import connector_settings, joined_places, new_places, sizes_of
 from dualpath.cluster.vllm.process import ServerProcess
@@ -258,6 +259,34 @@ def test_devices_are_dealt_out_among_the_servers(
     found = Environment(python, "0.32.0", num_devices)
     told = [server_environment(config_of(python), n, 3, found, ("s", "k"), python.parent) for n in range(3)]
     assert [one["CUDA_VISIBLE_DEVICES"] for one in told] == expected
+
+
+def test_ranks_of_a_server_get_devices_memory_and_threads(python: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each server's KV a rank keeps its share of the heads: the model has two."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    plain = config_of(python)
+    one, two, four = (replace(plain, cluster=replace(plain.cluster, tensor_parallel=count)) for count in (1, 2, 4))
+    geometry, sizes = sizes_of(two)
+    place = new_places(two)[0]
+    told = connector_settings(two, place, sizes, lease_s=None)
+    kv_bytes = []
+    for config, ranks in ((one, []), (two, ["--tensor-parallel-size", "2"]), (four, ["--tensor-parallel-size", "4"])):
+        given = arguments(config, place, told, geometry, sizes, on_cpu=True)
+        kv_bytes.append(int(given[given.index("--kv-cache-memory-bytes") + 1]))
+        where = given.index("--middleware")
+        assert given[where - len(ranks) : where] == ranks
+    assert kv_bytes == [kv_bytes[0], kv_bytes[0] // 2, kv_bytes[0] // 2]
+    assert devices(2, 4, {}, 2) == ["0,1", "2,3"]
+    assert devices(3, 4, {}, 2) == ["0,1", "2,3", "0,1"]
+    assert devices(2, 8, {"CUDA_VISIBLE_DEVICES": "7,6,5,4"}, 2) == ["7,6", "5,4"]
+    with pytest.raises(ConfigError, match="names 3 for 2 vLLM servers of 2 ranks"):
+        devices(2, 8, {"CUDA_VISIBLE_DEVICES": "7,6,5"}, 2)
+    with pytest.raises(ConfigError, match="--tensor-parallel 4: there are 2 CUDA devices"):
+        devices(1, 2, {}, 4)
+    on_cpu = Environment(python, "0.32.0", 0)
+    assert server_environment(two, 0, 2, on_cpu, ("s", "k"), python.parent)["OMP_NUM_THREADS"] == "2"
 
 
 def test_too_few_devices_are_said_before_any_server_starts(python: Path, monkeypatch: pytest.MonkeyPatch) -> None:

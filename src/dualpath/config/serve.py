@@ -136,7 +136,7 @@ class ClusterConfig(Table):
         minimum=1,
         maximum=64,
         help="processes that run each prefill engine's model together, every one with a share of weights and heads; "
-        "one prefill engine per node then, on CUDA a device for each process",
+        "one prefill engine per node then, on CUDA a device for each process; of vLLM: ranks of every server",
     )
     tensor_parallel_listen: str | None = setting(
         None,

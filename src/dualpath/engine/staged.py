@@ -114,9 +114,7 @@ class StagedReads:
         """
         slots = self._traffic.slots.acquire_now(len(blocks)) if self._can_move else None
         if slots is None:
-            raise DeadlineExceededError(
-                f"reads of {len(blocks)} blocks are late, and they cannot get other slots"
-            )
+            raise DeadlineExceededError(f"reads of {len(blocks)} blocks are late, and they cannot get other slots")
         self._traffic.slots.release([held.by_block[block] for block in blocks])
         moved = tuple(zip(blocks, slots, strict=True))
         held.by_block.update(moved)

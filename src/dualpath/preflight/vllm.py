@@ -33,7 +33,8 @@ def check_vllm(config: ServeConfig, nodes: Sequence[NodeConfig] = ()) -> Iterato
             return
         found = find_environment(config.vllm)
         if found.num_devices:
-            devices(num_servers or config.cluster.prefill + config.cluster.decode, found.num_devices, os.environ)
+            num_servers = num_servers or config.cluster.prefill + config.cluster.decode
+            devices(num_servers, found.num_devices, os.environ, config.cluster.tensor_parallel)
     except ConfigError as error:
         yield fail("vllm", str(error), remedy)
         return

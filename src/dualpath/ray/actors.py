@@ -77,8 +77,10 @@ def node_environment(config: ServeConfig, node: NodeConfig) -> dict[str, str]:
 
 
 def gpus_of(config: ServeConfig, node: NodeConfig) -> int:
-    """One for each engine, where the node is to run on GPUs: Ray then shows its process no others."""
+    """One for each engine, or for each rank of a vLLM server, where the node is to run on GPUs: Ray then shows its
+    process no others."""
     device = node.device or config.model.device
+    num_gpus = node.engines * (config.cluster.tensor_parallel if config.cluster.engine == "vllm" else 1)
     if device == "auto":
-        return node.engines if import_ray().cluster_resources().get("GPU", 0) else 0
-    return node.engines if device.startswith("cuda") else 0
+        return num_gpus if import_ray().cluster_resources().get("GPU", 0) else 0
+    return num_gpus if device.startswith("cuda") else 0

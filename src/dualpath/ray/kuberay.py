@@ -132,7 +132,8 @@ def _http(config: ServeConfig) -> dict[str, Any]:
 
 def _worker_group(config: ServeConfig, nodes: Sequence[NodeConfig], options: PodOptions) -> dict[str, Any]:
     first = nodes[0]
-    num_gpus = first.engines if (first.device or config.model.device).startswith("cuda") else 0
+    num_workers = first.engines * (config.cluster.tensor_parallel if config.cluster.engine == "vllm" else 1)
+    num_gpus = num_workers if (first.device or config.model.device).startswith("cuda") else 0
     cpus = options.cpus * first.engines
     container = {"name": "ray-worker"} | _container(options, cpus, options.memory_gib * first.engines, num_gpus)
     if first.environment:

@@ -10,7 +10,7 @@ from pathlib import Path
 from dualpath.cluster.sizes import Sizes
 from dualpath.cluster.ucx_network import within_host
 from dualpath.cluster.vllm.environment import NOT_FROM_HERE, Environment
-from dualpath.cluster.vllm.plan import LOOPBACK, ServerPlace
+from dualpath.cluster.vllm.plan import LOOPBACK, ServerPlace, rank_bytes_per_token
 from dualpath.config import ServeConfig
 from dualpath.core.errors import ConfigError
 from dualpath.core.geometry import KvGeometry
@@ -57,25 +57,32 @@ def arguments(
         num_tokens = sizes.decode_kv_tokens
     if num_tokens is not None:
         spare = 2 * geometry.block_tokens  # vLLM sets a block aside
-        found += ["--kv-cache-memory-bytes", str((num_tokens + spare) * geometry.bytes_per_token)]
+        found += ["--kv-cache-memory-bytes", str((num_tokens + spare) * rank_bytes_per_token(config, geometry))]
     elif not on_cpu:
         found += ["--gpu-memory-utilization", str(config.memory.device_memory_fraction)]
+    if (num_ranks := config.cluster.tensor_parallel) > 1:
+        found += ["--tensor-parallel-size", str(num_ranks)]
     found += [*WEIGHTS_ARGUMENTS, "--kv-transfer-config", kv_transfer_config(settings)]
     return found + list(config.vllm.args)
 
 
-def devices(num_servers: int, num_devices: int, own: Mapping[str, str]) -> list[str]:
-    """Which CUDA device each server is given, of ``num_devices`` (not 0). Raises ConfigError.
+def devices(num_servers: int, num_devices: int, own: Mapping[str, str], num_ranks: int = 1) -> list[str]:
+    """Which CUDA devices each server is given, of ``num_devices`` (not 0). Raises ConfigError.
 
-    Those that the environment names are dealt out, one each. Where it names none, servers share if they must.
+    Those that the environment names are dealt out, one for each rank. Where it names none, servers share if they must.
     """
     named = [name.strip() for name in own.get(_DEVICES, "").split(",") if name.strip()]
-    if named and len(named) < num_servers:
+    wanted = num_servers * num_ranks
+    if named and len(named) < wanted:
+        ranks = "" if num_ranks == 1 else f" of {num_ranks} ranks"
         raise ConfigError(
-            f"{_DEVICES}={','.join(named)} names {len(named)} for {num_servers} vLLM servers: name a device for "
+            f"{_DEVICES}={','.join(named)} names {len(named)} for {num_servers} vLLM servers{ranks}: name a device for "
             "each, or unset it to have servers share devices"
         )
-    return named[:num_servers] or [str(number % num_devices) for number in range(num_servers)]
+    if num_ranks > num_devices:
+        raise ConfigError(f"--tensor-parallel {num_ranks}: there are {num_devices} CUDA devices")
+    dealt = named or [str(number % num_devices) for number in range(wanted)]
+    return [",".join(dealt[first : first + num_ranks]) for first in range(0, wanted, num_ranks)]
 
 
 def server_environment(
@@ -104,8 +111,9 @@ def server_environment(
     }
     its_own = {SECRET_VARIABLE: secret, API_KEY_VARIABLE: api_key, "PYTHONPATH": os.pathsep.join(path)}
     if found.num_devices:
-        its_own[_DEVICES] = devices(num_servers, found.num_devices, own)[number]
+        its_own[_DEVICES] = devices(num_servers, found.num_devices, own, config.cluster.tensor_parallel)[number]
     else:
-        threads = config.cluster.threads_per_engine or max(1, (os.cpu_count() or 1) // num_servers)
+        num_workers = num_servers * config.cluster.tensor_parallel
+        threads = config.cluster.threads_per_engine or max(1, (os.cpu_count() or 1) // num_workers)
         derived |= {"OMP_NUM_THREADS": str(threads), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     return {**derived, **own, **its_own}

@@ -60,14 +60,22 @@ def check(config: ServeConfig) -> None:
         _check_nodes(config)
     if config.cluster.engines_per_node != 1:
         raise ConfigError("--engines-per-node: a vLLM server is a node of its own, so it must be 1")
-    if config.cluster.tensor_parallel > 1:
-        raise ConfigError("[cluster] tensor_parallel: each vLLM server has one worker; more are not built yet")
+    _check_ranks(config)
     if system_policy(config.cluster.system, config.cluster.path).skips_io:
         raise ConfigError(f"--system {config.cluster.system}: vLLM servers move KV")
     if config.store.url.startswith("memory:"):
         raise ConfigError(
             f"--store {config.store.url} is one process's memory; vLLM servers are processes of their own"
         )
+
+
+def _check_ranks(config: ServeConfig) -> None:
+    """How many a server has must be known for devices, memory and threads."""
+    if config.cluster.tensor_parallel_listen is not None:
+        raise ConfigError("[cluster] tensor_parallel_listen: a vLLM server starts all its ranks itself, on one host")
+    for text in (*config.vllm.args, *(text for node in config.nodes for text in node.vllm_args)):
+        if text.partition("=")[0] in ("--tensor-parallel-size", "-tp"):
+            raise ConfigError(f"{text} of a vLLM server: use --tensor-parallel, [cluster] tensor_parallel in a file")
 
 
 def _check_nodes(config: ServeConfig) -> None:
@@ -152,6 +160,17 @@ def sizes_of(config: ServeConfig) -> tuple[KvGeometry, Sizes]:
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{config.model.dir}/config.json: cannot tell the size of its KV: {error!r}") from None
     return geometry, derive_sizes(config.memory, geometry, context)
+
+
+def rank_bytes_per_token(config: ServeConfig, geometry: KvGeometry) -> int:
+    """What one rank of a server keeps of a token's KV: its share of the heads, one at least, or a latent whole."""
+    fields = _read_config(config.model.dir)
+    text = fields.get("text_config")
+    fields = {**fields, **text} if isinstance(text, dict) else fields
+    if fields.get("kv_lora_rank"):
+        return geometry.bytes_per_token
+    heads = int(str(fields.get("num_key_value_heads") or fields["num_attention_heads"]))
+    return geometry.bytes_per_token * max(1, heads // config.cluster.tensor_parallel) // heads
 
 
 def _row_elements(fields: dict[str, object]) -> int:
