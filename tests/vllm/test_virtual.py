@@ -25,6 +25,7 @@ from dualpath.core.keys import Namespace, chain_keys, root_key
 from dualpath.core.pause import PauseMode
 from dualpath.core.plan import Role
 from dualpath.core.request import Request, SamplingParams
+from dualpath.protocol.client import stub
 from dualpath.protocol.host import EngineServer, Served
 from dualpath.protocol.node_link import LinkConfig, NodeLink
 from dualpath.scheduler.config import SchedulerConfig
@@ -32,6 +33,7 @@ from dualpath.scheduler.scheduler import Scheduler
 from dualpath.store.header import object_bytes, parse_header
 from dualpath.store.index import BlockIndex
 from dualpath.store.memory import MemoryStore, forget
+from dualpath.store.open import open_store
 from dualpath.testing.faulty_store import FaultyIo
 from dualpath.testing.loop import VirtualLoop
 from dualpath.testing.runtime import VirtualRuntime
@@ -46,6 +48,7 @@ from dualpath.vllm.settings import ConnectorSettings
 from dualpath.vllm.worker.half import DecodeWorkerHalf, PrefillWorkerHalf
 from dualpath.vllm.worker.kv_region import find_kv
 from dualpath.vllm.worker.parts import NodeParts, WholeBlocks
+from dualpath.vllm.worker.ranks import DecodeRankLine, RankedDecode, RankedPrefill
 from dualpath.vllm.worker.staged_decode import StagedDecode
 from dualpath.vllm.worker.staged_prefill import StagedPrefill
 from dualpath.vllm.worker.weights import NodeWeights
@@ -59,15 +62,17 @@ _names = itertools.count()
 class World:
     """One prefill and one decode server, their scheduler, and clients that ask, listen and give up."""
 
-    def __init__(self, seed: int, loop: VirtualLoop, weights: Sequence[Path]) -> None:
-        """``weights``: model directories, the start's first."""
+    def __init__(self, seed: int, loop: VirtualLoop, weights: Sequence[Path], num_ranks: int = 1) -> None:
+        """``weights``: model directories, the start's first. ``num_ranks``: of each server."""
         self.weights, self.num_updates, self.num_mixed = weights, 0, 0
         self.chance = random.Random(f"world {seed}")
         self.runtime, self.loop = VirtualRuntime(loop, seed), loop
         self.url, self.trouble = f"memory://vllm-{next(_names)}", 0.0
-        self.fabric = FakeFabric(self.runtime, delay_s=0.001, judge=self.judge, at=loop.call_later)
+        self.fabrics = [  # ranks reach their likes only
+            FakeFabric(self.runtime, delay_s=0.001, judge=self.judge, at=loop.call_later) for _ in range(num_ranks)
+        ]
         self.ios: list[FaultyIo] = []
-        self.engines: dict[Role, StagedPrefill | StagedDecode] = {}
+        self.engines: dict[Role, list[StagedPrefill | StagedDecode]] = {}
         self.servers: dict[Role, VirtualVllm] = {}
         self.conversations = [self._tokens(self.chance.randrange(1, 3 * BLOCK)) for _ in range(3)]
         self.answered: list[tuple[int, ...]] = []
@@ -90,7 +95,7 @@ class World:
     async def start(self, stack: AsyncExitStack) -> None:
         links = []
         for role, line in ((Role.PREFILL, PrefillNodeLine), (Role.DECODE, DecodeNodeLine)):
-            engine = await self._node(role)
+            engine = await self._server(role, stack)
             host = EngineServer({engine.info.engine_id: Served(engine, line)}, self.runtime)
             link = NodeLink(
                 NodeId(role.value),
@@ -105,7 +110,7 @@ class World:
             links.append(link)
             running = asyncio.create_task(self.servers[role].run())
             stack.callback(running.cancel)
-        self.store = MemoryStore(self.url, self.namespace.digest, self.namespace.geometry)
+        self.store = open_store(self.url, self.namespace, self.namespace.geometry)
         self.index = BlockIndex(object_bytes(self.namespace.geometry), self.runtime)
         servers: Any = self.servers
         config = SchedulerConfig(
@@ -132,11 +137,43 @@ class World:
         )
         await self.scheduler.start()
 
-    async def _node(self, role: Role) -> StagedPrefill | StagedDecode:
-        whole = torch.zeros((LAYERS, BLOCKS, 1, BLOCK, CONTENT))
-        caches = {f"model.layers.{layer}.attn": whole[layer] for layer in range(LAYERS)}
-        kv = find_kv(caches, BLOCK)
-        self.namespace = namespace = Namespace("f" * 32, kv.dtype, kv.geometry, "test", kv.layout)
+    async def _server(self, role: Role, stack: AsyncExitStack) -> Any:
+        """Of all ranks; who is asked by its control line."""
+        num_ranks, failures = len(self.fabrics), list[set[str]]()
+        caches = []
+        for _ in range(num_ranks):
+            memory = torch.zeros((LAYERS, BLOCKS, 1, BLOCK, CONTENT))
+            caches.append({f"model.layers.{layer}.attn": memory[layer] for layer in range(LAYERS)})
+        engines = self.engines[role] = [await self._node(role, rank, caches[rank]) for rank in range(num_ranks)]
+        halves: list[PrefillWorkerHalf | DecodeWorkerHalf] = []
+        for engine in engines:
+            if isinstance(engine, StagedPrefill):
+                halves.append(PrefillWorkerHalf(engine, None if num_ranks == 1 else lambda _: list(failures)))
+            else:
+                halves.append(DecodeWorkerHalf(engine))
+        scheduler = SchedulerHalf(role, BLOCK)
+        server = VirtualVllm(role.value, self.runtime, scheduler, halves, caches, self.chance, failures)
+        self.servers[role] = server
+        server.weights = self.weights[0].name
+        if num_ranks == 1:
+            return engines[0]
+        protocol = PrefillNodeLine if role is Role.PREFILL else DecodeRankLine
+        others = []
+        for number, engine in enumerate(engines[1:], 1):
+            host = EngineServer({engine.info.engine_id: Served(engine, protocol)}, self.runtime)
+            line, name = Line(host, (engine.info,)), NodeId(f"{role.value} rank {number}")
+            link = NodeLink(name, line, LinkConfig(), lambda *_: None, lambda _: None, self.runtime)
+            await link.start()
+            stack.push_async_callback(link.close)
+            others.append(stub(protocol)(link, engine.info.engine_id))
+        first: Any = engines[0]
+        return RankedPrefill(first, others) if role is Role.PREFILL else RankedDecode(first, others)
+
+    async def _node(self, role: Role, rank: int, caches: dict[str, torch.Tensor]) -> StagedPrefill | StagedDecode:
+        kv, num_ranks = find_kv(caches, BLOCK), len(self.fabrics)
+        geometry = replace(kv.geometry, bytes_per_token_layer=num_ranks * kv.geometry.bytes_per_token_layer)
+        whole = self.namespace = Namespace("f" * 32, kv.dtype, geometry, "test", kv.layout, num_ranks)
+        namespace = whole.parts()[rank]
         settings = ConnectorSettings(
             role=role.value, engine_id=role.value, port=0, store_url=self.url, num_slots=24, num_write_slots=3,
             slot_s=5.0, storage_s=0.4, transfer_s=0.7,
@@ -149,14 +186,14 @@ class World:
             namespace_digest=namespace.digest,
             num_slots=settings.num_slots,
             num_write_slots=0 if role is Role.PREFILL else settings.num_write_slots,
-            transport=self.fabric.transport(peer_id(EngineId(role.value), "1")),
-            open_io=lambda _: self._io(),
+            transport=self.fabrics[rank].transport(peer_id(EngineId(role.value), "1")),
+            open_io=lambda _: self._io(namespace),
             storage_nic=StorageNic(5e6, self.runtime),
             runtime=self.runtime,
             storage_deadline_s=settings.storage_s,
             transfer_deadline_s=settings.transfer_s,
         )
-        node_weights = NodeWeights(self.weights[0], namespace)
+        node_weights = NodeWeights(self.weights[0], whole, rank=rank)
         traffic.register_region(kv.region)
         traffic.register_pages(kv.num_blocks)
         await self.runtime.to_thread(traffic.start)
@@ -171,21 +208,13 @@ class World:
             self.loop,
             self.runtime.worker("kernels"),
             node_weights,
+            whole=whole if num_ranks > 1 else None,
+            num_ranks=num_ranks,
         )
-        half: PrefillWorkerHalf | DecodeWorkerHalf
-        if role is Role.PREFILL:
-            engine = self.engines[role] = StagedPrefill(parts, MAX_TOKENS)
-            half = PrefillWorkerHalf(engine)
-        else:
-            engine = self.engines[role] = StagedDecode(parts, MAX_TOKENS)
-            half = DecodeWorkerHalf(engine)
-        scheduler = SchedulerHalf(role, BLOCK)
-        server = self.servers[role] = VirtualVllm(role.value, self.runtime, scheduler, half, caches, self.chance)
-        server.weights = self.weights[0].name
-        return engine
+        return StagedPrefill(parts, MAX_TOKENS) if role is Role.PREFILL else StagedDecode(parts, MAX_TOKENS)
 
-    def _io(self) -> FaultyIo:
-        inner = MemoryStore(self.url, self.namespace.digest, self.namespace.geometry).open_io(None, self.runtime)
+    def _io(self, namespace: Namespace) -> FaultyIo:
+        inner = MemoryStore(self.url, namespace.digest, namespace.geometry).open_io(None, self.runtime)
         self.ios.append(FaultyIo(inner, self.runtime, default_delay_s=0.002))
         return self.ios[-1]
 
@@ -280,33 +309,35 @@ class World:
         for role, server in self.servers.items():
             assert server.violations == []
             assert server.num_blocks_used == 0, f"{role}: vLLM's blocks are held"
-            engine = self.engines[role]
-            engine.check_idle()
-            engine.parts.traffic.slots.check_integrity()
-            assert engine.parts.traffic.slots.num_used == 0, f"{role}: slots are held"
-            assert engine.parts.traffic.write_slots.num_used == 0, f"{role}: write slots are held"
+            for engine in self.engines[role]:
+                engine.check_idle()
+                engine.parts.traffic.slots.check_integrity()
+                assert engine.parts.traffic.slots.num_used == 0, f"{role}: slots are held"
+                assert engine.parts.traffic.write_slots.num_used == 0, f"{role}: write slots are held"
         self._check_store()
 
     def _check_store(self) -> None:
         """By each of the weights' namespace, whatever they were when a block was stored."""
         num_stored = 0
         for directory in self.weights:
-            fingerprint = self.engines[Role.DECODE].parts.weights._start.fingerprint_of(directory)
+            fingerprint = self.engines[Role.DECODE][0].parts.weights._start.fingerprint_of(directory)
             namespace = replace(self.namespace, model_fingerprint=fingerprint)
             expected: dict[bytes, tuple[int, ...]] = {}
             for tokens in self.answered:
                 keys = chain_keys(root_key(namespace), tokens, BLOCK)
                 expected |= {key: tokens[: (number + 1) * BLOCK] for number, key in enumerate(keys)}
-            store = MemoryStore(self.url, namespace.digest, namespace.geometry)
-            for key in [block.key for block in store.list_blocks()]:
-                num_stored += 1
-                found = parse_header(store.read_header(key)).digests.tolist()
-                assert found == digests(expected[key], directory.name), "a stored block is not what its key says"
+            for rank, part in enumerate(namespace.parts()):
+                store = MemoryStore(self.url, part.digest, part.geometry)
+                for key in [block.key for block in store.list_blocks()]:
+                    num_stored += 1
+                    found = parse_header(store.read_header(key)).digests.tolist()
+                    right = digests(expected[key], directory.name, rank)
+                    assert found == right, "a stored block is not what its key says"
         assert num_stored > 3
 
     async def open_namespace(self, namespace: Namespace) -> None:
         if not self.index.knows_namespace(namespace.digest):
-            found = MemoryStore(self.url, namespace.digest, namespace.geometry)
+            found = open_store(self.url, namespace, namespace.geometry)
             self.index.adopt(namespace.digest, found.list_blocks())
 
 
@@ -332,10 +363,17 @@ def test_weights_change_meanwhile(seed: int, tmp_path: Path) -> None:
     assert world.num_updates > 1
 
 
-def _run(seed: int, weights: Sequence[Path]) -> World:
+@pytest.mark.parametrize("seed", range(NUM_SEEDS))
+def test_servers_have_two_ranks(seed: int, tmp_path: Path) -> None:
+    """Which fail each on its own; seeds that are odd change weights, too."""
+    names = ("start", "a", "b") if seed % 2 else ("start",)
+    _run(seed, [model_dir(tmp_path / name, number) for number, name in enumerate(names)], num_ranks=2)
+
+
+def _run(seed: int, weights: Sequence[Path], num_ranks: int = 1) -> World:
     loop = VirtualLoop(seed)
     loop.max_steps = 2_000_000
-    world = World(seed, loop, weights)
+    world = World(seed, loop, weights, num_ranks)
     try:
         loop.run_until_complete(world.run(14))
     finally:

@@ -12,13 +12,13 @@ import xxhash
 LAYERS, BLOCK, CONTENT = 3, 64, 2
 
 
-def rows(token_ids: Sequence[int], layer: int, weights: str = "") -> np.ndarray:
-    """float32 [tokens, content]: the KV of a layer. ``weights``: a name of them."""
+def rows(token_ids: Sequence[int], layer: int, weights: str = "", rank: int = 0) -> np.ndarray:
+    """float32 [tokens, content]: the KV of a layer, as a rank has it. ``weights``: a name of them."""
     crc, found = zlib.crc32(weights.encode()), []
     for token in token_ids:
         crc = zlib.crc32(struct.pack("<i", token), crc)
         found.append((crc & 0xFFFF, crc >> 16))
-    return np.array(found, dtype=np.float32).reshape(-1, CONTENT) + layer
+    return np.array(found, dtype=np.float32).reshape(-1, CONTENT) + layer + rank / 4
 
 
 def next_token(token_ids: Sequence[int], weights: str = "") -> int:
@@ -28,7 +28,7 @@ def next_token(token_ids: Sequence[int], weights: str = "") -> int:
     return crc % 1000
 
 
-def digests(tokens: Sequence[int], weights: str) -> list[int]:
+def digests(tokens: Sequence[int], weights: str, rank: int = 0) -> list[int]:
     """Of a block's layers, the last of these tokens'."""
-    layers = [np.ascontiguousarray(rows(tokens, layer, weights)[-BLOCK:]) for layer in range(LAYERS)]
+    layers = [np.ascontiguousarray(rows(tokens, layer, weights, rank)[-BLOCK:]) for layer in range(LAYERS)]
     return [xxhash.xxh3_64_intdigest(layer.tobytes()) for layer in layers]

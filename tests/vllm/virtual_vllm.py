@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator
+from collections import Counter
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -60,22 +61,28 @@ class VirtualVllm:
         name: str,
         runtime: VirtualRuntime,
         scheduler: SchedulerHalf,
-        worker: PrefillWorkerHalf | DecodeWorkerHalf,
-        kv: dict[str, torch.Tensor],
+        workers: Sequence[PrefillWorkerHalf | DecodeWorkerHalf],
+        kv: Sequence[dict[str, torch.Tensor]],
         chance: random.Random,
+        load_failures: list[set[str]],
     ) -> None:
+        """``workers`` and ``kv`` of each rank. ``load_failures``: what ranks gather, of the step that is under way."""
         self.url, self.violations = name, list[str]()
         self.preempts, self.refuses_weights, self.weights = True, 0.0, ""
-        self._runtime, self._scheduler, self._worker, self._chance = runtime, scheduler, worker, chance
-        self._kv = [layer.numpy() for layer in kv.values()]  # each [blocks, heads, tokens, content]
-        for layer in self._kv:
+        self._runtime, self._scheduler, self._workers, self._chance = runtime, scheduler, workers, chance
+        # [rank][layer], each [blocks, heads, tokens, content]
+        self._kv = [[layer.numpy() for layer in one.values()] for one in kv]
+        for layer in self._layers:
             layer[:] = _POISON
+        self._load_failures = load_failures
+        self._reports = {kind: Counter[str]() for kind in ("sent", "received")}  # of ranks, as vLLM counts them
+        self._not_received: set[str] = set()
         self._free = list(range(1, BLOCKS))
         self._requests: dict[str, _Asked] = {}
         self._new_blocks: dict[str, list[int]] = {}
         self._ended: set[str] = set()  # since the last step
         self._work = asyncio.Event()
-        self._loads_synchronously = isinstance(worker, PrefillWorkerHalf)
+        self._loads_synchronously = isinstance(workers[0], PrefillWorkerHalf)
         self._num_asked = 0
         self._given_up: list[_Asked] = []  # looked at between steps, as vLLM does
         self._is_short = False  # of blocks
@@ -150,17 +157,18 @@ class VirtualVllm:
 
     async def collective_rpc(self, method: str, args: tuple[str, ...] = ()) -> list[Any]:
         if method == "dualpath_check_weights":
-            return [None]
+            return [None] * len(self._workers)
         weights = msgspec.json.decode(args[0], type=Weights)
         if method == "dualpath_changes_kv":
-            return [self._worker._engine.parts.weights.changes_kv(weights)]
+            return [worker._engine.parts.weights.changes_kv(weights) for worker in self._workers]
         assert method == "dualpath_change_weights"
         if self._chance.random() < self.refuses_weights:
-            return ["a test's fault"]
+            return ["a test's fault"] * len(self._workers)
         async with self._turn:
-            await self._runtime.to_thread(self._worker.change_weights, weights, self._reload)
+            for worker in self._workers:
+                await self._runtime.to_thread(worker.change_weights, weights, self._reload)
             self._free_taken_back()
-        return [None]
+        return [None] * len(self._workers)
 
     def _reload(self, directory: str) -> None:
         assert self._is_paused
@@ -172,7 +180,7 @@ class VirtualVllm:
     def _free_taken_back(self) -> None:
         """Now vLLM may write them."""
         for block in self._taken_back:
-            for layer in self._kv:
+            for layer in self._layers:
                 layer[block] = _POISON
         self._free += self._taken_back
         self._taken_back = []
@@ -219,17 +227,35 @@ class VirtualVllm:
         new = set() if self._is_paused else self._admit(scheduled, before)
         ended, self._ended = self._ended, set()
         work = self._scheduler.step(self._output(scheduled, before, new, preempted))
-        self._worker.preempted(work.preempted)
+        for worker in self._workers:
+            worker.preempted(work.preempted)
         self._free_taken_back()
-        self._worker.begin(work)
+        for worker in self._workers:
+            worker.begin(work)
         is_sync = self._loads_synchronously and bool(work.loads)
         if is_sync:
-            self._worker.start_load()
+            self._start_load()
         wrong = self._forward(scheduled, before) if scheduled else {}
         if not is_sync:
-            self._worker.start_load()
-        self._worker.end_step()
-        self._update(scheduled, before, wrong, self._worker.finished(ended))
+            self._start_load()
+        self._load_failures[:] = [_failed_loads(worker) for worker in self._workers]
+        for worker in self._workers:
+            worker.end_step()
+        left = self._all_ranks("sent", [worker.finished(ended) for worker in self._workers])
+        self._update(scheduled, before, wrong, left)
+
+    def _start_load(self) -> None:
+        for worker in self._workers:
+            worker.start_load()
+
+    def _all_ranks(self, kind: str, reports: Sequence[set[str]]) -> set[str]:
+        """Those of which now all ranks have told."""
+        counts = self._reports[kind]
+        counts.update(name for report in reports for name in sorted(report))
+        complete = {name for name, count in counts.items() if count == len(self._workers)}
+        for name in complete:
+            del counts[name]
+        return complete
 
     def _preempt(self) -> list[str]:
         running = [r for r in self._requests.values() if r.status == "running"]
@@ -297,39 +323,53 @@ class VirtualVllm:
         """What was computed from wrong KV, and why."""
         wrong: dict[str, str] = {}
         for layer in range(LAYERS):
-            if isinstance(self._worker, PrefillWorkerHalf):
-                self._worker.wait_layer(layer)
+            for worker in self._workers:
+                if isinstance(worker, PrefillWorkerHalf):
+                    worker.wait_layer(layer)
             self._runtime.block_s(_LAYER_S * self._chance.random())
             for name, num_new in scheduled.items():
-                request, start = self._requests[name], before[name]
-                expected = rows(request.all_token_ids[: start + num_new], layer, self.weights)
-                found = self._rows_of(request, layer, start + num_new)
-                if not np.array_equal(found[:start], expected[:start]):
-                    wrong.setdefault(name, f"layer {layer} of {name} has wrong KV before token {start}")
-                for position in range(start, start + num_new):
-                    place = request.blocks[position // BLOCK], 0, position % BLOCK
-                    self._kv[layer][place] = expected[position]
-            if isinstance(self._worker, PrefillWorkerHalf):
-                self._worker.layer_computed(layer)
+                request, start, nonsense = self._requests[name], before[name], name in wrong
+                for rank in range(len(self._workers)):
+                    expected = rows(request.all_token_ids[: start + num_new], layer, self.weights, rank)
+                    found = self._rows_of(request, rank, layer, start + num_new)
+                    if not np.array_equal(found[:start], expected[:start]):
+                        text = f"layer {layer} of {name} has wrong KV before token {start} in rank {rank}"
+                        wrong.setdefault(name, text)
+                    for position in range(start, start + num_new):
+                        place = request.blocks[position // BLOCK], 0, position % BLOCK
+                        self._kv[rank][layer][place] = expected[position] + nonsense / 2
+            for worker in self._workers:
+                if isinstance(worker, PrefillWorkerHalf):
+                    worker.layer_computed(layer)
         return wrong
 
-    def _rows_of(self, request: _Asked, layer: int, num_tokens: int) -> np.ndarray:
+    @property
+    def _layers(self) -> list[np.ndarray]:
+        """Of all ranks."""
+        return [layer for rank in self._kv for layer in rank]
+
+    def _rows_of(self, request: _Asked, rank: int, layer: int, num_tokens: int) -> np.ndarray:
         blocks = request.blocks[: -(-num_tokens // BLOCK)]
-        return self._kv[layer][blocks, 0].reshape(-1, CONTENT)[:num_tokens]
+        return self._kv[rank][layer][blocks, 0].reshape(-1, CONTENT)[:num_tokens]
 
     def _update(self, scheduled: dict[str, int], before: dict[str, int], wrong: dict[str, str], left: set[str]) -> None:
         failed: set[str] = set()
-        if isinstance(self._worker, PrefillWorkerHalf):
-            errors = self._worker.load_errors
+        prefill = [worker for worker in self._workers if isinstance(worker, PrefillWorkerHalf)]
+        if prefill:
+            errors = set[int]().union(*(worker.load_errors for worker in prefill))
             for name in scheduled:
                 request = self._requests[name]
                 bad = [number for number, block in enumerate(request.blocks) if block in errors]
                 if bad and bad[0] * BLOCK < before[name]:
                     failed.add(name)
                     request.num_computed = bad[0] * BLOCK
-            self._scheduler.failed(self._worker.failures.req_ids)
+            self._scheduler.failed(set[str]().union(*(worker.failures.req_ids for worker in prefill)))
         else:
-            self._take_in(*self._worker.taken())
+            reports = [worker.taken() for worker in self._workers if isinstance(worker, DecodeWorkerHalf)]
+            self._not_received |= set[str]().union(*(failed for _, failed in reports))
+            received = self._all_ranks("received", [received for received, _ in reports])
+            self._take_in(received, self._not_received & received)
+            self._not_received -= received
         self.violations += [text for name, text in wrong.items() if name not in failed]
         for name in left:
             self._give_back(self._requests.pop(name))
@@ -376,7 +416,7 @@ class VirtualVllm:
             return False
         for _ in range(max(0, num_wanted)):
             block = self._free.pop(0)
-            if any((layer[block] != _POISON).any() for layer in self._kv):
+            if any((layer[block] != _POISON).any() for layer in self._layers):
                 self.violations.append(f"{self.url}: somebody has written block {block}, which was free")
             request.blocks.append(block)
             self._new_blocks.setdefault(request.request_id, []).append(block)
@@ -384,7 +424,13 @@ class VirtualVllm:
 
     def _give_back(self, request: _Asked) -> None:
         for block in request.blocks:
-            for layer in self._kv:
+            for layer in self._layers:
                 layer[block] = _POISON
         self._free += request.blocks
         request.blocks = []
+
+
+def _failed_loads(worker: PrefillWorkerHalf | DecodeWorkerHalf) -> set[str]:
+    """Of this step. All of its layers have been waited for."""
+    loads = worker._loads if isinstance(worker, PrefillWorkerHalf) else []
+    return {one.load.req_id for one in loads if one.error is not None}
