@@ -21,6 +21,7 @@ def main() -> None:
         FullAttentionSpec,
         KVCacheConfig,
         KVCacheGroupSpec,
+        MLAAttentionSpec,
         SlidingWindowSpec,
     )
 
@@ -32,6 +33,8 @@ def main() -> None:
         common = {"block_size": 128, "num_kv_heads": 4, "head_size": 32, "dtype": torch.float32}
         if kind == "sliding":
             return KVCacheGroupSpec(["a"], SlidingWindowSpec(**common, sliding_window=256))
+        if kind == "mla":
+            return KVCacheGroupSpec(["a"], MLAAttentionSpec(**common | {"num_kv_heads": 1, "head_size": 576}))
         window = {"sliding_window": 256} if kind == "full-with-window" else {}
         return KVCacheGroupSpec(["a"], FullAttentionSpec(**common, **window, non_causal=kind == "non-causal"))
 

@@ -42,6 +42,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], list[str], str | None]] =
     "diffusion": ({}, {"diffusion_config": "some"}, ["full"], "diffusion"),
     "hybrid": ({}, {}, ["full", "sliding"], "2 groups"),
     "sliding window": ({}, {}, ["sliding"], "SlidingWindowSpec"),
+    "MLA on a CPU": ({}, {}, ["mla"], "MLA on a CPU"),
     "full layers with a window": ({}, {}, ["full-with-window"], "last 256 tokens"),
     "producer": ({"kv_role": "kv_producer"}, {}, ["full"], "kv_both"),
     "failing requests": ({"kv_load_failure_policy": "fail"}, {}, ["full"], "recompute"),

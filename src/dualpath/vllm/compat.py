@@ -9,6 +9,7 @@ import torch
 from huggingface_hub import snapshot_download
 from vllm.distributed.parallel_state import get_tp_group
 from vllm.model_executor.model_loader import get_model_loader
+from vllm.platforms import current_platform
 from vllm.transformers_utils.config import get_config
 from vllm.v1.kv_cache_interface import FullAttentionSpec, MLAAttentionSpec
 
@@ -30,7 +31,7 @@ def check_server(config: Any, kv_cache_config: Any) -> None:
     identity.mode(config)  # raises where a setting cannot be part of blocks' name
     _check_parallel(config.parallel_config)
     _check_steps(config)
-    _check_groups(kv_cache_config.kv_cache_groups)
+    _check_groups(kv_cache_config.kv_cache_groups, current_platform.is_cpu())
 
 
 def _refuse(is_wrong: bool, text: str) -> None:
@@ -89,7 +90,7 @@ def _check_steps(config: Any) -> None:
     )
 
 
-def _check_groups(groups: Any) -> None:
+def _check_groups(groups: Any, on_cpu: bool) -> None:
     _refuse(
         len(groups) != 1,
         f"a hybrid model with {len(groups)} groups of KV caches: all layers must keep the KV of all tokens",
@@ -97,6 +98,7 @@ def _check_groups(groups: Any) -> None:
     spec = groups[0].kv_cache_spec
     whole = type(spec) in (FullAttentionSpec, MLAAttentionSpec)
     _refuse(not whole, f"layers of kind {type(spec).__name__}: all layers must keep the KV of all tokens")
+    _refuse(is_mla(spec) and on_cpu, "MLA on a CPU: vLLM cannot compute a prompt there behind KV that it already has")
     limited = getattr(spec, "sliding_window", None) or getattr(spec, "attention_chunk_size", None)
     _refuse(bool(limited), f"attention over the last {limited} tokens only")
     _refuse(bool(getattr(spec, "non_causal", False)), _NON_CAUSAL)
