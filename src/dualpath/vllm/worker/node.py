@@ -160,7 +160,7 @@ class Node:
         if self._ranks is None:
             return 0.0
         lease_s = self._settings.lease_s
-        return RANK_SILENCE_S if lease_s is None else min(RANK_SILENCE_S, lease_s / 2)
+        return RANK_SILENCE_S if lease_s is None else min(RANK_SILENCE_S, lease_s / 3)
 
     async def _claim(self) -> None:
         """Nobody of a former server of this place is left: it could still move KV in this one's name. The first rank's
@@ -250,6 +250,8 @@ class Node:
             await link.close()
             await channel.close()
         await self._process.close()
+        if isinstance(self._process.served, RankedDecode):
+            await self._process.served.close()
         await self._server.end()
         if isinstance(self.engine, StagedDecode):
             await self.engine.close()

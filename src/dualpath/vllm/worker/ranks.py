@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterable, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Generic, Protocol, TypeVar, cast
+from typing import Any, Generic, Protocol, cast
 
 import msgspec
 
@@ -29,7 +29,7 @@ from dualpath.vllm.worker.staged_decode import StagedDecode
 from dualpath.vllm.worker.staged_prefill import StagedPrefill
 from dualpath.vllm.worker.tasks import Task
 
-T = TypeVar("T")
+_LOOK_S = 0.1
 
 
 class Ranks(Protocol):
@@ -49,6 +49,10 @@ class DecodeRankLine(DecodeNodeLine, Protocol):
     @holds
     async def reserve_these(self, request_id: RequestId, slots: Sequence[int]) -> None:
         """Instead of ``reserve``: wait until these are free here, too."""
+        ...
+
+    async def lingering(self, slots: Sequence[int]) -> tuple[int, ...]:
+        """Those of them that were let go of here, and that something may still move in or out of."""
         ...
 
 
@@ -145,6 +149,7 @@ class RankedDecode(_Ranked[Any]):
         super().__init__(own, others)
         self._own_decode, self._telling = own, dict[RequestId, _Telling]()
         self._num_storing = 1 if own.parts.whole is None else len(self._ranks)
+        self._watches: dict[asyncio.Task[None], None] = {}
 
     async def reserve(self, request_id: RequestId, num_slots: int) -> tuple[int, ...]:
         slots = await self._own_decode.reserve(request_id, num_slots)
@@ -184,9 +189,30 @@ class RankedDecode(_Ranked[Any]):
             await telling.told()
 
     async def release(self, request_id: RequestId) -> None:
-        """The first rank last: whoever is granted its slots then finds them on their way in the others."""
+        """The first rank last: whoever is granted its slots then finds them free in the others, or soon. Those that
+        something still touches there stay out of use here, too."""
         await _each(rank.release(request_id) for rank in self._others)
+        slots = self._own_decode.slots_of(request_id)
+        if slots and (busy := await self._busy(slots)):
+            self._own.parts.traffic.slots.hold(busy)
+            watch = asyncio.create_task(self._watch(busy))
+            self._watches[watch] = None
+            watch.add_done_callback(lambda ended: self._watches.pop(ended, None))
         await self._own_decode.release(request_id)
+
+    async def _busy(self, slots: Sequence[int]) -> set[int]:
+        """In any other rank."""
+        return set[int]().union(*await _all(rank.lingering(slots) for rank in self._others))
+
+    async def _watch(self, slots: set[int]) -> None:
+        while slots:
+            await self._own.parts.runtime.sleep_s(_LOOK_S)
+            busy = await self._busy(sorted(slots))
+            self._own.parts.traffic.slots.unhold(slots - busy)
+            slots = busy
+
+    async def close(self) -> None:
+        await _end(self._watches)
 
 
 class _Telling:

@@ -44,6 +44,13 @@ class StagedDecode(StagedNode[DecodeTask]):
         await self._staged.reserve_these(request_id, slots)
         self._expect(request_id, len(slots))
 
+    async def lingering(self, slots: Sequence[int]) -> tuple[int, ...]:
+        """``ranks.DecodeRankLine``."""
+        return tuple(self.parts.traffic.slots.lingering(slots))
+
+    def slots_of(self, request_id: RequestId) -> list[int]:
+        return list(self._staged.slots(request_id).values())
+
     def _expect(self, request_id: RequestId, num_slots: int) -> None:
         self._staged.assign(request_id, range(num_slots))
         stack = self._expecting.setdefault(request_id, ExitStack())
