@@ -120,10 +120,10 @@ class SlotPool:
                     self._take_back(slot)
             self._grant()
 
-    def lingering(self, slots: Iterable[int]) -> list[int]:
-        """Those of them that nobody owns, and that a transfer may still touch."""
+    def used(self, slots: Iterable[int]) -> list[int]:
+        """Those of them that somebody owns, or that linger."""
         with self._lock:
-            return [slot for slot in slots if slot in self._lingering]
+            return [slot for slot in slots if slot in self._granted or slot in self._lingering]
 
     def suspect(self, slots: Iterable[int]) -> None:
         """Damage was found in these: bad memory, or somebody writes to them who must not. Their owner keeps them.

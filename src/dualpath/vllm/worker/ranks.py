@@ -51,8 +51,8 @@ class DecodeRankLine(DecodeNodeLine, Protocol):
         """Instead of ``reserve``: wait until these are free here, too."""
         ...
 
-    async def lingering(self, slots: Sequence[int]) -> tuple[int, ...]:
-        """Those of them that were let go of here, and that something may still move in or out of."""
+    async def used_slots(self, slots: Sequence[int]) -> tuple[int, ...]:
+        """Those of them that are not free here."""
         ...
 
 
@@ -152,9 +152,29 @@ class RankedDecode(_Ranked[Any]):
         self._watches: dict[asyncio.Task[None], None] = {}
 
     async def reserve(self, request_id: RequestId, num_slots: int) -> tuple[int, ...]:
-        slots = await self._own_decode.reserve(request_id, num_slots)
+        """Slots that another rank still moves in or out of stay out of use here, too: others are taken."""
+        while True:
+            slots = await self._own_decode.reserve(request_id, num_slots)
+            if not (used := await self._used(slots)):
+                break
+            self._own.parts.traffic.slots.hold(used)
+            watch = asyncio.create_task(self._watch(used))
+            self._watches[watch] = None
+            watch.add_done_callback(lambda ended: self._watches.pop(ended, None))
+            await self._own_decode.release(request_id)
         await _all(rank.reserve_these(request_id, slots) for rank in self._others)
         return slots
+
+    async def _used(self, slots: Sequence[int]) -> set[int]:
+        """In any other rank. What is free there stays so until it is granted here."""
+        return set[int]().union(*await _all(rank.used_slots(slots) for rank in self._others))
+
+    async def _watch(self, slots: set[int]) -> None:
+        while slots:
+            await self._own.parts.runtime.sleep_s(_LOOK_S)
+            used = await self._used(sorted(slots))
+            self._own.parts.traffic.slots.unhold(slots - used)
+            slots = used
 
     async def persist(self, order: DecodeOrder) -> AsyncIterator[DecodeStep]:
         request_id, votes = order.request.request_id, _Votes(self._num_storing)
@@ -189,27 +209,9 @@ class RankedDecode(_Ranked[Any]):
             await telling.told()
 
     async def release(self, request_id: RequestId) -> None:
-        """The first rank last: whoever is granted its slots then finds them free in the others, or soon. Those that
-        something still touches there stay out of use here, too."""
+        """The first rank last: whoever is granted its slots then finds them free in the others, or soon."""
         await _each(rank.release(request_id) for rank in self._others)
-        slots = self._own_decode.slots_of(request_id)
-        if slots and (busy := await self._busy(slots)):
-            self._own.parts.traffic.slots.hold(busy)
-            watch = asyncio.create_task(self._watch(busy))
-            self._watches[watch] = None
-            watch.add_done_callback(lambda ended: self._watches.pop(ended, None))
         await self._own_decode.release(request_id)
-
-    async def _busy(self, slots: Sequence[int]) -> set[int]:
-        """In any other rank."""
-        return set[int]().union(*await _all(rank.lingering(slots) for rank in self._others))
-
-    async def _watch(self, slots: set[int]) -> None:
-        while slots:
-            await self._own.parts.runtime.sleep_s(_LOOK_S)
-            busy = await self._busy(sorted(slots))
-            self._own.parts.traffic.slots.unhold(slots - busy)
-            slots = busy
 
     async def close(self) -> None:
         await _end(self._watches)

@@ -44,12 +44,9 @@ class StagedDecode(StagedNode[DecodeTask]):
         await self._staged.reserve_these(request_id, slots)
         self._expect(request_id, len(slots))
 
-    async def lingering(self, slots: Sequence[int]) -> tuple[int, ...]:
+    async def used_slots(self, slots: Sequence[int]) -> tuple[int, ...]:
         """``ranks.DecodeRankLine``."""
-        return tuple(self.parts.traffic.slots.lingering(slots))
-
-    def slots_of(self, request_id: RequestId) -> list[int]:
-        return list(self._staged.slots(request_id).values())
+        return tuple(self.parts.traffic.slots.used(slots))
 
     def _expect(self, request_id: RequestId, num_slots: int) -> None:
         self._staged.assign(request_id, range(num_slots))
