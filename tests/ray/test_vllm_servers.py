@@ -239,6 +239,7 @@ def write(folder: Path, store: str = "", **parts: str) -> Path:
         ({"node": "engines = 2"}, r"[nodes] engines: pe0 has 2; a vLLM server is a node of its own"),
         ({"vllm": 'join = ["prefill=http://a:1", "decode=http://b:1"]'}, "[[nodes]] with --vllm-join"),
         ({"cluster": 'tensor_parallel_listen = "a:1"'}, "a vLLM server starts all its ranks itself, on one host"),
+        ({"node": 'vllm_args = ["--tensor_parallel_size=2"]'}, "use --tensor-parallel, [cluster] tensor_parallel in"),
         ({"node": 'vllm_args = ["-tp=2"]'}, "-tp=2 of a vLLM server: use --tensor-parallel"),
         ({"node": 'vllm_args = ["--tensor-parallel-size", "2"]'}, "--tensor-parallel-size of a vLLM server: use"),
         ({"cluster": 'system = "oracle"\nallow_invalid_answers = true'}, "vLLM servers move KV"),

@@ -106,6 +106,20 @@ def test_former_weights_go_and_the_latest_stay(root: Path) -> None:
     assert left(root, other_kind) == keys(1)
 
 
+def test_ranks_parts_of_the_same_blocks_stay_and_go_together(root: Path) -> None:
+    """Each rank has a namespace of its own: they are one version of weights."""
+    third = b"third-namespace-"
+    place(root, third, 1, block_bytes(1, third), age_s=9000)
+    for namespace in (NAMESPACE, OTHER):
+        told = WeightsNote("m", "7", "/weights/step_7", time.time() - 4000, whole="ab" * 16)
+        FileFolder(str(root)).write_note(namespace, told)
+    done = collect(root.as_uri(), keep_latest=1)
+    deleted = {share.namespace.namespace_digest: share.num_deleted for share in done.shares}
+    assert deleted == {NAMESPACE: 0, OTHER: 0, third: 1}
+    assert collect(root.as_uri(), namespace=OTHER).num_deleted == 7
+    assert (left(root), left(root, OTHER)) == (set(), set())
+
+
 def test_what_a_server_uses_is_latest_whenever_it_was_written(root: Path) -> None:
     note(root, OTHER, age_s=20)  # it reads what was written long ago
     assert collect(root.as_uri(), keep_latest=1).num_deleted == 6

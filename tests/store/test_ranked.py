@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dualpath.core.errors import ConfigError
+from dualpath.core.errors import ConfigError, StoreError
 from dualpath.core.geometry import KvGeometry
 from dualpath.core.ids import BlockKey
 from dualpath.core.keys import Namespace
@@ -15,10 +15,15 @@ from dualpath.core.runtime import SystemRuntime
 from dualpath.store.header import object_bytes
 from dualpath.store.memory import MemoryStore, forget
 from dualpath.store.open import open_store
-from dualpath.store.ranked import RankedStore
+from dualpath.store.ranked import RankedStore, parts_listed
 
 WHOLE = Namespace("f" * 32, "float32", KvGeometry(2, 4, 16), "test", "vllm-tp2", num_ranks=2)
 URL = "memory://ranked"
+
+
+class _Stubborn(MemoryStore):
+    def delete(self, key: BlockKey) -> None:
+        raise StoreError("a test's fault")
 
 
 class _Later(SystemRuntime):
@@ -42,6 +47,8 @@ def test_a_block_is_there_when_all_its_parts_are() -> None:
         assert not store.exists(alone)
         store.delete(whole)
         assert [part.exists(whole) for part in parts] == [False, False]
+        assert parts_listed(store) == 6  # whoever waits for the first block sees that storage answers
+        assert parts_listed(parts[0]) == 0
     finally:
         forget(URL)
 
@@ -55,6 +62,24 @@ def test_an_old_part_that_is_alone_is_deleted() -> None:
         parts[1]._shelf.put(young, bytes(8), 10_000.0 - 3_599)
         assert list(RankedStore(WHOLE, parts, _Later()).list_blocks()) == []
         assert [parts[1].exists(key) for key in (old, young)] == [False, True]
+    finally:
+        forget(URL)
+
+
+def test_a_part_that_cannot_be_deleted_keeps_no_other_and_no_start(caplog: pytest.LogCaptureFixture) -> None:
+    try:
+        first, second = WHOLE.parts()
+        parts = [_Stubborn(URL, first.digest, first.geometry), MemoryStore(URL, second.digest, second.geometry)]
+        key, alone = BlockKey(bytes(16)), BlockKey(bytes([1]) * 16)
+        for part in parts:
+            part.put_raw(key, bytes(object_bytes(part.geometry)))
+        parts[0].put_raw(alone, bytes(8))
+        store = RankedStore(WHOLE, parts, _Later())
+        assert [block.key for block in store.list_blocks()] == [key]
+        assert "a test's fault" in caplog.text
+        with pytest.raises(StoreError, match="a test's fault"):
+            store.delete(key)
+        assert [part.exists(key) for part in parts] == [True, False]
     finally:
         forget(URL)
 

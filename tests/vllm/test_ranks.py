@@ -13,6 +13,7 @@ from tests.vllm.ranked_nodes import NUM_RANKS, servers
 from dualpath.core.errors import ConfigError, DeadlineExceededError
 from dualpath.store.open import open_store
 from dualpath.vllm.messages import Load, Push, StepWork
+from dualpath.vllm.worker.layer_loads import LayerLoads
 
 TOKENS = list(range(5 * BLOCK))
 
@@ -95,6 +96,45 @@ async def test_what_one_rank_could_not_load_no_rank_pushes(tmp_path: Path) -> No
         await both.release(rid)
 
 
+async def test_a_rank_that_breaks_off_lets_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM hears of its error when the first rank has answered, which waits for what the others gather."""
+    end = LayerLoads.end
+
+    def end_badly(self: LayerLoads) -> None:
+        end(self)
+        if self._parts.weights._rank == 1:
+            raise RuntimeError("a test's fault")
+
+    async with servers(tmp_path) as both:
+        await both.turn("a", TOKENS[: 4 * BLOCK], 1)
+        request = both.request("b", TOKENS)
+        rid = request.request_id
+        order = await both.read(request, 4, (0, 1, 2, 3))
+        line = both.prefill.line.hand_over(order)
+        assert await anext(line)
+        monkeypatch.setattr(LayerLoads, "end", end_badly)
+        ids = (7, 8, 9, 10, 11)
+        work = StepWork(loads=[Load("b", rid, 0, ids[:4])], pushes=[Push("b", rid, 0, ids, is_last=True)])
+        with pytest.raises(RuntimeError, match="a test's fault"):
+            await both.prefill.step(work)
+        first, second = (side.half for side in both.prefill.ranks)
+        assert first.load_errors == set(ids[:4])
+        for task in second._pins:  # its process would end
+            second._tasks.unpin(task)
+        await line.aclose()
+        await both.release(rid)
+
+
+async def test_the_first_rank_may_take_its_time_to_come(tmp_path: Path) -> None:
+    """It waits for all ranks that start; later its silence means that it is gone."""
+    async with servers(tmp_path) as both:
+        first, second = (side.node for side in both.decode.ranks)
+        assert second._patience_s(20.0) == 20.0
+        second._process.is_met = False
+        assert second._patience_s(20.0) > 120.0
+        assert first._patience_s(20.0) == 20.0
+
+
 async def test_a_block_is_stored_when_every_rank_has_stored_its_part(tmp_path: Path) -> None:
     async with servers(tmp_path) as both:
         broken = open_store(f"file://{tmp_path}/store", both.namespace.parts()[1], both.namespace.parts()[1].geometry)
@@ -128,7 +168,7 @@ async def test_a_part_that_is_gone_is_a_block_that_is_gone(tmp_path: Path) -> No
 
 async def test_a_slot_is_granted_when_it_is_free_in_every_rank(tmp_path: Path) -> None:
     """The other rank may be copying out of it still, while the first one has let go of it."""
-    async with servers(tmp_path, slot_s=0.5) as both:
+    async with servers(tmp_path, slot_s=2.0) as both:
         first, second = both.decode.ranks
         slots = await both.decode.line.reserve("a", 3)
         assert first.traffic.slots.granted == second.traffic.slots.granted == sorted(slots)

@@ -278,6 +278,9 @@ def test_ranks_of_a_server_get_devices_memory_and_threads(python: Path, monkeypa
         where = given.index("--middleware")
         assert given[where - len(ranks) : where] == ranks
     assert kv_bytes == [kv_bytes[0], kv_bytes[0] // 2, kv_bytes[0] // 2]
+    few = replace(one.memory, decode_staging_bytes=2 * 400 * geometry.bytes_per_token)
+    slots = [sizes_of(replace(config, memory=few))[1].decode_slots for config in (one, two, four)]
+    assert slots == [slots[0], slots[0], slots[0] // 2], "four ranks have each of two heads twice"
     assert devices(2, 4, {}, 2) == ["0,1", "2,3"]
     assert devices(3, 4, {}, 2) == ["0,1", "2,3", "0,1"]
     assert devices(2, 8, {"CUDA_VISIBLE_DEVICES": "7,6,5,4"}, 2) == ["7,6", "5,4"]

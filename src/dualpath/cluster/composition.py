@@ -35,6 +35,7 @@ from dualpath.store.header import object_bytes
 from dualpath.store.index import BlockIndex
 from dualpath.store.open import open_store, parse_url
 from dualpath.store.parents import learn_parents
+from dualpath.store.ranked import parts_listed
 from dualpath.store.shelved import ShelvedStore
 
 log = logging.getLogger(__name__)
@@ -214,9 +215,9 @@ class ServingCluster(StartsWhole):
         listing = asyncio.ensure_future(self._runtime.to_thread(index.rebuild, store))
         num_listed = -1
         while not listing.done():
-            if num_listed == index.num_listed:
+            if num_listed == index.num_listed + parts_listed(store):
                 raise StoreError(f"{store.url}: no answer for {_LISTING_S:g} s; {num_listed} blocks were listed")
-            num_listed = index.num_listed
+            num_listed = index.num_listed + parts_listed(store)
             await asyncio.wait([listing], timeout=_LISTING_S)
         listing.result()
         self._progress(f"store {store.url}: {len(index)} blocks found")

@@ -56,8 +56,10 @@ class WeightsNotes:
             self._folder = open_folder(self._url)
         weights = epoch.weights
         directory = weights.directory if weights.number else self._start_directory
-        note = WeightsNote(self._model, weights.version, directory, self._runtime.unix_s())
-        for part in epoch.namespace(self._namespace).parts():
+        namespace = epoch.namespace(self._namespace)
+        whole = namespace.digest.hex() if namespace.num_ranks > 1 else ""
+        note = WeightsNote(self._model, weights.version, directory, self._runtime.unix_s(), whole)
+        for part in namespace.parts():
             self._folder.write_note(part.digest, note)
 
     def _warn(self, error: DualPathError) -> None:

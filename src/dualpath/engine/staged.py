@@ -58,9 +58,9 @@ class StagedReads:
         self._held.setdefault(request_id, Held()).spare.extend(slots)
         return slots
 
-    async def reserve_these(self, request_id: RequestId, slots: Sequence[int]) -> None:
+    async def reserve_these(self, request_id: RequestId, slots: Sequence[int], limit_s: float) -> None:
         """As ``reserve``, but of slots that somebody else has chosen."""
-        found = await self._traffic.slots.acquire_these(slots, self._slot_deadline_s)
+        found = await self._traffic.slots.acquire_these(slots, limit_s)
         self._held.setdefault(request_id, Held()).spare.extend(found)
 
     def assign(self, request_id: RequestId, blocks: Sequence[int]) -> None:

@@ -58,8 +58,9 @@ def collect(
     summaries = summarize_rows(folder, rows)
     gone = _former(summaries, keep_latest)
     if namespace is not None:
-        _check_unused(summaries, namespace)
-        gone.add(namespace)
+        for one in _whole(summaries, namespace):
+            _check_unused(summaries, one)
+            gone.add(one)
     doomed = [row for row in rows if row.is_damaged or row.namespace_digest in gone]
     if capacity_bytes is not None:
         chosen = {row.path for row in doomed}
@@ -84,12 +85,31 @@ def _former(summaries: Iterable[NamespaceSummary], keep_latest: int | None) -> s
         return set()
     num_later: Counter[frozenset[KvGeometry]] = Counter()
     former = set()
-    for summary in sorted(summaries, key=lambda summary: (not summary.is_in_use, summary.unused_s)):
-        kind = frozenset(summary.geometries)
-        if kind and num_later[kind] >= keep_latest and not summary.is_in_use:
-            former.add(summary.namespace_digest)
+    wholes: dict[str, list[NamespaceSummary]] = {}
+    for summary in summaries:
+        wholes.setdefault(_name_of_whole(summary), []).append(summary)
+    by_use = sorted(
+        (not any(one.is_in_use for one in ones), min(one.unused_s for one in ones), name)
+        for name, ones in wholes.items()
+    )
+    for is_unused, _, name in by_use:
+        kind = frozenset(geometry for one in wholes[name] for geometry in one.geometries)
+        if kind and num_later[kind] >= keep_latest and is_unused:
+            former.update(one.namespace_digest for one in wholes[name])
         num_later[kind] += 1
     return former
+
+
+def _name_of_whole(summary: NamespaceSummary) -> str:
+    """Ranks of one engine have a namespace each for their parts of its blocks."""
+    return (summary.note.whole if summary.note else "") or summary.namespace_digest.hex()
+
+
+def _whole(summaries: Iterable[NamespaceSummary], namespace: bytes) -> set[bytes]:
+    """This one and those that have the other parts of its blocks."""
+    names = {summary.namespace_digest: _name_of_whole(summary) for summary in summaries}
+    name = names.get(namespace, namespace.hex())
+    return {namespace} | {one for one, its_name in names.items() if its_name == name}
 
 
 def _check_unused(summaries: Iterable[NamespaceSummary], namespace: bytes) -> None:

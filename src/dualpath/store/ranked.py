@@ -7,11 +7,10 @@ what a crash between two of them has left.
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from dualpath.core.errors import ConfigError
+from dualpath.core.errors import ConfigError, StoreError
 from dualpath.core.ids import BlockKey
 from dualpath.core.keys import Namespace
 from dualpath.core.runtime import Clock, Runtime, SystemRuntime
@@ -33,6 +32,7 @@ class RankedStore:
         self.namespace_digest, self.geometry = namespace.digest, namespace.geometry
         self._parts, self._clock = tuple(parts), clock or SystemRuntime()
         self.url = self._parts[0].url
+        self.num_listed = 0  # parts, so far
 
     def open_io(self, agent: Any, runtime: Runtime) -> StoreIo:
         """Raises ConfigError: each rank opens its own part's."""
@@ -40,18 +40,26 @@ class RankedStore:
 
     def list_blocks(self) -> Iterator[StoredBlock]:
         """Whole blocks; one with a part of a wrong size has a wrong size. Old parts that are alone are deleted."""
-        found: list[dict[BlockKey, StoredBlock]] = [{b.key: b for b in part.list_blocks()} for part in self._parts]
-        counts = Counter(key for part in found for key in part)
         expected_bytes, now_unix_s = object_bytes(self._parts[0].geometry), self._clock.unix_s()
-        for key, count in counts.items():
-            blocks = [part[key] for part in found if key in part]
-            modified_unix_s = max(block.modified_unix_s for block in blocks)
+        found: dict[BlockKey, tuple[int, bool, float]] = {}  # how many parts, whether all are sound, the latest's time
+        for part in self._parts:
+            for block in part.list_blocks():
+                self.num_listed += 1
+                count, is_sound, latest = found.get(block.key, (0, True, 0.0))
+                is_sound = is_sound and block.num_bytes == expected_bytes
+                found[block.key] = count + 1, is_sound, max(latest, block.modified_unix_s)
+        for key, (count, is_sound, modified_unix_s) in found.items():
             if count == len(self._parts):
-                is_sound = all(block.num_bytes == expected_bytes for block in blocks)
                 yield StoredBlock(key, object_bytes(self.geometry) if is_sound else 0, modified_unix_s)
             elif now_unix_s - modified_unix_s > _ALONE_S:
-                log.warning("%s: block %s has %d of %d parts: deleted", self.url, key.hex(), count, len(self._parts))
-                self.delete(key)
+                self._delete_alone(key, count)
+
+    def _delete_alone(self, key: BlockKey, count: int) -> None:
+        log.warning("%s: block %s has %d of %d parts: deleted", self.url, key.hex(), count, len(self._parts))
+        try:
+            self.delete(key)
+        except StoreError as error:
+            log.warning("%s", error)
 
     def exists(self, key: BlockKey) -> bool:
         return all(part.exists(key) for part in self._parts)
@@ -61,8 +69,15 @@ class RankedStore:
         return self._parts[0].read_header(key)
 
     def delete(self, key: BlockKey) -> None:
+        """All parts are tried. Raises the first StoreError."""
+        errors = []
         for part in self._parts:
-            part.delete(key)
+            try:
+                part.delete(key)
+            except StoreError as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
 
     def free_bytes(self) -> int | None:
         return self._parts[0].free_bytes()
@@ -73,3 +88,8 @@ class RankedStore:
     def close(self) -> None:
         for part in self._parts:
             part.close()
+
+
+def parts_listed(store: BlockStore) -> int:
+    """So far, of a store in parts: its listing yields nothing before the last part's."""
+    return store.num_listed if isinstance(store, RankedStore) else 0

@@ -22,6 +22,7 @@ class WeightsNote:
     version: str  # as clients are told; "0": those of the server's start
     directory: str
     used_unix_s: float
+    whole: str = ""  # the namespace of whole blocks, where this one has a rank's parts of them
 
     def encode(self) -> bytes:
         return json.dumps(asdict(self)).encode()
@@ -32,7 +33,11 @@ def parse_note(data: bytes) -> WeightsNote | None:
     try:
         found = json.loads(data)
         return WeightsNote(
-            str(found["model"]), str(found["version"]), str(found["directory"]), float(found["used_unix_s"])
+            str(found["model"]),
+            str(found["version"]),
+            str(found["directory"]),
+            float(found["used_unix_s"]),
+            str(found.get("whole", "")),
         )
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None

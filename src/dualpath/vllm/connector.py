@@ -29,7 +29,7 @@ from dualpath.vllm.settings import read_settings
 from dualpath.vllm.worker.half import DecodeWorkerHalf, PrefillWorkerHalf
 from dualpath.vllm.worker.kv_region import find_kv
 from dualpath.vllm.worker.namespace import find_namespace
-from dualpath.vllm.worker.node import ModelFacts, Node
+from dualpath.vllm.worker.node import ModelFacts, Node, end_alone
 from dualpath.vllm.worker.staged_decode import StagedDecode
 from dualpath.vllm.worker.weights import NodeWeights
 
@@ -121,8 +121,13 @@ class DualPathConnector(KVConnectorBase_V1):
         model = ModelFacts(name if isinstance(name, str) else name[0], config.model_config.max_model_len)
         read_config = partial(compat.read_config, config)
         self._weights = NodeWeights(where, namespace, config.model_config.model, read_config, rank)
-        self._node = node = Node(settings, namespace, kv, model, self._secret, self._weights, ranks=ranks)
-        node.start()
+        try:
+            self._node = node = Node(settings, namespace, kv, model, self._secret, self._weights, ranks=ranks)
+            node.start()
+        except Exception as error:
+            if rank:
+                end_alone(error)
+            raise
         self._layers = {layer: number for number, layer in enumerate(kv.layer_names)}
         if settings.engine_role is Role.PREFILL:
             assert not isinstance(node.engine, StagedDecode)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -74,7 +74,7 @@ def _check_ranks(config: ServeConfig) -> None:
     if config.cluster.tensor_parallel_listen is not None:
         raise ConfigError("[cluster] tensor_parallel_listen: a vLLM server starts all its ranks itself, on one host")
     for text in (*config.vllm.args, *(text for node in config.nodes for text in node.vllm_args)):
-        if text.partition("=")[0] in ("--tensor-parallel-size", "-tp"):
+        if text.partition("=")[0].replace("_", "-") in ("--tensor-parallel-size", "-tp"):
             raise ConfigError(f"{text} of a vLLM server: use --tensor-parallel, [cluster] tensor_parallel in a file")
 
 
@@ -159,7 +159,12 @@ def sizes_of(config: ServeConfig) -> tuple[KvGeometry, Sizes]:
         geometry = KvGeometry(layers, config.store.block_tokens, row_bytes)
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{config.model.dir}/config.json: cannot tell the size of its KV: {error!r}") from None
-    return geometry, derive_sizes(config.memory, geometry, context)
+    memory = config.memory
+    copies = config.cluster.tensor_parallel * rank_bytes_per_token(config, geometry) // geometry.bytes_per_token
+    if copies > 1:  # ranks that have the same KV have a buffer of it each
+        prefill, decode = memory.prefill_staging_bytes // copies, memory.decode_staging_bytes // copies
+        memory = replace(memory, prefill_staging_bytes=prefill, decode_staging_bytes=decode)
+    return geometry, derive_sizes(memory, geometry, context)
 
 
 def rank_bytes_per_token(config: ServeConfig, geometry: KvGeometry) -> int:

@@ -148,9 +148,17 @@ class PrefillWorkerHalf(WorkerHalf):
             push.push_layer(layer)
 
     def end_step(self) -> None:
+        errors = []
         for loads in self._loads:
-            loads.end()
-        void = self._void(self._failed())
+            try:
+                loads.end()
+            except Exception as error:  # other ranks wait to hear of it
+                loads.error = error
+                errors.append(error)
+        failed = self._failed()
+        if errors:
+            raise errors[0]
+        void = self._void(failed)
         for push in self._pushes:
             if push.push.req_id in void:
                 take_back(self._parts, push.task)

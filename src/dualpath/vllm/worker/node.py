@@ -43,6 +43,8 @@ _CLAIM_S = 30.0
 _END_S = 10.0
 _ABANDONED = 75  # exit code
 _AGAIN_S = 0.2
+_MEET_S = 180.0
+_LOOKS_S = 2.0  # by so much two watches together may be late
 RANK_SILENCE_S = 30.0
 
 
@@ -151,9 +153,13 @@ class Node:
             raise ConfigError(f"dualpath.port: cannot listen on {place}: {error.strerror or error}") from None
         limit_s, lease_s = self._silence_s(), self._settings.lease_s
         if self._rank == 0 and lease_s is not None:
-            self._watching = asyncio.create_task(self._watch(lease_s - limit_s, "the scheduler"))
+            self._watching = asyncio.create_task(self._watch(self._leave_s(lease_s), "the scheduler"))
         elif self._rank:
             self._watching = asyncio.create_task(self._watch(limit_s, "the first rank"))
+
+    def _leave_s(self, lease_s: float) -> float:
+        """Of the scheduler's silence, so that the others have ended, too, when the lease has."""
+        return lease_s if self._ranks is None else max(lease_s / 2, lease_s - self._silence_s() - _LOOKS_S)
 
     def _silence_s(self) -> float:
         """After so long without a word ranks give each other up: all have ended when a lease has."""
@@ -196,6 +202,10 @@ class Node:
             return RankedPrefill(self.engine, stubs)
         return RankedDecode(self.engine, stubs)
 
+    def _patience_s(self, limit_s: float) -> float:
+        """Until the first rank has come for the first time, it may wait for others that start."""
+        return limit_s if self._process.is_met or not self._rank else max(limit_s, _MEET_S)
+
     def _rank_lost(self, link: NodeLink, error: EngineLostError) -> None:
         """Its part of everything is gone, and vLLM cannot go on either."""
         if not self._is_closing:
@@ -204,7 +214,7 @@ class Node:
 
     async def _watch(self, limit_s: float, whom: str) -> None:
         """Whoever gives this server up for dead after that long may reuse the memory that it could write."""
-        while self._runtime.now_s() - self._process.heard_at_s < limit_s:
+        while self._runtime.now_s() - self._process.heard_at_s < self._patience_s(limit_s):
             await self._runtime.sleep_s(min(1.0, limit_s / 4))
         _log.error("nothing heard of %s for %g s: ending", whom, limit_s)
         os._exit(_ABANDONED)
@@ -265,6 +275,7 @@ class _Process:
         self._incarnation = runtime.unique_id()
         self._server: EngineServer | None = None
         self.served: Any = None
+        self.is_met = False
         self.heard_at_s = runtime.now_s()
 
     async def open_server(self, engine: Any, line: type) -> None:
@@ -292,9 +303,16 @@ class _Process:
         """Only the scheduler keeps a lease: no other caller does, whoever still talks to it."""
         if not caller_of(session):
             self.heard_at_s = self._runtime.now_s()
+            self.is_met = True
         if self._server is None:
             raise EngineLostError("the node is starting")
         return self._server
+
+
+def end_alone(error: Exception) -> None:
+    """A rank that cannot start ends at once: the others wait for it, and vLLM asks the first one first."""
+    _log.error("this rank cannot start: ending: %s", error, exc_info=error)
+    os._exit(_ABANDONED)
 
 
 class _RankChannel(SocketChannel):

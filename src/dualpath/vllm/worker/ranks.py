@@ -15,7 +15,7 @@ from typing import Any, Generic, Protocol, cast
 
 import msgspec
 
-from dualpath.core.errors import ConfigError
+from dualpath.core.errors import ConfigError, DeadlineExceededError
 from dualpath.core.ids import BlockKey, PeerId, RequestId
 from dualpath.core.latency import LatencyCounts
 from dualpath.core.plan import Role
@@ -30,6 +30,7 @@ from dualpath.vllm.worker.staged_prefill import StagedPrefill
 from dualpath.vllm.worker.tasks import Task
 
 _LOOK_S = 0.1
+_MOMENT_S = 1.0
 
 
 class Ranks(Protocol):
@@ -47,7 +48,7 @@ class DecodeRankLine(DecodeNodeLine, Protocol):
     """What the first rank asks another one."""
 
     @holds
-    async def reserve_these(self, request_id: RequestId, slots: Sequence[int]) -> None:
+    async def reserve_these(self, request_id: RequestId, slots: Sequence[int], limit_s: float) -> None:
         """Instead of ``reserve``: wait until these are free here, too."""
         ...
 
@@ -152,21 +153,32 @@ class RankedDecode(_Ranked[Any]):
         self._watches: dict[asyncio.Task[None], None] = {}
 
     async def reserve(self, request_id: RequestId, num_slots: int) -> tuple[int, ...]:
-        """Slots that another rank still moves in or out of stay out of use here, too: others are taken."""
+        """Slots that another rank moves in or out of for longer than a moment stay out of use here, too: others are
+        taken then."""
+        now_s, limit_s = self._own.parts.runtime.now_s, self._own.parts.settings.slot_s
+        end_s = now_s() + limit_s
         while True:
             slots = await self._own_decode.reserve(request_id, num_slots)
-            if not (used := await self._used(slots)):
-                break
-            self._own.parts.traffic.slots.hold(used)
-            watch = asyncio.create_task(self._watch(used))
-            self._watches[watch] = None
-            watch.add_done_callback(lambda ended: self._watches.pop(ended, None))
+            try:
+                await _all(rank.reserve_these(request_id, slots, _MOMENT_S) for rank in self._others)
+            except DeadlineExceededError:
+                if now_s() > end_s:
+                    raise
+            else:
+                return slots
+            await _each(rank.release(request_id) for rank in self._others)
+            self._keep_out(await self._used(slots))
             await self._own_decode.release(request_id)
-        await _all(rank.reserve_these(request_id, slots) for rank in self._others)
-        return slots
+
+    def _keep_out(self, slots: set[int]) -> None:
+        """While another rank has them. They are granted here."""
+        self._own.parts.traffic.slots.hold(slots)
+        watch = asyncio.create_task(self._watch(slots))
+        self._watches[watch] = None
+        watch.add_done_callback(lambda ended: self._watches.pop(ended, None))
 
     async def _used(self, slots: Sequence[int]) -> set[int]:
-        """In any other rank. What is free there stays so until it is granted here."""
+        """In any other rank."""
         return set[int]().union(*await _all(rank.used_slots(slots) for rank in self._others))
 
     async def _watch(self, slots: set[int]) -> None:

@@ -39,9 +39,9 @@ class StagedDecode(StagedNode[DecodeTask]):
         self._expect(request_id, num_slots)
         return tuple(slots)
 
-    async def reserve_these(self, request_id: RequestId, slots: Sequence[int]) -> None:
+    async def reserve_these(self, request_id: RequestId, slots: Sequence[int], limit_s: float) -> None:
         """``ranks.DecodeRankLine``."""
-        await self._staged.reserve_these(request_id, slots)
+        await self._staged.reserve_these(request_id, slots, limit_s)
         self._expect(request_id, len(slots))
 
     async def used_slots(self, slots: Sequence[int]) -> tuple[int, ...]:
