@@ -84,7 +84,7 @@ def _former(summaries: Iterable[NamespaceSummary], keep_latest: int | None) -> s
     if keep_latest is None:
         return set()
     num_later: Counter[frozenset[KvGeometry]] = Counter()
-    former = set()
+    former = set[bytes]()
     wholes: dict[str, list[NamespaceSummary]] = {}
     for summary in summaries:
         wholes.setdefault(_name_of_whole(summary), []).append(summary)
