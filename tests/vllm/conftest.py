@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.vllm.live import ANSWER_TOKENS, Turn, VllmPair, ask_oracle, new_tokens
+from tests.vllm.live import ANSWER_TOKENS, Turn, VllmPair, ask_oracle, new_tokens, running
 from tests.vllm.servers import PYTHON_VARIABLE, make_model, vllm_python
 
 FIRST_TOKENS = (700, 1300)  # of each conversation's first prompt; blocks have 128
@@ -46,9 +46,4 @@ def pair(vllm_model: Path, talks: list[list[Turn]], tmp_path_factory: pytest.Tem
         "prefill": ("--max-num-batched-tokens", "512", *TOOLS),
         "decode": ("--num-gpu-blocks-override", "34", *TOOLS),
     }
-    servers = VllmPair(vllm_model, tmp_path_factory.mktemp("vllm") / "pair", options=options)
-    try:
-        servers.start()
-        yield servers
-    finally:
-        servers.stop()
+    yield from running(VllmPair(vllm_model, tmp_path_factory.mktemp("vllm") / "pair", options=options))

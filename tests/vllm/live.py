@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import subprocess
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -158,6 +158,26 @@ class ServerChannel(SocketChannel):
 
     def end_process(self) -> None:
         self._server.kill()
+
+
+async def ask_first_turns(pair: VllmPair, talks: list[list[Turn]]) -> list[list[Turn]]:
+    """So that their KV is in storage."""
+    async with live(pair, "split", max_retries=0) as service:
+        for talk in talks:
+            tokens, record = await service.ask(talk[0])
+            assert tokens == talk[0].answer
+            assert record.num_hit_tokens == 0
+        await service.idle()
+    return talks
+
+
+def running(pair: VllmPair) -> Iterator[VllmPair]:
+    """A fixture's."""
+    try:
+        pair.start()
+        yield pair
+    finally:
+        pair.stop()
 
 
 @asynccontextmanager

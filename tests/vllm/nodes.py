@@ -1,8 +1,9 @@
-"""Two real nodes in this process over tensors that stand for vLLM's KV, and vLLM's order of calls."""
+"""Real nodes in this process over tensors that stand for vLLM's KV, one for each rank, and vLLM's order of calls."""
 
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -24,9 +25,12 @@ from dualpath.traffic.manager import TrafficManager
 from dualpath.vllm.line import DecodeNodeLine, PrefillNodeLine
 from dualpath.vllm.messages import Load, Push, Save, StepWork
 from dualpath.vllm.settings import ConnectorSettings
+from dualpath.vllm.together import each
 from dualpath.vllm.worker.half import DecodeWorkerHalf, PrefillWorkerHalf
 from dualpath.vllm.worker.kv_region import VllmKv, find_kv
+from dualpath.vllm.worker.namespace import find_namespace
 from dualpath.vllm.worker.node import ModelFacts, Node
+from dualpath.vllm.worker.staged_prefill import StagedPrefill
 from dualpath.vllm.worker.weights import NodeWeights
 
 LAYERS, BLOCKS, HEADS, BLOCK, CONTENT = 4, 24, 2, 64, 8
@@ -48,6 +52,11 @@ class Side:
     node: Node
     line: Any
     half: Any
+    others: list[Side] = field(default_factory=list)  # the other ranks of the server; this one has its line
+
+    @property
+    def ranks(self) -> list[Side]:
+        return [self, *self.others]
 
     @property
     def traffic(self) -> TrafficManager:
@@ -91,8 +100,9 @@ class Nodes:
         rid, keys = request.request_id, self.keys(request)
         num_blocks = -(-len(request.prompt_token_ids) // BLOCK)
         slots = await self.decode.line.reserve(rid, num_blocks)
-        for slot in slots:
-            self.decode.traffic.slot_view(slot)[:] = bytes([POISON]) * len(self.decode.traffic.slot_view(slot))
+        for side in self.decode.ranks:
+            for slot in slots:
+                side.traffic.slot_view(slot)[:] = bytes([POISON]) * len(side.traffic.slot_view(slot))
         await self.prefill.line.reserve(rid, len(on_prefill), num_blocks)
         far = [block for block in range(num_hits) if block not in on_prefill]
         digest = self.namespace.digest
@@ -118,10 +128,11 @@ class Nodes:
         return asyncio.create_task(rest())
 
     async def step(self, side: Side, work: StepWork, compute: Callable[[int], None] = lambda _: None) -> None:
-        """One step of vLLM, on a thread as there. ``compute``: what its model does in a layer."""
+        """One step of vLLM, in each worker on a thread as there. ``compute``: what the first one's model does in a
+        layer, at whose end all wait for each other."""
+        layers = threading.Barrier(len(side.ranks))
 
-        def run() -> None:
-            half = side.half
+        def run(half: Any) -> None:
             half.preempted(work.preempted)
             half.begin(work)
             is_prefill = isinstance(half, PrefillWorkerHalf)
@@ -129,35 +140,43 @@ class Nodes:
                 half.start_load()
             for layer in range(LAYERS) if is_prefill else ():
                 half.wait_layer(layer)
-                compute(layer)
+                if half is side.half:
+                    compute(layer)
+                layers.wait(20)
                 half.layer_computed(layer)
             if not (is_prefill and work.loads):
                 half.start_load()
             half.end_step()
 
-        await asyncio.to_thread(run)
+        await each(asyncio.to_thread(run, one.half) for one in side.ranks)
 
     async def change(self, weights: Weights, reload: Callable[[str], None] = lambda _: None) -> None:
         """Of both, while neither computes."""
         for side in (self.prefill, self.decode):
             fingerprint = await side.line.name_weights(weights)
-            await asyncio.to_thread(side.half.change_weights, weights, reload)
+            for one in side.ranks:
+                await asyncio.to_thread(one.half.change_weights, weights, reload)
         self.namespace = replace(self.namespace, model_fingerprint=fingerprint)
 
     async def taken(self) -> tuple[set[str], set[str]]:
-        """Steps without work until something has been taken."""
+        """Steps without work until all ranks have taken something: what, and what of it failed in any."""
+        received, failed = list[set[str]](), set[str]()
         async with asyncio.timeout(10):
-            while not (found := self.decode.half.taken())[0]:  # noqa: ASYNC110  (step after step)
-                await asyncio.sleep(0.005)
-        return found
+            for side in self.decode.ranks:
+                while not (found := side.half.taken())[0]:  # noqa: ASYNC110  (step after step)
+                    await asyncio.sleep(0.005)
+                received.append(found[0])
+                failed |= found[1]
+        return set.intersection(*received), failed
 
     async def left(self, side: Side, req_id: str) -> None:
-        """Until vLLM may have the ended request's blocks back."""
+        """Until vLLM may have the ended request's blocks back, by the word of all ranks."""
         async with asyncio.timeout(10):
-            ended = {req_id}
-            while req_id not in side.half.finished(ended):
-                ended = set()
-                await asyncio.sleep(0.005)
+            for one in side.ranks:
+                ended = {req_id}
+                while req_id not in one.half.finished(ended):
+                    ended = set()
+                    await asyncio.sleep(0.005)
 
     async def release(self, rid: RequestId) -> None:
         async with asyncio.timeout(10):
@@ -173,18 +192,28 @@ class Nodes:
         line = self.prefill.line.hand_over(order)
         assert await anext(line)
         ids = tuple(range(1, num_blocks + 1))
-        made = self.prefill.fill(ids, seed)
+        made = self.compute(ids, seed)
         await self.step(self.prefill, StepWork(pushes=[Push(name, rid, 0, ids, is_last=True)]))
         assert [item async for item in line] == []
         writing = await self.persisting(request, 0)
         await self.step(self.decode, StepWork(loads=[Load(name, rid, 0, ids)]))
         assert await self.taken() == ({name}, set())
-        assert torch.equal(self.decode.content(ids), made)
+        for side, expected in zip(self.decode.ranks, made, strict=True):
+            assert torch.equal(side.content(ids), expected)
         await self.decode.line.stop(rid)
         await writing
         await self.left(self.prefill, name)
         await self.release(rid)
-        return made
+        return made[0]
+
+    def compute(self, block_ids: Sequence[int], seed: int) -> list[torch.Tensor]:
+        """What each rank of the prefill server might have made."""
+        is_split = self.namespace.num_ranks > 1
+        return [side.fill(block_ids, seed + 100 * n * is_split) for n, side in enumerate(self.prefill.ranks)]
+
+    def told(self, request: Request, what: str) -> list[BlockKey]:
+        """Of one kind, in all steps of the decode line."""
+        return [key for step in self.written[request.request_id] for key in getattr(step, what)]
 
 
 def save(name: str, block: int, block_id: int, tokens: Sequence[int]) -> Save:
@@ -205,38 +234,91 @@ def model_dir(where: Path, seed: int) -> Path:
     return where
 
 
+class Table:
+    """Where the ranks of one server meet."""
+
+    def __init__(self, num_ranks: int) -> None:
+        self._given: list[Any] = [None] * num_ranks
+        self._barrier = threading.Barrier(num_ranks)
+
+    def gather(self, rank: int, mine: Any) -> list[Any]:
+        self._given[rank] = mine
+        self._barrier.wait(20)
+        found = list(self._given)
+        self._barrier.wait(20)
+        return found
+
+
+@dataclass
+class FakeRanks:
+    """``worker.ranks.Ranks``."""
+
+    rank: int
+    num_ranks: int
+    table: Table
+
+    def gather(self, mine: Any) -> list[Any]:
+        return self.table.gather(self.rank, mine)
+
+
 @asynccontextmanager
-async def nodes(folder: Path, device: str = "cpu", **changes: Any) -> AsyncIterator[Nodes]:
-    """Introduced to each other. On the way out nothing is held, or it is an AssertionError."""
-    start = model_dir(folder / "start", 0)
+async def nodes(
+    folder: Path, device: str = "cpu", *, num_ranks: int = 1, is_same: bool = False, **changes: Any
+) -> AsyncIterator[Nodes]:
+    """Introduced to each other. ``is_same``: the ranks' KV, as with MLA. On the way out nothing is held, or it is an
+    AssertionError."""
+    model_dir(folder / "start", 0)
     async with AsyncExitStack() as stack:
-        sides = []
-        for role, protocol in (("prefill", PrefillNodeLine), ("decode", DecodeNodeLine)):
-            caches = kv_caches(device)
-            found: VllmKv = find_kv(caches, BLOCK)
-            namespace = Namespace("f" * 32, found.dtype, found.geometry, "test", found.layout)
-            told, weights = settings(role, folder, **changes), NodeWeights(start, namespace, str(start))
-            node = Node(told, namespace, found, ModelFacts("m", 4096), SECRET, weights)
-            await asyncio.to_thread(node.start)
-            stack.push_async_callback(asyncio.to_thread, node.close)
-            channel = SocketChannel("127.0.0.1", node.port, SECRET)
-            stack.push_async_callback(channel.close)
-            link = NodeLink(NodeId(role), channel, LinkConfig(), lambda *_: None, lambda _: None)
-            await link.start()
-            stack.push_async_callback(link.close)
-            half = PrefillWorkerHalf if role == "prefill" else DecodeWorkerHalf
-            line = stub(protocol)(link, EngineId(f"{role[0]}0"))
-            sides.append(Side(caches, node, line, half(node.engine)))  # type: ignore[arg-type]
-        prefill, decode = sides
+        prefill, decode = [
+            await _server(stack, role, folder, device, num_ranks, changes, is_same=is_same)
+            for role in ("prefill", "decode")
+        ]
         await prefill.line.add_peer(decode.line.info.peer_metadata)
         await decode.line.add_peer(prefill.line.info.peer_metadata)
-        it = Nodes(prefill, decode, namespace)
-        yield it
-        for side in sides:
-            await idle(side)
+        yield Nodes(prefill, decode, prefill.node.report().namespace)
+        for side in (*prefill.ranks, *decode.ranks):
+            await _idle(side)
 
 
-async def idle(side: Side) -> None:
+async def _server(
+    stack: AsyncExitStack, role: str, folder: Path, device: str, num_ranks: int, told: dict[str, Any], *, is_same: bool
+) -> Side:
+    """Its first rank, which knows the others."""
+    start, caches = folder / "start", [kv_caches(device) for _ in range(num_ranks)]
+    table = Table(num_ranks)
+    ranks = [FakeRanks(rank, num_ranks, table) if num_ranks > 1 else None for rank in range(num_ranks)]
+
+    def make(rank: int) -> Node:
+        found: VllmKv = find_kv(caches[rank], BLOCK)
+        namespace = find_namespace(start, found, "0", ("eager", "TEST"), num_ranks, is_same=is_same)
+        weights = NodeWeights(start, namespace, str(start), rank=rank)
+        model = ModelFacts("m", 4096)
+        node = Node(settings(role, folder, **told), namespace, found, model, SECRET, weights, ranks=ranks[rank])
+        node.start()
+        return node
+
+    made = await asyncio.gather(*(asyncio.to_thread(make, rank) for rank in range(num_ranks)))
+    for node in made:
+        stack.push_async_callback(asyncio.to_thread, node.close)
+    channel: Any = SocketChannel("127.0.0.1", made[0].port, SECRET)
+    stack.push_async_callback(channel.close)
+    link = NodeLink(NodeId(role), channel, LinkConfig(), lambda *_: None, lambda _: None)
+    await link.start()
+    stack.push_async_callback(link.close)
+    line = stub(PrefillNodeLine if role == "prefill" else DecodeNodeLine)(link, EngineId(f"{role[0]}0"))
+    sides = []
+    for cache, node, one in zip(caches, made, ranks, strict=True):
+        engine = node.engine
+        if isinstance(engine, StagedPrefill):
+            half: Any = PrefillWorkerHalf(engine, None if one is None else one.gather)
+        else:
+            half = DecodeWorkerHalf(engine)
+        sides.append(Side(cache, node, line, half))
+    sides[0].others = sides[1:]
+    return sides[0]
+
+
+async def _idle(side: Side) -> None:
     """Slots come back a moment after the last write has been told."""
     for _ in range(400):
         if side.traffic.slots.num_used == 0:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.vllm.live import Live, Turn, VllmPair, live
+from tests.vllm.live import Live, Turn, VllmPair, ask_first_turns, live
 
 from dualpath.core.keys import chain_keys, root_key
 from dualpath.store.header import parse_header
@@ -23,18 +23,8 @@ HIT_TOKENS = 1408  # of the second conversation's second turn: its last token ha
 
 @pytest.fixture(scope="module")
 def stored(pair: VllmPair, talks: list[list[Turn]]) -> list[list[Turn]]:
-    """First turns have been asked, so that their KV is in storage."""
-
-    async def ask() -> None:
-        async with live(pair, "split", max_retries=0) as service:
-            for talk in talks:
-                tokens, record = await service.ask(talk[0])
-                assert tokens == talk[0].answer
-                assert record.num_hit_tokens == 0
-            await service.idle()
-
-    asyncio.run(ask())
-    return talks
+    """First turns have been asked."""
+    return asyncio.run(ask_first_turns(pair, talks))
 
 
 @pytest.fixture(autouse=True)

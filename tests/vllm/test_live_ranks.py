@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.vllm.live import Turn, VllmPair, live
+from tests.vllm.live import Turn, VllmPair, ask_first_turns, live, running
 
 from dualpath.store.ranked import RankedStore
 
@@ -20,27 +20,12 @@ _TWO = ("--tensor-parallel-size", "2")
 @pytest.fixture(scope="module")
 def ranked(vllm_model: Path, talks: list[list[Turn]], tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmPair]:
     options = {"prefill": ("--max-num-batched-tokens", "512", *_TWO), "decode": _TWO}
-    servers = VllmPair(vllm_model, tmp_path_factory.mktemp("vllm") / "ranked", options=options)
-    try:
-        servers.start()
-        yield servers
-    finally:
-        servers.stop()
+    yield from running(VllmPair(vllm_model, tmp_path_factory.mktemp("vllm") / "ranked", options=options))
 
 
 @pytest.fixture(scope="module")
 def stored(ranked: VllmPair, talks: list[list[Turn]]) -> list[list[Turn]]:
-    async def ask() -> None:
-        async with live(ranked, "split", max_retries=0) as service:
-            assert isinstance(service.store, RankedStore)
-            for talk in talks:
-                tokens, record = await service.ask(talk[0])
-                assert tokens == talk[0].answer
-                assert record.num_hit_tokens == 0
-            await service.idle()
-
-    asyncio.run(ask())
-    return talks
+    return asyncio.run(ask_first_turns(ranked, talks))
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +38,7 @@ def _empty_caches(ranked: VllmPair) -> None:
 async def test_the_second_turn_is_what_plain_vllm_says(ranked: VllmPair, stored: list[list[Turn]], path: str) -> None:
     turn = stored[1][1]
     async with live(ranked, path, max_retries=0) as service:
+        assert isinstance(service.store, RankedStore)
         tokens, record = await service.ask(turn)
         await service.idle()
     assert tokens == turn.answer

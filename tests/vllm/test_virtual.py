@@ -48,7 +48,8 @@ from dualpath.vllm.settings import ConnectorSettings
 from dualpath.vllm.worker.half import DecodeWorkerHalf, PrefillWorkerHalf
 from dualpath.vllm.worker.kv_region import find_kv
 from dualpath.vllm.worker.parts import NodeParts, WholeBlocks
-from dualpath.vllm.worker.ranks import DecodeRankLine, RankedDecode, RankedPrefill
+from dualpath.vllm.worker.ranked import RankedPrefill
+from dualpath.vllm.worker.ranked_decode import DecodeRankLine, RankedDecode
 from dualpath.vllm.worker.staged_decode import StagedDecode
 from dualpath.vllm.worker.staged_prefill import StagedPrefill
 from dualpath.vllm.worker.weights import NodeWeights

@@ -55,6 +55,10 @@ class Namespace:
         layouts = [f"{self.layout}-r{rank}" for rank in range(self.num_ranks)]
         return tuple(replace(self, geometry=part, layout=layout, num_ranks=1) for layout in layouts)
 
+    def part(self, rank: int) -> Namespace:
+        """That rank's; where ranks have the same KV, or there is one, this one."""
+        return self.parts()[rank if self.num_ranks > 1 else 0]
+
 
 def root_key(namespace: Namespace, cache_salt: str = "") -> BlockKey:
     """The parent of every first block. A tenant's salt keeps its blocks apart from everybody else's."""

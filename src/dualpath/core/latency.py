@@ -15,6 +15,12 @@ class LatencyCounts:
     counts: tuple[int, ...] = ()
     total_s: float = 0.0
 
+    def __add__(self, other: LatencyCounts) -> LatencyCounts:
+        if not (self.counts and other.counts):
+            return self if self.counts else other
+        counts = tuple(a + b for a, b in zip(self.counts, other.counts, strict=True))
+        return LatencyCounts(counts, self.total_s + other.total_s)
+
 
 NOTHING_COUNTED = LatencyCounts()
 

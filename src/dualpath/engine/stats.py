@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+from dualpath.core.latency import NOTHING_COUNTED
 from dualpath.core.stats import EngineStats
 from dualpath.traffic.manager import TrafficManager
 
@@ -38,6 +41,33 @@ def engine_stats(traffic: TrafficManager, **own: Any) -> EngineStats:
         storage_stalled_s=moved.storage_stalled_s,
         **own,
     )
+
+
+def of_ranks(stats: Sequence[EngineStats]) -> EngineStats:
+    """One engine's, of those of its ranks: bytes and memory together; what is the same in each, or waits, once."""
+    total = {name: sum(getattr(one, name) for one in stats) for name in _SUMS}
+    largest = {name: max(getattr(one, name) for one in stats) for name in _LARGEST}
+    moved: Counter[str] = Counter()
+    for one in stats:
+        moved.update(one.kv_transfer_bytes)
+    return replace(
+        stats[0],
+        **total,
+        **largest,
+        kv_transfer_bytes=dict(moved),
+        storage_read_latency=sum((one.storage_read_latency for one in stats), NOTHING_COUNTED),
+        storage_write_latency=sum((one.storage_write_latency for one in stats), NOTHING_COUNTED),
+        peers=tuple(dict.fromkeys(peer for one in stats for peer in one.peers)),
+        broken_peers=tuple(dict.fromkeys(peer for one in stats for peer in one.broken_peers)),
+    )
+
+
+_SUMS = (
+    *("storage_read_bytes", "storage_write_bytes", "nic_read_bytes", "local_copy_bytes"),
+    *("blocks_missing", "blocks_corrupt", "blocks_failed", "blocks_not_persisted", "kv_corrupt"),
+    *("transfers_lingering", "device_kv_bytes", "device_kv_used_bytes", "device_kv_peak_bytes"),
+)
+_LARGEST = ("read_queue_tokens", "staging_slots_used", "staging_slots_aside", "storage_stalled_s")
 
 
 class Stalls:

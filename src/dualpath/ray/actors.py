@@ -80,7 +80,11 @@ def gpus_of(config: ServeConfig, node: NodeConfig) -> int:
     """One for each engine, or for each rank of a vLLM server, where the node is to run on GPUs: Ray then shows its
     process no others."""
     device = node.device or config.model.device
-    num_gpus = node.engines * (config.cluster.tensor_parallel if config.cluster.engine == "vllm" else 1)
     if device == "auto":
-        return num_gpus if import_ray().cluster_resources().get("GPU", 0) else 0
-    return num_gpus if device.startswith("cuda") else 0
+        return workers_of(config, node) if import_ray().cluster_resources().get("GPU", 0) else 0
+    return workers_of(config, node) if device.startswith("cuda") else 0
+
+
+def workers_of(config: ServeConfig, node: NodeConfig) -> int:
+    """What computes in a node: its engines, or the ranks of its vLLM server."""
+    return config.cluster.tensor_parallel if config.cluster.engine == "vllm" else node.engines

@@ -29,7 +29,8 @@ from dualpath.vllm.settings import read_settings
 from dualpath.vllm.worker.half import DecodeWorkerHalf, PrefillWorkerHalf
 from dualpath.vllm.worker.kv_region import find_kv
 from dualpath.vllm.worker.namespace import find_namespace
-from dualpath.vllm.worker.node import ModelFacts, Node, end_alone
+from dualpath.vllm.worker.node import ModelFacts, Node
+from dualpath.vllm.worker.ranks import end_alone
 from dualpath.vllm.worker.staged_decode import StagedDecode
 from dualpath.vllm.worker.weights import NodeWeights
 
@@ -149,6 +150,10 @@ class DualPathConnector(KVConnectorBase_V1):
     def change_weights(self, weights: Weights, reload: Callable[[str], None]) -> None:
         """``WorkerHalf.change_weights``."""
         self._half.change_weights(weights, reload)
+
+    def end_for_weights(self, why: str) -> None:
+        """Workers of this server have different weights: its process ends."""
+        self._weights.end(f"workers have different weights: {why}")
 
     def handle_preemptions(self, kv_connector_metadata: KVConnectorMetadata) -> None:
         if isinstance(kv_connector_metadata, StepMetadata) and kv_connector_metadata.work.preempted:

@@ -40,6 +40,7 @@ from dualpath.vllm.line import DecodeNodeLine, PrefillNodeLine
 from dualpath.vllm.messages import attach
 from dualpath.vllm.passthrough import answer_steps
 from dualpath.vllm.settings import WEIGHTS_ARGUMENTS
+from dualpath.vllm.together import all_or_none, end_all, rest
 from dualpath.vllm.token_mode import first_token, generate_body, sampling_body, token_events
 
 _PrefillNode: Any = stub(PrefillNodeLine)
@@ -73,10 +74,8 @@ class _Server:
 
         Whoever starts a server again may have given it other weights: its KV must not be taken for the former one's.
         """
-        both = [asyncio.create_task(self.server.check()), asyncio.create_task(asked)]
-        await _all_or_none(both)
-        report, stats = self._link.report, both[1].result()
-        assert stats is not None
+        _, stats = await all_or_none([self.server.check(), asked])
+        report = self._link.report
         if report.namespace != self._namespace or self._engine_id not in [info.engine_id for info in report.engines]:
             names = ", ".join(info.engine_id for info in report.engines)
             text = f"vLLM at {self.server.url} came back as another: {names}, {report.namespace}"
@@ -143,10 +142,7 @@ class VllmPrefillEngine(_Server, _PrefillNode):
         async with aclosing(self.hand_over(order)) as line:
             await anext(line)
             yield None
-            both = [asyncio.create_task(_rest(line)), asyncio.create_task(self._first(order, sampling))]
-            await _all_or_none(both)
-            first = both[1].result()
-            assert first is not None
+            _, first = await all_or_none([rest(line), self._first(order, sampling)])
         yield first
 
     async def _first(self, order: PrefillOrder, sampling: dict[str, Any]) -> TokenEvent:
@@ -199,7 +195,7 @@ class VllmDecodeEngine(_Server, _DecodeNode):
                         yield step
             finally:
                 del self._answers[request_id]
-                await _end(tasks)
+                await end_all(tasks)
 
     async def _writes(self, line: AsyncGenerator[DecodeStep, None], steps: asyncio.Queue[Any]) -> None:
         async for step in line:
@@ -254,11 +250,6 @@ def add_engine(
         decode.append(VllmDecodeEngine(link, info.engine_id, server, exchanges))
 
 
-async def _rest(line: AsyncGenerator[Any, None]) -> None:
-    async for _ in line:
-        pass
-
-
 async def _into(steps: asyncio.Queue[Any], work: Coroutine[Any, Any, None]) -> None:
     """None when it has ended, also because it was told to."""
     end: Exception | None = None
@@ -268,20 +259,3 @@ async def _into(steps: asyncio.Queue[Any], work: Coroutine[Any, Any, None]) -> N
         end = error
     finally:
         steps.put_nowait(end)
-
-
-async def _all_or_none(tasks: list[asyncio.Task[Any]]) -> None:
-    """Raises the first failure, in the order of the tasks where several have failed; nothing runs on."""
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-    finally:
-        await _end(tasks)
-    for task in tasks:
-        if not task.cancelled():
-            task.result()
-
-
-async def _end(tasks: list[asyncio.Task[Any]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from typing import Any
 
 import msgspec
@@ -13,7 +12,6 @@ from dualpath.core.weights import Weights
 from dualpath.vllm import compat
 from dualpath.vllm.connector import DualPathConnector
 
-_BROKEN = 76  # exit code
 _log = logging.getLogger(__name__)
 
 
@@ -44,8 +42,7 @@ class WorkerExtension:
 
     def dualpath_end(self, why: str) -> None:
         """This worker has the next weights, or another one of its server's has: nothing of theirs may be computed."""
-        _log.error("workers have different weights: ending: %s", why)
-        os._exit(_BROKEN)
+        _connector().end_for_weights(why)
 
 
 def _connector() -> DualPathConnector:

@@ -148,8 +148,6 @@ def _absolute(url: str) -> str:
 def sizes_of(config: ServeConfig) -> tuple[KvGeometry, Sizes]:
     """From the model's config.json alone: vLLM's own memory is vLLM's. Raises ConfigError."""
     fields = _read_config(config.model.dir)
-    text = fields.get("text_config")
-    fields = {**fields, **text} if isinstance(text, dict) else fields
     dtype = config.model.dtype
     if dtype == "auto":
         dtype = str(fields.get("dtype") or fields.get("torch_dtype") or "bfloat16")
@@ -170,8 +168,6 @@ def sizes_of(config: ServeConfig) -> tuple[KvGeometry, Sizes]:
 def rank_bytes_per_token(config: ServeConfig, geometry: KvGeometry) -> int:
     """What one rank of a server keeps of a token's KV: its share of the heads, one at least, or a latent whole."""
     fields = _read_config(config.model.dir)
-    text = fields.get("text_config")
-    fields = {**fields, **text} if isinstance(text, dict) else fields
     if fields.get("kv_lora_rank"):
         return geometry.bytes_per_token
     heads = int(str(fields.get("num_key_value_heads") or fields["num_attention_heads"]))
@@ -200,4 +196,5 @@ def _read_config(directory: Path) -> dict[str, object]:
         raise ConfigError(f"cannot read {path}: {error}") from None
     if not isinstance(fields, dict):
         raise ConfigError(f"{path} must hold an object")
-    return fields
+    text = fields.get("text_config")
+    return {**fields, **text} if isinstance(text, dict) else fields

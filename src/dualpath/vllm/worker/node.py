@@ -19,10 +19,8 @@ from dualpath.core.keys import Namespace
 from dualpath.core.plan import Role
 from dualpath.core.runtime import Runtime, SystemRuntime
 from dualpath.protocol import wire
-from dualpath.protocol.client import stub
 from dualpath.protocol.host import EngineServer, Served, caller_of
-from dualpath.protocol.node_link import LinkConfig, NodeLink
-from dualpath.protocol.socket_channel import NodeServer, SocketChannel
+from dualpath.protocol.socket_channel import NodeServer
 from dualpath.store.contract import BlockStore
 from dualpath.store.open import open_store
 from dualpath.traffic.manager import TrafficManager
@@ -32,20 +30,16 @@ from dualpath.vllm.line import DecodeNodeLine, PrefillNodeLine
 from dualpath.vllm.settings import ConnectorSettings
 from dualpath.vllm.worker.kv_region import VllmKv
 from dualpath.vllm.worker.parts import NodeParts, WholeBlocks
-from dualpath.vllm.worker.ranks import DecodeRankLine, RankedDecode, RankedPrefill, Ranks
+from dualpath.vllm.worker.ranked import RankedPrefill
+from dualpath.vllm.worker.ranked_decode import DecodeRankLine, RankedDecode
+from dualpath.vllm.worker.ranks import ABANDONED, MEET_S, OtherRanks, Ranks, claim, patience_s, silence_s
 from dualpath.vllm.worker.staged_decode import StagedDecode
 from dualpath.vllm.worker.staged_prefill import StagedPrefill
 from dualpath.vllm.worker.weights import NodeWeights
 
 _log = logging.getLogger(__name__)
 _START_S = 60.0
-_CLAIM_S = 30.0
 _END_S = 10.0
-_ABANDONED = 75  # exit code
-_AGAIN_S = 0.2
-_MEET_S = 180.0
-_LOOKS_S = 2.0  # by so much two watches together may be late
-RANK_SILENCE_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +74,8 @@ class Node:
         incarnation = runtime.unique_id()[:8]
         if ranks is not None:
             incarnation = ranks.gather(incarnation)[0]  # ranks move KV with their likes, by one name for all
-        parts = namespace.parts()
-        namespace = parts[self._rank if len(parts) > 1 else 0]
+        is_split = namespace.num_ranks > 1
+        namespace = namespace.part(self._rank)
         self._loop = asyncio.new_event_loop()
         self._thread = runtime.worker(f"{settings.engine_id}-line")
         self._store = open_store(settings.store_url, namespace, kv.geometry)
@@ -102,32 +96,29 @@ class Node:
             runtime.worker(f"{settings.engine_id}-kernels"),
             weights,
             door_key(secret),
-            self._whole if len(parts) > 1 else None,
+            self._whole if is_split else None,
             num_ranks,
-            stores=len(parts) > 1 or self._rank == 0,
+            stores=is_split or self._rank == 0,
         )
         self._process = _Process(self, runtime)
         self._server = NodeServer(self._process, secret)
         self._secret = secret
-        self._links: list[tuple[NodeLink, SocketChannel]] = []
+        self._others = OtherRanks(EngineId(settings.engine_id), runtime)
         self._watching: asyncio.Task[None] | None = None
-        self._is_closing = False
         self.port = settings.port
 
     def start(self) -> None:
         """Returns when the control line is open, the first rank's when all ranks' are. Raises ConfigError where its
         address cannot be had."""
         self._traffic.start()
-        kind = StagedPrefill if self._settings.engine_role is Role.PREFILL else StagedDecode
+        kind = StagedPrefill if self._is_prefill else StagedDecode
         self.engine = kind(self._parts, self._model.max_context_tokens)
         self._thread.run(self._loop.run_forever, self._loop_ended)
-        others: list[tuple[int, bytes]] = []
-        if self._ranks is not None:
-            if self._rank:
-                self._runtime.wait(self._parts.spawn(self._open([])), _START_S)
-            others = self._ranks.gather((self.port, self._whole.digest))[1:]
+        if self._rank:
+            self._runtime.wait(self._parts.spawn(self._open_rank()), _START_S)
+        found = [] if self._ranks is None else self._ranks.gather((self.port, self._whole.digest))
         if not self._rank:
-            self._runtime.wait(self._parts.spawn(self._open(others)), _START_S)
+            self._runtime.wait(self._parts.spawn(self._open(found[1:])), _START_S)
         _log.info(
             "DualPath: %s of %s answers on %s:%d, namespace %s",
             self._settings.engine_id,
@@ -138,86 +129,56 @@ class Node:
         )
 
     async def _open(self, others: list[tuple[int, bytes]]) -> None:
-        """``others``: of the first rank: port and namespace of all the others."""
+        """The first rank. ``others``: port and namespace of the others."""
         served: Any = self.engine
-        if self._rank:
-            await self._claim()
         if others:
             served = await self._join(others)
-        await self._process.open_server(served, _line(self.engine, self._rank))
-        port = self._settings.port if self._rank == 0 else 0
+        await self._serve(served, PrefillNodeLine if self._is_prefill else DecodeNodeLine, self._settings.port)
+        lease_s = self._settings.lease_s
+        if lease_s is not None:
+            limit_s = patience_s(lease_s) if others else lease_s
+            self._watching = asyncio.create_task(self._watch(limit_s, "the scheduler"))
+
+    async def _open_rank(self) -> None:
+        """Another one."""
+        settings = self._settings
+        if settings.port:  # the first rank's says the same of its former process
+            place = f"{settings.host}:{settings.port}"
+            self._claimed = await claim(f"{settings.engine_id} {place} rank {self._rank}", self._runtime)
+        await self._serve(self.engine, PrefillNodeLine if self._is_prefill else DecodeRankLine, 0)
+        limit_s = silence_s(settings.lease_s)
+        self._watching = asyncio.create_task(self._watch(limit_s, "the first rank", max(limit_s, MEET_S)))
+
+    async def _serve(self, engine: Any, line: type, port: int) -> None:
+        await self._process.open_server(engine, line)
         try:
             self.port = await self._server.start(self._settings.host, port)
         except OSError as error:
             place = f"{self._settings.host}:{port}"
             raise ConfigError(f"dualpath.port: cannot listen on {place}: {error.strerror or error}") from None
-        limit_s, lease_s = self._silence_s(), self._settings.lease_s
-        if self._rank == 0 and lease_s is not None:
-            self._watching = asyncio.create_task(self._watch(self._leave_s(lease_s), "the scheduler"))
-        elif self._rank:
-            self._watching = asyncio.create_task(self._watch(limit_s, "the first rank"))
-
-    def _leave_s(self, lease_s: float) -> float:
-        """Of the scheduler's silence, so that the others have ended, too, when the lease has."""
-        return lease_s if self._ranks is None else max(lease_s / 2, lease_s - self._silence_s() - _LOOKS_S)
-
-    def _silence_s(self) -> float:
-        """After so long without a word ranks give each other up: all have ended when a lease has."""
-        if self._ranks is None:
-            return 0.0
-        lease_s = self._settings.lease_s
-        return RANK_SILENCE_S if lease_s is None else min(RANK_SILENCE_S, lease_s / 3)
-
-    async def _claim(self) -> None:
-        """Nobody of a former server of this place is left: it could still move KV in this one's name. The first rank's
-        port says so of the first one. Raises ConfigError.
-        """
-        if not self._settings.port:
-            return
-        name = f"\0dualpath {self._settings.engine_id} {self._settings.host}:{self._settings.port} rank {self._rank}"
-        self._claimed = socket.socket(socket.AF_UNIX)  # the kernel frees the name when the process has ended
-        for _ in range(round(_CLAIM_S / _AGAIN_S)):
-            try:
-                self._claimed.bind(name)
-            except OSError:
-                await self._runtime.sleep_s(_AGAIN_S)
-            else:
-                return
-        raise ConfigError(f"rank {self._rank} of a former {self._settings.engine_id} has not ended")
 
     async def _join(self, others: list[tuple[int, bytes]]) -> RankedPrefill | RankedDecode:
         """Raises ConfigError where ranks differ."""
         if any(digest != self._whole.digest for _, digest in others):
             raise ConfigError("DualPath cannot serve this: ranks have KV of different shapes")
-        stubs = []
-        for number, (port, _) in enumerate(others, 1):
-            name = NodeId(f"{self._settings.engine_id} rank {number}")
-            channel = _RankChannel(self._settings.host, port, self._secret)
-            config = LinkConfig(heartbeat_s=self._silence_s())
-            link = NodeLink(name, channel, config, self._rank_lost, _log.info, self._runtime)
-            self._links.append((link, channel))
-            await link.start()
-            stubs.append(stub(_line(self.engine, number))(link, EngineId(self._settings.engine_id)))
+        ports, limit_s = [port for port, _ in others], silence_s(self._settings.lease_s)
+        line = PrefillNodeLine if self._is_prefill else DecodeRankLine
+        engines = await self._others.meet(self._settings.host, ports, self._secret, line, limit_s)
         if isinstance(self.engine, StagedPrefill):
-            return RankedPrefill(self.engine, stubs)
-        return RankedDecode(self.engine, stubs)
+            return RankedPrefill(self.engine, engines)
+        return RankedDecode(self.engine, engines)
 
-    def _patience_s(self, limit_s: float) -> float:
-        """Until the first rank has come for the first time, it may wait for others that start."""
-        return limit_s if self._process.is_met or not self._rank else max(limit_s, _MEET_S)
+    @property
+    def _is_prefill(self) -> bool:
+        return self._settings.engine_role is Role.PREFILL
 
-    def _rank_lost(self, link: NodeLink, error: EngineLostError) -> None:
-        """Its part of everything is gone, and vLLM cannot go on either."""
-        if not self._is_closing:
-            _log.error("%s is lost: ending: %s", link.node_id, error)
-            os._exit(_ABANDONED)
-
-    async def _watch(self, limit_s: float, whom: str) -> None:
-        """Whoever gives this server up for dead after that long may reuse the memory that it could write."""
-        while self._runtime.now_s() - self._process.heard_at_s < self._patience_s(limit_s):
+    async def _watch(self, limit_s: float, whom: str, meet_s: float | None = None) -> None:
+        """Whoever gives this server up for dead after that long may reuse the memory that it could write. ``meet_s``:
+        until it has been heard for the first time."""
+        while (silent_s := self._process.silent_s) < (limit_s if meet_s is None or self._process.is_met else meet_s):
             await self._runtime.sleep_s(min(1.0, limit_s / 4))
-        _log.error("nothing heard of %s for %g s: ending", whom, limit_s)
-        os._exit(_ABANDONED)
+        _log.error("nothing heard of %s for %g s: ending", whom, silent_s)
+        os._exit(ABANDONED)
 
     def _loop_ended(self, error: Exception | None) -> None:
         if error is not None:
@@ -239,7 +200,6 @@ class Node:
         """Idempotent. Memory that something can still write stays for the life of the process."""
         if self._loop.is_closed():
             return
-        self._is_closing = True
         if self._loop.is_running():
             try:
                 self._runtime.wait(self._parts.spawn(self._close()), _END_S)
@@ -256,9 +216,7 @@ class Node:
     async def _close(self) -> None:
         if self._watching is not None:
             self._watching.cancel()
-        for link, channel in self._links:
-            await link.close()
-            await channel.close()
+        await self._others.close()
         await self._process.close()
         if isinstance(self._process.served, RankedDecode):
             await self._process.served.close()
@@ -276,12 +234,16 @@ class _Process:
         self._server: EngineServer | None = None
         self.served: Any = None
         self.is_met = False
-        self.heard_at_s = runtime.now_s()
+        self._heard_at_s = runtime.now_s()
+
+    @property
+    def silent_s(self) -> float:
+        return self._runtime.now_s() - self._heard_at_s
 
     async def open_server(self, engine: Any, line: type) -> None:
         self.served = engine
         self._server = EngineServer({engine.info.engine_id: Served(engine, line)}, self._runtime)
-        self.heard_at_s = self._runtime.now_s()
+        self._heard_at_s = self._runtime.now_s()
 
     async def open(self, session: str) -> bytes:
         server = self._heard(session)
@@ -302,29 +264,10 @@ class _Process:
     def _heard(self, session: str) -> EngineServer:
         """Only the scheduler keeps a lease: no other caller does, whoever still talks to it."""
         if not caller_of(session):
-            self.heard_at_s = self._runtime.now_s()
-            self.is_met = True
+            self._heard_at_s, self.is_met = self._runtime.now_s(), True
         if self._server is None:
             raise EngineLostError("the node is starting")
         return self._server
-
-
-def end_alone(error: Exception) -> None:
-    """A rank that cannot start ends at once: the others wait for it, and vLLM asks the first one first."""
-    _log.error("this rank cannot start: ending: %s", error, exc_info=error)
-    os._exit(_ABANDONED)
-
-
-class _RankChannel(SocketChannel):
-    def end_process(self) -> None:
-        """vLLM ends it when we have ended."""
-
-
-def _line(engine: StagedPrefill | StagedDecode, rank: int) -> type:
-    """What may be asked of a rank's node."""
-    if engine.role is Role.PREFILL:
-        return PrefillNodeLine
-    return DecodeRankLine if rank else DecodeNodeLine
 
 
 def _traffic(

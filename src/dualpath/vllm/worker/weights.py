@@ -62,7 +62,7 @@ class NodeWeights:
 
     def namespace(self, weights: Weights) -> Namespace:
         """This rank's. Raises ConfigError where they have not been named."""
-        return self._of_rank(self._whole(self._find(weights)))
+        return self._whole(self._find(weights)).part(self._rank)
 
     def own(self, digest: bytes) -> bytes:
         """This rank's namespace where the whole server's is meant; none: those of the start. Any thread.
@@ -74,14 +74,11 @@ class NodeWeights:
         for named in list(self._known.values()):
             whole = self._whole(named)
             if whole.digest == digest:
-                return self._of_rank(whole).digest
+                return whole.part(self._rank).digest
         raise OtherWeightsError("the model has other weights, and knows nothing of these")
 
     def _whole(self, named: _Named) -> Namespace:
         return replace(self._namespace, model_fingerprint=named.fingerprint)
-
-    def _of_rank(self, whole: Namespace) -> Namespace:
-        return whole.parts()[self._rank if whole.num_ranks > 1 else 0]
 
     def name(self, weights: Weights) -> str:
         """Their fingerprint. Raises ConfigError where the model cannot take them, as far as files can tell.
@@ -120,7 +117,7 @@ class NodeWeights:
             if signature(new.directory) != new.signature:
                 self._reload(old, reload)
                 if signature(old.directory) != old.signature:
-                    self._end(f"{old.directory}: somebody has written there: whose weights these are nobody knows")
+                    self.end(f"{old.directory}: somebody has written there: whose weights these are nobody knows")
                 raise ConfigError(f"{new.directory}: somebody writes there: give whole directories only")
         self.current = weights
         _log.info("weights %s of %s in use", weights.version, new.directory)
@@ -138,7 +135,7 @@ class NodeWeights:
             reload(str(named.directory))
         except Exception:
             _log.exception("vLLM could not take the weights of %s", named.directory)
-            self._end("a part of the model may have them, and vLLM cannot mend that")
+            self.end("a part of the model may have them, and vLLM cannot mend that")
         self._path = str(named.directory)
 
     def _find(self, weights: Weights) -> _Named:
@@ -146,6 +143,7 @@ class NodeWeights:
             raise ConfigError(f"the weights {weights.version} have not been loaded here")
         return self._known[weights]
 
-    def _end(self, why: str) -> NoReturn:
+    def end(self, why: str) -> NoReturn:
+        """What the model has nobody can mend, or other ranks have other weights."""
         _log.error("%s: ending", why)
         os._exit(_BROKEN)
