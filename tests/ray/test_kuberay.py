@@ -18,6 +18,7 @@ import yaml
 from dualpath.cli.main import main
 from dualpath.config import NodeConfig, ServeConfig, load_config
 from dualpath.core.errors import ConfigError
+from dualpath.ray.actors import gpus_of
 from dualpath.ray.kuberay import PodOptions, ray_cluster, render_kuberay
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -42,6 +43,24 @@ def test_the_example_manifest_is_the_rendered_one(capsys: pytest.CaptureFixture[
     flags = ["--image", OPTIONS.image, "--claim", OPTIONS.claim]
     assert main(["kuberay", "--config", str(EXAMPLES / "2p4d.toml"), *flags]) == 0
     assert capsys.readouterr().out == (EXAMPLES / "kuberay.yaml").read_text(encoding="utf-8")
+
+
+def test_each_rank_of_a_vllm_server_gets_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By either kind of manifest, and of Ray; other engines have one each."""
+    file = tmp_path / "cluster.toml"
+    file.write_text(
+        '[model]\ndir = "/data/model"\ndevice = "cuda"\n[store]\nurl = "file:///data/kv"\n'
+        '[cluster]\nengine = "vllm"\ntensor_parallel = 4\n'
+        '[[nodes]]\nname = "p"\nrole = "prefill"\n[[nodes]]\nname = "d"\nrole = "decode"\n'
+    )
+    config = load_config(ServeConfig, file)
+    assert [gpus_of(config, node) for node in config.nodes] == [4, 4]
+    for group in ray_cluster(config, OPTIONS)["spec"]["workerGroupSpecs"]:
+        assert group["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "4"
+    assert main(["kubernetes", "--config", str(file), "--image", "i", "--claim", "c"]) == 0
+    assert capsys.readouterr().out.count("nvidia.com/gpu: '4'") == 4  # requests and limits of two
+    many = config_of("2p4d.toml")
+    assert {gpus_of(many, replace(node, device="cuda")) for node in many.nodes} == {8}
 
 
 def test_the_manifest_has_the_fields_of_a_ray_cluster() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from dualpath.cluster.node_process import NodeProcess, watch_lease
 from dualpath.cluster.setup import set_up_process
 from dualpath.cluster.ucx_network import within_host
+from dualpath.cluster.vllm.plan import num_workers
 from dualpath.config import NodeConfig, ServeConfig
 from dualpath.ray.runtime import Handle, import_ray, node_actor_name
 from dualpath.ray.vllm_node import VllmNodeActor
@@ -81,10 +82,5 @@ def gpus_of(config: ServeConfig, node: NodeConfig) -> int:
     process no others."""
     device = node.device or config.model.device
     if device == "auto":
-        return workers_of(config, node) if import_ray().cluster_resources().get("GPU", 0) else 0
-    return workers_of(config, node) if device.startswith("cuda") else 0
-
-
-def workers_of(config: ServeConfig, node: NodeConfig) -> int:
-    """What computes in a node: its engines, or the ranks of its vLLM server."""
-    return config.cluster.tensor_parallel if config.cluster.engine == "vllm" else node.engines
+        return num_workers(config, node.engines) if import_ray().cluster_resources().get("GPU", 0) else 0
+    return num_workers(config, node.engines) if device.startswith("cuda") else 0

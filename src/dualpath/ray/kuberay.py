@@ -12,10 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dualpath.cluster.vllm.plan import check
+from dualpath.cluster.vllm.plan import check, num_workers
 from dualpath.config import NodeConfig, ServeConfig
 from dualpath.core.errors import ConfigError
-from dualpath.ray.actors import workers_of
 
 RAY_VERSION = "2.60.0"
 _HEADER = """\
@@ -133,7 +132,7 @@ def _http(config: ServeConfig) -> dict[str, Any]:
 
 def _worker_group(config: ServeConfig, nodes: Sequence[NodeConfig], options: PodOptions) -> dict[str, Any]:
     first = nodes[0]
-    num_gpus = workers_of(config, first) if (first.device or config.model.device).startswith("cuda") else 0
+    num_gpus = num_workers(config, first.engines) if (first.device or config.model.device).startswith("cuda") else 0
     cpus = options.cpus * first.engines
     container = {"name": "ray-worker"} | _container(options, cpus, options.memory_gib * first.engines, num_gpus)
     if first.environment:

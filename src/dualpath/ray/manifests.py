@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dualpath.cluster.vllm.plan import num_workers
 from dualpath.config import NodeConfig, ServeConfig
 from dualpath.ray.kuberay import PodOptions, about_vllm, gateway_node
 
@@ -207,7 +208,7 @@ def _probes(alive: str) -> Manifest:
 def _container(config: ServeConfig, options: PodOptions, name: str, engines: int, device: str) -> Manifest:
     amount = {"cpu": str(options.cpus * engines), "memory": f"{options.memory_gib * engines}Gi"}
     if device.startswith("cuda"):
-        amount["nvidia.com/gpu"] = str(engines)
+        amount["nvidia.com/gpu"] = str(num_workers(config, engines))
     mounts = [{"name": "data", "mountPath": options.mount}, {"name": "config", "mountPath": _CONFIG_DIR}]
     return {
         "name": name,

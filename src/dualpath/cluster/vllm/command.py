@@ -10,7 +10,7 @@ from pathlib import Path
 from dualpath.cluster.sizes import Sizes
 from dualpath.cluster.ucx_network import within_host
 from dualpath.cluster.vllm.environment import NOT_FROM_HERE, Environment
-from dualpath.cluster.vllm.plan import LOOPBACK, ServerPlace, rank_bytes_per_token
+from dualpath.cluster.vllm.plan import LOOPBACK, ServerPlace, num_workers, rank_bytes_per_token
 from dualpath.config import ServeConfig
 from dualpath.core.errors import ConfigError
 from dualpath.core.geometry import KvGeometry
@@ -113,7 +113,7 @@ def server_environment(
     if found.num_devices:
         its_own[_DEVICES] = devices(num_servers, found.num_devices, own, config.cluster.tensor_parallel)[number]
     else:
-        num_workers = num_servers * config.cluster.tensor_parallel
-        threads = config.cluster.threads_per_engine or max(1, (os.cpu_count() or 1) // num_workers)
+        threads = config.cluster.threads_per_engine
+        threads = threads or max(1, (os.cpu_count() or 1) // num_workers(config, num_servers))
         derived |= {"OMP_NUM_THREADS": str(threads), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     return {**derived, **own, **its_own}

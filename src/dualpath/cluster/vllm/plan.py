@@ -165,6 +165,11 @@ def sizes_of(config: ServeConfig) -> tuple[KvGeometry, Sizes]:
     return geometry, derive_sizes(memory, geometry, context)
 
 
+def num_workers(config: ServeConfig, num_engines: int) -> int:
+    """Processes that compute for so many engines: vLLM servers have one for each rank."""
+    return num_engines * (config.cluster.tensor_parallel if config.cluster.engine == "vllm" else 1)
+
+
 def rank_bytes_per_token(config: ServeConfig, geometry: KvGeometry) -> int:
     """What one rank of a server keeps of a token's KV: its share of the heads, one at least, or a latent whole."""
     fields = _read_config(config.model.dir)
