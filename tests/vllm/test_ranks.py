@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from tests.vllm.nodes import BLOCK, Nodes, Side, nodes
 
-from dualpath.core.errors import ConfigError, DeadlineExceededError, OtherWeightsError
-from dualpath.core.ids import BlockKey, EngineId, NodeId, PeerId
+from dualpath.core.errors import ConfigError, DeadlineExceededError, OtherWeightsError, TransferTimeoutError
+from dualpath.core.ids import BlockKey, EngineId, NodeId, PeerId, RequestId
 from dualpath.core.latency import LatencyCounts
 from dualpath.core.plan import Role
 from dualpath.core.request import Request
 from dualpath.core.runtime import SystemRuntime
 from dualpath.core.stats import EngineStats
 from dualpath.engine.stats import of_ranks
+from dualpath.protocol.api import DecodeStep
 from dualpath.store.open import open_store
 from dualpath.vllm.messages import Load, Push, StepWork
 from dualpath.vllm.worker import ranks
 from dualpath.vllm.worker.layer_loads import LayerLoads
+from dualpath.vllm.worker.ranked_decode import RankedDecode
 
 NUM_RANKS = 2
 TOKENS = list(range(5 * BLOCK))
@@ -197,6 +201,66 @@ async def test_a_slot_is_granted_when_it_is_free_in_every_rank(tmp_path: Path) -
         await both.decode.line.release("c")
 
 
+class _LateRead:
+    """It has failed, and may still write."""
+
+    quiescent: Future[None] = Future()
+
+    def __await__(self) -> Iterator[int]:
+        raise TransferTimeoutError("a test's fault")
+        yield
+
+
+async def test_a_late_read_of_one_rank_moves_no_slot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others would go by the former number: the attempt ends instead."""
+    async with nodes(tmp_path, num_ranks=NUM_RANKS) as both:
+        await both.decode.line.reserve("a", 2)
+        other = both.decode.ranks[1]
+        monkeypatch.setattr(other.traffic, "read_blocks", lambda *_, **__: [_LateRead()])
+        with pytest.raises(DeadlineExceededError, match="1 blocks are late, and they cannot get other slots"):
+            await both.decode.line.read("a", [(0, BlockKey(bytes(16)))])
+        assert [side.traffic.slots.num_used for side in both.decode.ranks] == [2, 2]
+        await both.decode.line.release("a")
+
+
+class _Rank:
+    """A decode engine that tells what it is given."""
+
+    parts = SimpleNamespace(whole=None)
+
+    def __init__(self) -> None:
+        self.steps: asyncio.Queue[DecodeStep | None] = asyncio.Queue()
+
+    async def persist(self, order: Any) -> AsyncIterator[DecodeStep]:
+        while (step := await self.steps.get()) is not None:
+            yield step
+
+    async def stop(self, request_id: RequestId) -> None:
+        """All has been given."""
+
+
+async def test_what_was_written_is_told_before_a_stop_is_answered() -> None:
+    """Whoever has an answer's end finds its blocks in the next turn."""
+    own, other, order = _Rank(), _Rank(), SimpleNamespace(request=SimpleNamespace(request_id=RequestId("a")))
+    engine, keys = RankedDecode(own, [other]), (BlockKey(b"a" * 16), BlockKey(b"b" * 16))  # type: ignore[arg-type, list-item]
+    for rank in (own, other):
+        rank.steps.put_nowait(DecodeStep())
+    told = engine.persist(order)  # type: ignore[arg-type]
+    assert await anext(told) == DecodeStep()
+    for key in keys:
+        own.steps.put_nowait(DecodeStep(writing=(key,)))
+    assert await anext(told) == DecodeStep(writing=keys[:1])
+    stopping = asyncio.create_task(engine.stop(RequestId("a")))
+    await asyncio.sleep(0.02)
+    assert not stopping.done(), "the second block has not been told"
+    assert await anext(told) == DecodeStep(writing=keys[1:])
+    for rank in (own, other):
+        rank.steps.put_nowait(None)
+    assert await anext(told) == DecodeStep(not_persisted=keys), "nobody has said more of them"
+    await stopping
+    await told.aclose()  # type: ignore[attr-defined]
+
+
 async def test_where_all_ranks_have_the_same_kv_one_of_them_stores_it(tmp_path: Path) -> None:
     """MLA: one latent for all heads."""
     async with nodes(tmp_path, num_ranks=NUM_RANKS, is_same=True) as both:
@@ -210,6 +274,13 @@ async def test_where_all_ranks_have_the_same_kv_one_of_them_stores_it(tmp_path: 
             await both.step(both.prefill, loading(request))
             assert [item async for item in line] == []
             assert equal(contents(both.prefill, IDS[:4]), [made] * NUM_RANKS)
+
+
+async def test_ranks_of_different_shapes_do_not_serve(tmp_path: Path) -> None:
+    """What one stores as a part would not be one of the other's blocks."""
+    async with nodes(tmp_path, num_ranks=NUM_RANKS) as both:
+        with pytest.raises(ConfigError, match="ranks have KV of different shapes"):
+            await both.decode.node._join([(1, b"another namespace")])
 
 
 async def test_a_peer_is_removed_from_every_rank(tmp_path: Path) -> None:
